@@ -1,0 +1,78 @@
+"""A model cut into embedding, layers and rest, so that layers run one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Batch = Mapping[str, Tensor]
+"""What a tokenizer gives: input_ids, attention_mask, perhaps token_type_ids; (rows, tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Rows on their way through the layers.
+
+    Attributes:
+        hidden: (rows, tokens, width), the state after the layers run so far.
+        mask: (rows, tokens), 1 = real token, or None where every token is real.
+        inputs: what the layers need besides the hidden state; each tensor in it has the row
+            as its first axis.
+        constants: what the layers need and has no row axis; opaque to everyone but the
+            backbone that made it.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None
+    inputs: Mapping[str, Tensor]
+    constants: Any = None
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """The only code that knows a model's attribute names.
+
+    `layer(i, flow)` for i in 1..depth after `embed` equals the stock forward: difference
+    exactly 0 in fp32 at equal shape. `offramp.testing.check_backbone` checks that.
+    """
+
+    depth: int
+    shared_weights: bool
+    has_pooler: bool
+
+    def embed(self, batch: Batch) -> Flow:
+        """Everything before layer 1."""
+        ...
+
+    def layer(self, number: int, flow: Flow) -> Flow:
+        """Run layer `number` (1-based) on all rows of the flow."""
+        ...
+
+    def take(self, flow: Flow, rows: Tensor) -> Flow:
+        """Keep only `rows` (indices, int64), in that order."""
+        ...
+
+    def width(self, number: int) -> int:
+        """Width of the hidden state after layer `number`."""
+        ...
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The model's own pooled vector: what its head reads, (rows, width)."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The model's own answer from the last hidden state, (rows, classes)."""
+        ...
+
+
+def take_rows(flow: Flow, rows: Tensor) -> Flow:
+    """`Backbone.take` for flows whose every tensor has the row as first axis."""
+    return Flow(
+        hidden=flow.hidden.index_select(0, rows),
+        mask=None if flow.mask is None else flow.mask.index_select(0, rows),
+        inputs={name: leaf.index_select(0, rows) for name, leaf in flow.inputs.items()},
+        constants=flow.constants,
+    )

@@ -1,0 +1,150 @@
+"""What a policy is, and the one place where an exit is decided.
+
+A policy is a frozen set of numbers with two pure functions, `start` and `step`. It holds no
+model, no counters and no device: state goes in and comes out. Replay on a recorded table,
+calibration and every engine call the same `decide`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from offramp.errors import ConfigError
+from offramp.exits.base import ExitOutput
+from offramp.registry import Registry
+
+State = dict[str, Tensor]
+NEVER = math.inf
+"""The bar that no evidence passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The units a policy is started on.
+
+    Attributes:
+        ids: a stable number per row, (rows,) int64, the same alone or in any batch.
+        lengths: tokens per row, (rows,) int64.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+
+class Step(NamedTuple):
+    """What a policy says after one layer, for each row still running."""
+
+    leave: Tensor  # (rows,) bool
+    answer: Tensor  # (rows, classes), what a leaving row is answered with
+    state: State
+
+
+class Decision(NamedTuple):
+    """A step with broken rows flagged: a `bad` row leaves at once, with an error."""
+
+    leave: Tensor  # (rows,) bool, includes bad
+    bad: Tensor | None  # (rows,) bool, or None where every row is finite
+    answer: Tensor
+    state: State
+
+
+class Policy(BaseModel):
+    """An exit criterion. Subclasses are frozen and refuse unknown or non-finite options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: ClassVar[str]
+    problem_types: ClassVar[tuple[str, ...]] = (
+        "single_label_classification",
+        "multi_label_classification",
+        "regression",
+    )
+
+    def start(self, rows: Rows) -> State:
+        """State before layer 1: tensors whose first axis is the row."""
+        return {}
+
+    def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        """Look at the exit after `layer` (1-based) and say which rows leave."""
+        raise NotImplementedError
+
+    def reads(self, layer: int) -> bool:
+        """Whether the exit after `layer` is looked at; others are not evaluated."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+class EvidencePolicy(Policy):
+    """A policy that leaves as soon as its evidence is strictly above a bar.
+
+    One number per row and layer decides, so a whole sweep of bars is one pass over a table.
+    Ties go on. `bar` is what a sweep varies; `with_bar` is its inverse for finite bars; the
+    bar that is never passed, NEVER, is the policy `full`.
+    """
+
+    @property
+    def bar(self) -> float:
+        raise NotImplementedError
+
+    def with_bar(self, bar: float) -> EvidencePolicy:
+        """The same policy with another, finite bar."""
+        raise NotImplementedError
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        """Evidence for leaving after `layer`, (rows,) float, and the next state."""
+        raise NotImplementedError
+
+    def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        evidence, state = self.evidence(state, layer, output)
+        return Step(evidence > self.bar, output.scores, state)
+
+
+POLICIES: Registry[type[Policy]] = Registry("policy")
+
+
+def make_policy(spec: Mapping[str, Any] | str | Policy) -> Policy:
+    """Build a policy from its name, or from {"name": ..., its options}."""
+    if isinstance(spec, Policy):
+        return spec
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"A policy needs a 'name', one of: {', '.join(POLICIES)}.")
+    kind = POLICIES[name]
+    try:
+        return kind(**options)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        allowed = ", ".join(kind.model_fields) or "none"
+        raise ConfigError(
+            f"Policy '{name}': option '{key}': {first['msg']}. Its options: {allowed}."
+        ) from None
+
+
+def decide(
+    policy: Policy, state: State, layer: int, output: ExitOutput, last: bool = False
+) -> Decision:
+    """Apply a policy after one layer: the only place where an exit is decided.
+
+    Decisions are made in fp32 whatever the compute dtype. At the last layer every row
+    leaves. A row with a non-finite score leaves as bad.
+    """
+    if output.scores.dtype != torch.float32:
+        output = ExitOutput(output.scores.float(), output.signals)
+    leave, answer, state = policy.step(state, layer, output)
+    finite = torch.isfinite(output.scores)
+    bad = None if finite.all() else ~finite.all(dim=-1)
+    if last:
+        leave = torch.ones_like(leave)
+    elif bad is not None:
+        leave = leave | bad
+    return Decision(leave, bad, answer, state)

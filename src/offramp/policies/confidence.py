@@ -1,0 +1,84 @@
+"""Leave when one exit is sure: maximum probability, margin, entropy.
+
+Multi-label scores are independent yes/no questions, so a row is as sure as its least sure
+label. Probabilities come from log-softmax and entropies are clamped at 0, so saturated
+logits leave at the first exit instead of turning into NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from offramp.exits.base import ExitOutput
+from offramp.policies.base import POLICIES, EvidencePolicy, State
+
+
+class _Confidence(EvidencePolicy):
+    problem_types = ("single_label_classification", "multi_label_classification")
+    multi_label: bool = False
+    threshold: float = Field(ge=0)
+
+    @property
+    def bar(self) -> float:
+        return self.threshold
+
+    def with_bar(self, bar: float) -> _Confidence:
+        return self.model_copy(update={"threshold": bar})
+
+    def _log_probabilities(self, scores: Tensor) -> Tensor:
+        """(rows, classes), or (rows, labels, 2) where each label is a yes/no question."""
+        if self.multi_label:
+            return torch.nn.functional.logsigmoid(torch.stack((-scores, scores), dim=-1))
+        return torch.log_softmax(scores, dim=-1)
+
+    def _least_sure(self, evidence: Tensor) -> Tensor:
+        return evidence.amin(dim=-1) if self.multi_label else evidence
+
+
+@POLICIES.register("max_probability")
+class MaxProbability(_Confidence):
+    """Leave when the largest class probability is above `threshold` (Shallow-Deep, 2019)."""
+
+    name = "max_probability"
+    threshold: float = Field(default=0.9, ge=0)
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        best = self._log_probabilities(output.scores).amax(dim=-1).exp()
+        return self._least_sure(best), state
+
+
+@POLICIES.register("margin")
+class Margin(_Confidence):
+    """Leave when the two largest class probabilities differ by more than `threshold`."""
+
+    name = "margin"
+    threshold: float = Field(default=0.8, ge=0)
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        top = self._log_probabilities(output.scores).topk(2, dim=-1).values.exp()
+        return self._least_sure(top[..., 0] - top[..., 1]), state
+
+
+@POLICIES.register("entropy")
+class Entropy(_Confidence):
+    """Leave when the entropy of the class probabilities, in nats, is below `threshold`.
+
+    Source: DeeBERT, arXiv 2004.12993, section 3.3. Evidence is minus the entropy.
+    """
+
+    name = "entropy"
+    threshold: float = Field(default=0.1, ge=0)
+
+    @property
+    def bar(self) -> float:
+        return -self.threshold
+
+    def with_bar(self, bar: float) -> Entropy:
+        return self.model_copy(update={"threshold": -bar})
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        probability = self._log_probabilities(output.scores).exp()
+        entropy = torch.special.entr(probability).sum(dim=-1).clamp_min(0)
+        return self._least_sure(-entropy), state
