@@ -110,11 +110,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, keep_others: bool = False) -> Iterator[Path]:
+def whole_folder(
+    path: Path, keep_others: bool = False, leave_behind: tuple[str, ...] = ()
+) -> Iterator[Path]:
     """Yield a staging folder that replaces `path` only if the block succeeds.
 
     With `keep_others`, files of the old folder that the block did not write are carried
-    over, so saving into a folder never deletes what its owner keeps there.
+    over, all but `leave_behind`, so saving never deletes what the folder's owner keeps there.
     """
     path = path.absolute()
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -124,7 +126,7 @@ def whole_folder(path: Path, keep_others: bool = False) -> Iterator[Path]:
         staged.mkdir()
         yield staged
         if keep_others and path.is_dir():
-            _carry_over(path, staged)
+            _carry_over(path, staged, leave_behind)
         for file in staged.rglob("*"):
             if file.is_file():
                 _sync(file)
@@ -162,10 +164,10 @@ def _swap(staged: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _carry_over(old: Path, staged: Path) -> None:
+def _carry_over(old: Path, staged: Path, leave_behind: tuple[str, ...]) -> None:
     for source in old.iterdir():
         target = staged / source.name
-        if target.exists():
+        if target.exists() or source.name in leave_behind:
             continue
         if source.is_dir() and not source.is_symlink():
             shutil.copytree(source, target, symlinks=True)

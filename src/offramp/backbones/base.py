@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
 """What a tokenizer gives: input_ids, attention_mask, perhaps token_type_ids; (rows, tokens)."""
@@ -41,7 +41,7 @@ class Backbone(Protocol):
 
     depth: int
     shared_weights: bool
-    has_pooler: bool
+    pooler: nn.Linear | None
 
     def embed(self, batch: Batch) -> Flow:
         """Everything before layer 1."""

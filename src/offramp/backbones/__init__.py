@@ -1,0 +1,22 @@
+"""Models cut into embedding, layers and rest."""
+
+from offramp.backbones.base import Backbone, Batch, Flow, take_rows
+from offramp.backbones.encoders import (
+    BACKBONES,
+    EncoderBackbone,
+    Layout,
+    make_backbone,
+    register_layout,
+)
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Batch",
+    "EncoderBackbone",
+    "Flow",
+    "Layout",
+    "make_backbone",
+    "register_layout",
+    "take_rows",
+]

@@ -1,0 +1,58 @@
+"""What an engine is: it makes the layers that are not needed cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from offramp.backbones import Backbone, Batch
+from offramp.exits import ExitOutput
+from offramp.policies import Policy, Rows
+
+
+class Exitable(Protocol):
+    """What an engine runs: layers, and an exit after each; `MultiExitModel` is one."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def depth(self) -> int: ...
+
+    def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Results of a batch, in the order of its rows.
+
+    Attributes:
+        scores: (rows, classes) fp32, from the exit that answered.
+        exit_layers: (rows,) int64, 1-based.
+        bad: (rows,) bool, rows whose scores were NaN or infinite; their scores mean nothing.
+    """
+
+    scores: Tensor
+    exit_layers: Tensor
+    bad: Tensor
+
+
+class Engine(Protocol):
+    """Runs batches under a policy; safe to share between threads."""
+
+    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers: ...
+
+
+def rows_of(batch: Batch) -> Rows:
+    """Default row ids (the position in the batch) and lengths of a padded batch."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    count, tokens = ids.shape
+    lengths = (
+        torch.full((count,), tokens, device=ids.device) if mask is None else mask.sum(dim=1)
+    )
+    return Rows(torch.arange(count, device=ids.device), lengths)

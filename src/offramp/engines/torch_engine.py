@@ -1,0 +1,107 @@
+"""The torch engine: rows leave at their exit and the survivors are compacted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.backbones import Batch
+from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.policies import Policy, Rows, State, decide
+
+
+class TorchEngine:
+    """Runs a multi-exit model eagerly on CPU or GPU.
+
+    It keeps no state between calls, so any number of threads may share it, each with its own
+    policy.
+
+    Args:
+        model: in evaluation mode, on its device, in its compute dtype.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: Exitable) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
+        """Answer every row of a padded batch, (rows, tokens).
+
+        Args:
+            batch: tokenizer output; leave `attention_mask` out where nothing is padded.
+            policy: decides who leaves after which layer.
+            rows: ids and lengths for policies that read them.
+        """
+        rows = rows or rows_of(batch)
+        return _Run(self.model, policy, rows).through(batch)
+
+
+class _Run:
+    """One batch on its way: the only place that knows which row is where."""
+
+    def __init__(self, model: Exitable, policy: Policy, rows: Rows) -> None:
+        self.model = model
+        self.policy = policy
+        self.count = rows.ids.shape[0]
+        self.state: State = policy.start(rows)
+        self.carry: Any = None
+        self.where: Tensor | None = None  # original position of each running row; None = all
+        self.scores: Tensor | None = None
+        device = rows.ids.device
+        self.exit_layers = torch.zeros(self.count, dtype=torch.long, device=device)
+        self.bad = torch.zeros(self.count, dtype=torch.bool, device=device)
+
+    def through(self, batch: Batch) -> Answers:
+        model, depth = self.model, self.model.depth
+        flow = model.backbone.embed(batch)
+        for layer in range(1, depth + 1):
+            flow = model.backbone.layer(layer, flow)
+            last = layer == depth
+            if not (last or self.policy.reads(layer)):
+                continue
+            output, self.carry = model.exit_at(layer)(flow.hidden, flow.mask, self.carry)
+            decision = decide(self.policy, self.state, layer, output, last)
+            self.state = decision.state
+            stay = self._answer(decision.leave, decision.answer, decision.bad, layer)
+            if stay is None:
+                continue
+            if stay.numel() == 0:
+                break
+            flow = model.backbone.take(flow, stay)
+            self.state = take_tree(self.state, stay)
+            self.carry = take_tree(self.carry, stay)
+        assert self.scores is not None
+        return Answers(self.scores, self.exit_layers, self.bad)
+
+    def _answer(
+        self, leave: Tensor, answer: Tensor, bad: Tensor | None, layer: int
+    ) -> Tensor | None:
+        """Write down the rows that leave; the rows that stay, or None where all stay."""
+        leaving = leave.nonzero().squeeze(1)
+        if leaving.numel() == 0:
+            return None
+        if self.scores is None:
+            shape = (self.count, answer.shape[1])
+            self.scores = torch.zeros(shape, dtype=torch.float32, device=answer.device)
+        places = leaving if self.where is None else self.where.index_select(0, leaving)
+        self.scores.index_copy_(0, places, answer.index_select(0, leaving).float())
+        self.exit_layers.index_fill_(0, places, layer)
+        if bad is not None:
+            self.bad.index_copy_(0, places, bad.index_select(0, leaving))
+        stay = (~leave).nonzero().squeeze(1)
+        self.where = stay if self.where is None else self.where.index_select(0, stay)
+        return stay
+
+
+def take_tree(tree: Any, rows: Tensor) -> Any:
+    """Keep rows of a tensor, of a dict of tensors, or of nothing."""
+    if isinstance(tree, Tensor):
+        return tree.index_select(0, rows)
+    if isinstance(tree, Mapping):
+        return {name: take_tree(leaf, rows) for name, leaf in tree.items()}
+    return tree

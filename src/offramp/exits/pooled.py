@@ -1,0 +1,96 @@
+"""Exits that pool the tokens to one vector and answer with a linear layer.
+
+Which pooling is right differs by model: early layers of a sentence encoder keep their
+content in the mean of the tokens, a fine-tuned ALBERT moves it to [CLS].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from offramp.exits.base import ExitOutput
+from offramp.storage import Strict
+
+Pooling = Literal["cls", "pooler", "mean", "attention"]
+POOLINGS: tuple[Pooling, ...] = ("cls", "pooler", "mean", "attention")
+
+
+class ExitSpec(Strict):
+    """What hangs off layers 1..L-1; the exit after layer L is always the model's own head.
+
+    Attributes:
+        pooling: `cls` first token, `pooler` the model's own pooler (shared by all exits),
+            `mean` of the real tokens, `attention` learned weights that start as the mean.
+        hidden: an own dense layer with tanh before the linear one (DeeBERT's pooler).
+        dropout: before the linear layer, in training only.
+    """
+
+    pooling: Pooling = "cls"
+    hidden: bool = False
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class PooledExit(nn.Module):
+    """Pool, optionally a dense layer with tanh, dropout, linear.
+
+    Args:
+        spec: see `ExitSpec`.
+        width: of the hidden state it reads.
+        num_scores: classes, labels, or 1 for regression.
+        pooler: the backbone's `pool`; only used with pooling `pooler`, never owned.
+    """
+
+    def __init__(
+        self, spec: ExitSpec, width: int, num_scores: int, pooler: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self._pooler = pooler
+        if spec.pooling == "attention":
+            self.query = nn.Linear(width, 1, bias=False)
+            self.first = nn.Parameter(torch.zeros(1))
+        self.dense = nn.Linear(width, width) if spec.hidden else None
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(width, num_scores)
+
+    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(rows, tokens, width) -> (rows, width)."""
+        if self.spec.pooling == "cls":
+            return hidden[:, 0]
+        if self.spec.pooling == "pooler":
+            return self._pooler(hidden)
+        if self.spec.pooling == "mean":
+            return mean_of_tokens(hidden, mask)
+        return self._attend(hidden, mask)
+
+    def _attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        logits = self.query(hidden).squeeze(-1)
+        logits = torch.cat((logits[:, :1] + self.first, logits[:, 1:]), dim=1)
+        if mask is not None:
+            logits = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+        weights = torch.softmax(logits, dim=-1)
+        return (weights.unsqueeze(1) @ hidden).squeeze(1)
+
+    def answer(self, pooled: Tensor) -> Tensor:
+        """(rows, width) -> scores (rows, num_scores)."""
+        if self.dense is not None:
+            pooled = torch.tanh(self.dense(pooled))
+        return self.classifier(self.dropout(pooled))
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, carry: Any = None
+    ) -> tuple[ExitOutput, Any]:
+        return ExitOutput(self.answer(self.pool(hidden, mask))), carry
+
+
+def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens, (rows, width)."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)

@@ -1,0 +1,7 @@
+"""Papers as presets: exits, objective and policy under one name."""
+
+from offramp.methods.base import METHODS, Method
+from offramp.methods.deebert import DEEBERT
+from offramp.methods.pabee import PABEE
+
+__all__ = ["DEEBERT", "METHODS", "PABEE", "Method"]

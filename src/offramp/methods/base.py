@@ -1,0 +1,39 @@
+"""A method is a paper: a preset that names exits, objective and policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from offramp.exits import ExitSpec
+from offramp.objectives import Objective
+from offramp.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A preset on the three axes, with the paper's settings.
+
+    Attributes:
+        name: what users type.
+        paper: title and source.
+        exits: as the paper has them; the pooling is measured on the model at hand unless
+            the user asks for the paper's (`as_released`).
+        objective: makes the training loss.
+        policy: name of the paper's exit rule.
+        problem_types: those it works for.
+    """
+
+    name: str
+    paper: str
+    exits: ExitSpec
+    objective: Callable[[], Objective]
+    policy: str
+    problem_types: tuple[str, ...] = (
+        "single_label_classification",
+        "multi_label_classification",
+        "regression",
+    )
+
+
+METHODS: Registry[Method] = Registry("method")

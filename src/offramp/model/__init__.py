@@ -1,0 +1,15 @@
+"""The multi-exit model, its config and its folder."""
+
+from offramp.exits import ExitSpec
+from offramp.model.configuration import MultiExitConfig
+from offramp.model.modeling import MultiExitModel, MultiExitOutput
+from offramp.model.stock import Head, load_stock
+
+__all__ = [
+    "ExitSpec",
+    "Head",
+    "MultiExitConfig",
+    "MultiExitModel",
+    "MultiExitOutput",
+    "load_stock",
+]

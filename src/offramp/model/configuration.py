@@ -1,0 +1,77 @@
+"""The config of a multi-exit model: the stock model's own config, and what was added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from offramp.errors import ConfigError
+from offramp.exits import ExitSpec
+from offramp.registry import nearest
+from offramp.storage import parse_document
+
+_MIRRORED = ("id2label", "label2id", "problem_type")
+
+
+class MultiExitConfig(PreTrainedConfig):
+    """Config of a `MultiExitModel`.
+
+    Args:
+        stock: the stock classifier's config as a dict; decides architecture and labels.
+        exits: what hangs off layers 1..L-1, see `ExitSpec`.
+        method: the preset the exits and the training come from, for the record.
+    """
+
+    model_type = "offramp"
+
+    def __init__(
+        self,
+        stock: Mapping[str, Any] | None = None,
+        exits: Mapping[str, Any] | ExitSpec | None = None,
+        method: str = "pabee",
+        **kwargs: Any,
+    ) -> None:
+        self.stock = dict(stock or {"model_type": "bert"})
+        self.exits = exits.model_dump() if isinstance(exits, ExitSpec) else dict(exits or {})
+        self.method = method
+        mirrored = self.stock_config()
+        for name in _MIRRORED:
+            kwargs[name] = getattr(mirrored, name)
+        super().__init__(**kwargs)
+
+    def stock_config(self) -> PreTrainedConfig:
+        """The stock model's config as transformers knows it."""
+        options = dict(self.stock)
+        model_type = options.pop("model_type", None)
+        if model_type is None:
+            raise ConfigError("config.json: key 'stock.model_type' is missing.")
+        return AutoConfig.for_model(model_type, **options)
+
+    def exit_spec(self) -> ExitSpec:
+        return parse_document(ExitSpec, self.exits, "config.json: exits")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what this config decides; labels and the like live in `stock`."""
+        return {
+            "model_type": self.model_type,
+            "architectures": ["MultiExitModel"],
+            "method": self.method,
+            "exits": self.exits,
+            "stock": self.stock,
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+def check_config_keys(data: Mapping[str, Any], source: str) -> None:
+    """Refuse keys that a config of ours never has, so that no setting is silently ignored."""
+    known = [*MultiExitConfig().to_dict(), "transformers_version", "dtype"]
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key '{key}'.{nearest(key, known)}")
+
+
+AutoConfig.register("offramp", MultiExitConfig)

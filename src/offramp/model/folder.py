@@ -1,0 +1,181 @@
+"""The released folder: config.json, model.safetensors, and a manifest that vouches for both.
+
+`offramp.json` holds a digest of every tensor, so a removed, added, renamed, transposed or
+changed tensor is found on loading and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from offramp.errors import ModelError
+from offramp.model.configuration import MultiExitConfig, check_config_keys
+from offramp.storage import (
+    Strict,
+    fingerprint,
+    read_document,
+    read_json,
+    recover,
+    whole_folder,
+    write_document,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from offramp.model.modeling import MultiExitModel
+
+CONFIG, WEIGHTS, MANIFEST, POINTS = "config.json", "model.safetensors", "offramp.json", "points"
+
+
+class TensorEntry(Strict):
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class Manifest(Strict):
+    """What `offramp.json` says about the weights beside it."""
+
+    schema_version: int
+    fingerprint: str
+    tensors: dict[str, TensorEntry]
+
+
+def plain_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """A stock config as JSON data, without what changes from load to load."""
+    data = json.loads(config.to_json_string(use_diff=True))
+    for key in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
+        data.pop(key, None)
+    return data  # type: ignore[no-any-return]
+
+
+def manifest_of(model: MultiExitModel, tensors: dict[str, Tensor] | None = None) -> Manifest:
+    """Digest every tensor and the parts of the config that change answers."""
+    state = model.state_dict() if tensors is None else tensors
+    entries = {name: _entry(state[name]) for name in sorted(state)}
+    parts = [json.dumps(model.config.to_dict(), sort_keys=True)]
+    parts += [f"{name}:{entry.model_dump_json()}" for name, entry in entries.items()]
+    return Manifest(schema_version=1, fingerprint=fingerprint(*parts), tensors=entries)
+
+
+def _entry(tensor: Tensor) -> TensorEntry:
+    data = tensor.detach().cpu().contiguous()
+    raw = data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b""
+    return TensorEntry(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        sha256=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def resolve(source: str | os.PathLike[str], **hub: Any) -> Path:
+    """A local folder for a folder name or hub id; downloads only safetensors and text."""
+    path = Path(source)
+    recover(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; a model is a folder with {CONFIG} and {WEIGHTS}.")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(str(source), allow_patterns=patterns, **hub))
+    except Exception as problem:
+        raise ModelError(
+            f"'{source}' is neither a folder here nor a model that the hub gives: "
+            f"{str(problem).strip().splitlines()[0]}"
+        ) from problem
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds a multi-exit model; a folder without a config is an error."""
+    data = read_json(path / CONFIG, ModelError)
+    if not isinstance(data, dict):
+        raise ModelError(f"{path / CONFIG}: not a JSON object.")
+    return data.get("model_type") == "offramp"
+
+
+def load(kind: type[MultiExitModel], path: Path) -> MultiExitModel:
+    """Load a folder of ours; every tensor must be there, of the right shape and unchanged."""
+    data = read_json(path / CONFIG, ModelError)
+    check_config_keys(data, str(path / CONFIG))
+    manifest = read_document(Manifest, path / MANIFEST, ModelError)
+    tensors = _read_weights(path / WEIGHTS)
+    try:
+        with no_init_weights():
+            model = kind(MultiExitConfig.from_dict(data))
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise ModelError(f"{path / CONFIG}: not a usable config: {problem}") from problem
+    _check_names(path, set(model.state_dict()), set(tensors))
+    found = manifest_of(model, tensors)
+    _check_tensors(path, model.state_dict(), found, manifest)
+    model.load_state_dict(tensors, assign=False)
+    model._known_fingerprint = (sum(p._version for p in model.parameters()), found.fingerprint)
+    return model
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; the folder holds no weights.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise ModelError(f"{path}: broken weights file: {problem}") from problem
+
+
+def _check_names(path: Path, wanted: set[str], given: set[str]) -> None:
+    missing, unexpected = sorted(wanted - given), sorted(given - wanted)
+    if missing or unexpected:
+        said = [f"missing {', '.join(missing[:8])}"] if missing else []
+        said += [f"unexpected {', '.join(unexpected[:8])}"] if unexpected else []
+        raise ModelError(f"{path / WEIGHTS}: {'; '.join(said)}. Save or download the model again.")
+
+
+def _check_tensors(
+    path: Path, model: dict[str, Tensor], found: Manifest, promised: Manifest
+) -> None:
+    for name, entry in found.tensors.items():
+        if tuple(model[name].shape) != entry.shape:
+            raise ModelError(
+                f"{path / WEIGHTS}: '{name}' has shape {entry.shape}, the config wants "
+                f"{tuple(model[name].shape)}."
+            )
+        if promised.tensors.get(name) != entry:
+            raise ModelError(f"{path / WEIGHTS}: '{name}' is not the tensor that was saved.")
+    if promised.fingerprint != found.fingerprint:
+        raise ModelError(f"{path / CONFIG}: was changed after the model was saved.")
+
+
+def save(
+    model: MultiExitModel, path: Path, tensors: dict[str, Tensor] | None, tokenizer: Any
+) -> None:
+    """Write a folder of ours; see `MultiExitModel.save_pretrained`."""
+    state = tensors if tensors is not None else model.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    manifest = manifest_of(model, state)
+    unchanged = _fingerprint_on_disk(path) == manifest.fingerprint
+    stale = () if unchanged else (POINTS,)
+    with whole_folder(path, keep_others=True, leave_behind=stale) as staged:
+        save_file(state, staged / WEIGHTS, metadata={"format": "pt"})
+        write_json(staged / CONFIG, model.config.to_dict())
+        write_document(staged / MANIFEST, manifest)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staged)
+
+
+def _fingerprint_on_disk(path: Path) -> str | None:
+    try:
+        return read_document(Manifest, path / MANIFEST, ModelError).fingerprint
+    except ModelError:
+        return None

@@ -1,0 +1,219 @@
+"""A Hugging Face classifier that can answer after every layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from offramp.backbones import Batch, make_backbone
+from offramp.exits import ExitOutput, ExitSpec, PooledExit
+from offramp.model import folder
+from offramp.model.configuration import MultiExitConfig
+from offramp.model.stock import Head, load_stock
+from offramp.objectives import task_loss
+
+
+@dataclass
+class MultiExitOutput(ModelOutput):
+    """Answers of all exits.
+
+    Attributes:
+        loss: the task loss of the full-depth answer, where labels were given.
+        logits: full-depth scores, (rows, classes).
+        exits: one `ExitOutput` per layer, the last one at full depth.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exits: tuple[ExitOutput, ...] | None = None
+
+
+class MultiExitModel(PreTrainedModel):
+    """A stock sequence classifier with an exit after each of its layers.
+
+    The exit after the last layer is the stock model's own head, so full-depth answers are
+    those of the stock model bit for bit, and `stock` is that model whenever it is wanted back.
+
+    Example:
+        >>> model = MultiExitModel.from_pretrained("my-classifier", pooling="mean")
+        >>> model.save_pretrained("my-early-exit-model")
+    """
+
+    config_class = MultiExitConfig
+    base_model_prefix = "stock"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MultiExitConfig, stock: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if stock is None:
+            stock = AutoModelForSequenceClassification.from_config(config.stock_config())
+        self.stock = stock
+        self.backbone = make_backbone(stock)
+        self.exits = nn.ModuleDict(
+            {str(layer): self._make_exit(layer) for layer in range(1, self.depth)}
+        )
+        self._known_fingerprint: tuple[int, str] | None = None
+
+    def _make_exit(self, layer: int) -> PooledExit:
+        spec = self.config.exit_spec()
+        width = self.backbone.width(layer)
+        made = PooledExit(spec, width, int(self.stock.num_labels), self.backbone.pool)
+        for linear in (m for m in made.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if made.dense is not None and self.backbone.pooler is not None:
+            made.dense.load_state_dict(self.backbone.pooler.state_dict())
+        elif spec.pooling == "attention":
+            nn.init.zeros_(made.query.weight)
+        return made
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, L."""
+        return self.backbone.depth
+
+    @property
+    def problem_type(self) -> str:
+        """As in transformers; inferred from the number of labels where the config is silent."""
+        if self.config.problem_type is not None:
+            return str(self.config.problem_type)
+        return "regression" if self.stock.num_labels == 1 else "single_label_classification"
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest input in tokens, special tokens included, or None where nothing limits it."""
+        limit = getattr(self.stock.config, "max_position_embeddings", None)
+        if limit is None:
+            return None
+        # RoBERTa counts positions from the padding index on
+        offset = self.stock.config.pad_token_id + 1 if self.config.stock["model_type"] == "roberta" else 0
+        return int(limit) - offset
+
+    def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
+        """The exit after `layer` (1-based), see `offramp.exits.Exit`."""
+        return self.exits[str(layer)] if layer < self.depth else self._full_depth_exit
+
+    def _full_depth_exit(
+        self, hidden: Tensor, mask: Tensor | None, carry: Any = None
+    ) -> tuple[ExitOutput, Any]:
+        return ExitOutput(self.backbone.head(hidden)), carry
+
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        """Run every layer and every exit."""
+        outputs, carry = [], None
+        flow = self.backbone.embed(batch)
+        for layer in range(1, self.depth + 1):
+            flow = self.backbone.layer(layer, flow)
+            output, carry = self.exit_at(layer)(flow.hidden, flow.mask, carry)
+            outputs.append(output)
+        return tuple(outputs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MultiExitOutput:
+        """All exits of a padded batch, (rows, tokens)."""
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        outputs = self.all_exits({n: value for n, value in given.items() if value is not None})
+        logits = outputs[-1].scores
+        loss = None if labels is None else task_loss(logits, labels, self.problem_type)
+        return MultiExitOutput(loss=loss, logits=logits, exits=outputs)
+
+    def fingerprint(self) -> str:
+        """A name for exactly these weights and exits; stable over save, load, device and dtype."""
+        version = sum(parameter._version for parameter in self.parameters())
+        if self._known_fingerprint is None or self._known_fingerprint[0] != version:
+            self._known_fingerprint = (version, folder.manifest_of(self).fingerprint)
+        return self._known_fingerprint[1]
+
+    @classmethod
+    def from_stock(
+        cls, stock: PreTrainedModel, exits: ExitSpec | None = None, method: str = "pabee"
+    ) -> MultiExitModel:
+        """Hang new exits on a classifier; its weights are shared, not copied."""
+        config = MultiExitConfig(
+            stock=folder.plain_config(stock.config), exits=exits or ExitSpec(), method=method
+        )
+        model = cls(config, stock)
+        return model.to(device=stock.device, dtype=stock.dtype)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        method: str | None = None,
+        exits: ExitSpec | None = None,
+        head: Head | None = None,
+        dtype: torch.dtype | None = None,
+        **hub: Any,
+    ) -> MultiExitModel:
+        """Load a multi-exit model, or hang new exits on any supported classifier.
+
+        Args:
+            source: a folder or hub id; ours, or a stock checkpoint.
+            method: preset for the exits of a stock checkpoint, e.g. `pabee`.
+            exits: overrides the preset's exits.
+            head: a new task head for a checkpoint that has none; without it a missing head
+                is an error.
+            dtype: compute dtype; the fingerprint stays that of the stored weights.
+            hub: `revision`, `local_files_only`, `token`, `cache_dir`.
+
+        Raises:
+            ModelError: no such model, no weights, unsupported architecture, or any missing,
+                unexpected, misshapen or changed tensor, by name.
+        """
+        path = folder.resolve(source, **hub)
+        if folder.is_ours(path):
+            model = folder.load(cls, path)
+        else:
+            from offramp.methods import METHODS
+
+            preset = METHODS[method or "pabee"]
+            stock = load_stock(path, head)
+            model = cls.from_stock(stock, exits or preset.exits, preset.name)
+        model.eval()
+        return model if dtype is None else model.to(dtype=dtype)  # type: ignore[no-any-return]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        tokenizer: Any = None,
+        state_dict: dict[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config, weights and manifest, whole or not at all.
+
+        Other files in the folder stay. Operating points of other weights are removed.
+        """
+        if is_main_process:
+            folder.save(self, Path(save_directory), state_dict, tokenizer)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+AutoModelForSequenceClassification.register(MultiExitConfig, MultiExitModel)

@@ -1,0 +1,19 @@
+"""Training losses, one file a family."""
+
+from offramp.objectives.base import Objective, Part, Stage, weighted_sum
+from offramp.objectives.distillation import SelfDistillation
+from offramp.objectives.joint import DepthWeighted
+from offramp.objectives.staged import TwoStage
+from offramp.objectives.task import distillation_loss, task_loss
+
+__all__ = [
+    "DepthWeighted",
+    "Objective",
+    "Part",
+    "SelfDistillation",
+    "Stage",
+    "TwoStage",
+    "distillation_loss",
+    "task_loss",
+    "weighted_sum",
+]

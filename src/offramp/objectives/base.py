@@ -1,0 +1,60 @@
+"""What a training loss is: stages, and a loss per stage from the outputs of all exits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from offramp.exits import ExitOutput
+
+Part = Literal["all", "stock", "exits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        name: unique within the objective; names the checkpoints of the stage.
+        trainable: `all`, the `stock` model alone, or the `exits` alone (the stock model is
+            then frozen and in evaluation mode).
+        share: of the epochs asked for; stages may add up to more than 1.
+    """
+
+    name: str
+    trainable: Part
+    share: float = 1.0
+
+
+class Objective(nn.Module):
+    """A training loss; it may own parameters, which are trained along and not released."""
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage("joint", "all"),)
+
+    def losses(
+        self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
+    ) -> dict[str, Tensor]:
+        """Named parts that add up to the loss.
+
+        Args:
+            outputs: one per layer, the last at full depth.
+            batch: may hold `labels`; `problem_type` is always there.
+            stage: the running one.
+        """
+        raise NotImplementedError
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[str, Any], stage: Stage
+    ) -> dict[str, Tensor]:
+        """One forward and its losses; objectives with several forwards override this."""
+        return self.losses(model(**inputs).exits, batch, stage)
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of w_i * l_i over sum of w_i."""
+    total = sum(w * loss for w, loss in zip(weights, losses, strict=True))
+    return total / sum(weights)  # type: ignore[return-value]

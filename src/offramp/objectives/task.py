@@ -1,0 +1,31 @@
+"""The task's own loss, as transformers defines it for each problem type."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def task_loss(scores: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """Mean loss of scores (rows, classes) against labels."""
+    if problem_type == "regression":
+        return functional.mse_loss(scores.float(), labels.float().view_as(scores))
+    if problem_type == "multi_label_classification":
+        return functional.binary_cross_entropy_with_logits(scores.float(), labels.float())
+    return functional.cross_entropy(scores.float(), labels.long())
+
+
+def distillation_loss(scores: Tensor, teacher: Tensor, problem_type: str) -> Tensor:
+    """Mean loss of scores against a teacher's scores, both (rows, classes).
+
+    KL divergence from the teacher, per-label for multi-label; squared error for regression.
+    """
+    scores, teacher = scores.float(), teacher.detach().float()
+    if problem_type == "regression":
+        return functional.mse_loss(scores, teacher)
+    if problem_type == "multi_label_classification":
+        soft = functional.binary_cross_entropy_with_logits(scores, teacher.sigmoid())
+        return soft - functional.binary_cross_entropy_with_logits(teacher, teacher.sigmoid())
+    return functional.kl_div(
+        scores.log_softmax(dim=-1), teacher.log_softmax(dim=-1), reduction="batchmean", log_target=True
+    )
