@@ -1,0 +1,52 @@
+"""What all tests share: a quiet, offline environment and the shared folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Read when torch, transformers and datasets are first imported, hence set before any test is.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+_cache = pytest.StashKey[str]()
+
+
+def shared_folder() -> Path:
+    """Where golden answers, data and weights lie; it need not exist."""
+    return (ROOT / os.environ.get("OFFRAMP_SHARED", "../shared")).resolve()
+
+
+def shared_path(*parts: str) -> Path:
+    """A file or folder of the shared folder; the test is skipped where it is missing."""
+    path = shared_folder().joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path} is missing; OFFRAMP_SHARED names the folder that holds it")
+    return path
+
+
+@pytest.fixture(name="shared_path", scope="session")
+def shared_path_fixture() -> Callable[..., Path]:
+    return shared_path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Datasets cache into a folder of this run; xdist's workers inherit it."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="offramp-datasets-")
+        config.stash[_cache] = folder
+        os.environ["HF_DATASETS_CACHE"] = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(_cache, None):
+        shutil.rmtree(folder, ignore_errors=True)
