@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -78,6 +78,25 @@ class Policy(BaseModel):
         """Whether the exit after `layer` is looked at; others are not evaluated."""
         return True
 
+    @classmethod
+    def variants(cls, problem_type: str, depth: int) -> list[Policy]:
+        """Where a search over this kind starts; it sweeps the bar of those that have one."""
+        return [cls()] if problem_type in cls.problem_types else []
+
+    def check(self, problem_type: str, depth: int) -> None:
+        """Refuse a task this policy cannot answer. Raises ConfigError."""
+        if problem_type not in self.problem_types:
+            raise ConfigError(
+                f"Policy '{self.name}' is not for {problem_type}; "
+                f"it is for: {', '.join(self.problem_types)}."
+            )
+        multi_label = problem_type == "multi_label_classification"
+        if getattr(self, "multi_label", multi_label) != multi_label:
+            raise ConfigError(
+                f"Policy '{self.name}' has multi_label={not multi_label}, but the model is for "
+                f"{problem_type}. Set multi_label={multi_label}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.model_dump(mode="json")}
 
@@ -86,8 +105,9 @@ class EvidencePolicy(Policy):
     """A policy that leaves as soon as its evidence is strictly above a bar.
 
     One number per row and layer decides, so a whole sweep of bars is one pass over a table.
-    Ties go on. `bar` is what a sweep varies; `with_bar` is its inverse for finite bars; the
-    bar that is never passed, NEVER, is the policy `full`.
+    Evidence does not depend on the bar; ties go on. `bar` is what a sweep varies; `with_bar`
+    is its inverse for the finite bars that the options allow, and takes the nearest of these
+    for others; the bar that is never passed, NEVER, is the policy `full`.
     """
 
     @property
@@ -97,6 +117,10 @@ class EvidencePolicy(Policy):
     def with_bar(self, bar: float) -> EvidencePolicy:
         """The same policy with another, finite bar."""
         raise NotImplementedError
+
+    def _with(self, **options: Any) -> Self:
+        """A validated copy; `model_copy` would let a negative or NaN threshold pass."""
+        return type(self)(**{**dict(self), **options})
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
         """Evidence for leaving after `layer`, (rows,) float, and the next state."""

@@ -7,12 +7,14 @@ logits leave at the first exit instead of turning into NaN.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from offramp.exits.base import ExitOutput
-from offramp.policies.base import POLICIES, EvidencePolicy, State
+from offramp.policies.base import POLICIES, EvidencePolicy, Policy, State
 
 
 class _Confidence(EvidencePolicy):
@@ -24,8 +26,14 @@ class _Confidence(EvidencePolicy):
     def bar(self) -> float:
         return self.threshold
 
-    def with_bar(self, bar: float) -> _Confidence:
-        return self.model_copy(update={"threshold": bar})
+    def with_bar(self, bar: float) -> Self:
+        return self._with(threshold=max(bar, 0.0))
+
+    @classmethod
+    def variants(cls, problem_type: str, depth: int) -> list[Policy]:
+        if problem_type not in cls.problem_types:
+            return []
+        return [cls(multi_label=problem_type == "multi_label_classification")]
 
     def _log_probabilities(self, scores: Tensor) -> Tensor:
         """(rows, classes), or (rows, labels, 2) where each label is a yes/no question."""
@@ -75,8 +83,8 @@ class Entropy(_Confidence):
     def bar(self) -> float:
         return -self.threshold
 
-    def with_bar(self, bar: float) -> Entropy:
-        return self.model_copy(update={"threshold": -bar})
+    def with_bar(self, bar: float) -> Self:
+        return self._with(threshold=max(-bar, 0.0))
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
         probability = self._log_probabilities(output.scores).exp()

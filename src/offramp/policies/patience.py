@@ -6,12 +6,18 @@ so the earliest exit is after layer patience + 1.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from offramp.errors import ConfigError
 from offramp.exits.base import ExitOutput
-from offramp.policies.base import POLICIES, EvidencePolicy, State
+from offramp.policies.base import POLICIES, EvidencePolicy, Policy, State
+
+LONGEST = 1000
+"""Bounds the memory that one row may ask for; no model is that deep."""
 
 
 @POLICIES.register("patience")
@@ -19,13 +25,13 @@ class Patience(EvidencePolicy):
     """Leave after `patience` agreements in a row of an exit with the one before.
 
     Args:
-        patience: agreements wanted, at least 1.
+        patience: agreements wanted, 1 to 1000.
         tolerance: for regression: two scores agree when they differ by less than this.
             None compares predicted labels (or label sets, with `multi_label`).
     """
 
     name = "patience"
-    patience: int = Field(default=2, ge=1)
+    patience: int = Field(default=2, ge=1, le=LONGEST)
     tolerance: float | None = Field(default=None, ge=0)
     multi_label: bool = False
 
@@ -33,11 +39,26 @@ class Patience(EvidencePolicy):
     def bar(self) -> float:
         return self.patience - 0.5 if self.tolerance is None else -self.tolerance
 
-    def with_bar(self, bar: float) -> Patience:
+    def with_bar(self, bar: float) -> Self:
         if self.tolerance is None:
             # leaving needs count > bar, so the smallest whole count above it
-            return self.model_copy(update={"patience": max(1, int(bar // 1) + 1)})
-        return self.model_copy(update={"tolerance": -bar})
+            return self._with(patience=min(max(1, int(bar // 1) + 1), LONGEST))
+        return self._with(tolerance=max(-bar, 0.0))
+
+    @classmethod
+    def variants(cls, problem_type: str, depth: int) -> list[Policy]:
+        if problem_type == "regression":
+            longest = min(4, depth - 1)
+            return [cls(patience=count, tolerance=0.0) for count in range(1, longest + 1)]
+        return [cls(multi_label=problem_type == "multi_label_classification")]
+
+    def check(self, problem_type: str, depth: int) -> None:
+        super().check(problem_type, depth)
+        if problem_type == "regression" and self.tolerance is None:
+            raise ConfigError(
+                "Policy 'patience' needs a 'tolerance' for regression: scores that differ by "
+                "less than it agree. A tenth of the scores' standard deviation is a start."
+            )
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
         if self.tolerance is None:
