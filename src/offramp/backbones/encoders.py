@@ -122,7 +122,9 @@ class EncoderBackbone:
         hidden = self._skeleton(**named).last_hidden_state
         calls, self._log.calls = self._log.calls, []
         if len(calls) != self.depth:
-            raise ModelError(f"Expected {self.depth} layer calls, the stock model made {len(calls)}.")
+            raise ModelError(
+                f"Expected {self.depth} layer calls, the stock model made {len(calls)}."
+            )
         inputs: dict[str, Tensor] = {}
         keys: dict[int, str] = {}
         constants = tuple(

@@ -52,7 +52,5 @@ def rows_of(batch: Batch) -> Rows:
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     count, tokens = ids.shape
-    lengths = (
-        torch.full((count,), tokens, device=ids.device) if mask is None else mask.sum(dim=1)
-    )
+    lengths = torch.full((count,), tokens, device=ids.device) if mask is None else mask.sum(dim=1)
     return Rows(torch.arange(count, device=ids.device), lengths)

@@ -99,7 +99,11 @@ class MultiExitModel(PreTrainedModel):
         if limit is None:
             return None
         # RoBERTa counts positions from the padding index on
-        offset = self.stock.config.pad_token_id + 1 if self.config.stock["model_type"] == "roberta" else 0
+        offset = (
+            self.stock.config.pad_token_id + 1
+            if self.config.stock["model_type"] == "roberta"
+            else 0
+        )
         return int(limit) - offset
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:

@@ -45,7 +45,9 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
             ignore_mismatched_sizes=head is not None,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        raise ModelError(f"{path}: cannot be loaded as a classifier: {_first_line(problem)}") from problem
+        raise ModelError(
+            f"{path}: cannot be loaded as a classifier: {_first_line(problem)}"
+        ) from problem
     except Exception as problem:
         # safetensors raises its own type, which derives from Exception alone
         if type(problem).__name__ != "SafetensorError":
@@ -62,7 +64,9 @@ def _check_keys(stock: PreTrainedModel, info: Any, path: Path, head: Head | None
         mend = "" if head else " Fine-tune it first, for example with `offramp train`."
         raise ModelError(f"{path}: missing or misshapen weights: {', '.join(lost[:8])}.{mend}")
     if fresh:
-        logger.warning("%s has no head for this task; these weights start anew: %s", path, ", ".join(fresh))
+        logger.warning(
+            "%s has no head for this task; these weights start anew: %s", path, ", ".join(fresh)
+        )
 
 
 def _belongs_to_head(stock: PreTrainedModel, key: str) -> bool:

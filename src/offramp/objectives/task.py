@@ -27,5 +27,8 @@ def distillation_loss(scores: Tensor, teacher: Tensor, problem_type: str) -> Ten
         soft = functional.binary_cross_entropy_with_logits(scores, teacher.sigmoid())
         return soft - functional.binary_cross_entropy_with_logits(teacher, teacher.sigmoid())
     return functional.kl_div(
-        scores.log_softmax(dim=-1), teacher.log_softmax(dim=-1), reduction="batchmean", log_target=True
+        scores.log_softmax(dim=-1),
+        teacher.log_softmax(dim=-1),
+        reduction="batchmean",
+        log_target=True,
     )
