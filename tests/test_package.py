@@ -248,7 +248,7 @@ def tracked_files() -> list[Path]:
 # Folders of one machine, and where packages come from.
 PLACES = re.compile(
     r"(?<![\w.~])/(work|root|opt|home|Users)/\w"
-    r"|pypi\.org|pythonhosted|download\.pytorch|index-url|find-links|/tmp/(venv|brief|fresh)"
+    r"|pypi\.org|python[h]osted|download\.pytorch|index[-]url|find[-]links|/tmp/(venv|brief|fresh)"
 )
 
 
