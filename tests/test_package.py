@@ -247,8 +247,8 @@ def tracked_files() -> list[Path]:
 
 # Folders of one machine, and where packages come from.
 PLACES = re.compile(
-    r"(?<![\w.~])/(work|root|opt|home|Users)/\w"
-    r"|pypi\.org|python[h]osted|download\.pytorch|index[-]url|find[-]links|/tmp/(venv|brief|fresh)"
+    r"(?<![\w.~])/(work|root|opt|tmp|home|Users)/\w"
+    r"|pypi\.org|python[h]osted|download\.pytorch|index[-]url|find[-]links"
 )
 
 
