@@ -1,6 +1,24 @@
 """Engines run a batch so that the layers that are not needed cost nothing."""
 
 from offramp.engines.base import Answers, Engine, Exitable, rows_of
+from offramp.engines.batching import collate, in_batches, plan_batches, windows
+from offramp.engines.cost import CostModel, cost_model
+from offramp.engines.recording import record, tokenizer_fingerprint
 from offramp.engines.torch_engine import TorchEngine, take_tree
 
-__all__ = ["Answers", "Engine", "Exitable", "TorchEngine", "rows_of", "take_tree"]
+__all__ = [
+    "Answers",
+    "CostModel",
+    "Engine",
+    "Exitable",
+    "TorchEngine",
+    "collate",
+    "cost_model",
+    "in_batches",
+    "plan_batches",
+    "record",
+    "rows_of",
+    "take_tree",
+    "tokenizer_fingerprint",
+    "windows",
+]

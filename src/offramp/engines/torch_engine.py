@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offramp.backbones import Batch
 from offramp.engines.base import Answers, Exitable, rows_of
-from offramp.policies import Policy, Rows, State, decide
+from offramp.policies import Decision, Policy, Rows, State, decide
 
 
 class TorchEngine:
@@ -67,7 +67,7 @@ class _Run:
             output, self.carry = model.exit_at(layer)(flow.hidden, flow.mask, self.carry)
             decision = decide(self.policy, self.state, layer, output, last)
             self.state = decision.state
-            stay = self._answer(decision.leave, decision.answer, decision.bad, layer)
+            stay = self._answer(decision, layer)
             if stay is None:
                 continue
             if stay.numel() == 0:
@@ -75,25 +75,26 @@ class _Run:
             flow = model.backbone.take(flow, stay)
             self.state = take_tree(self.state, stay)
             self.carry = take_tree(self.carry, stay)
-        assert self.scores is not None
+        assert self.scores is not None  # every row left at the last layer
         return Answers(self.scores, self.exit_layers, self.bad)
 
-    def _answer(
-        self, leave: Tensor, answer: Tensor, bad: Tensor | None, layer: int
-    ) -> Tensor | None:
+    def _answer(self, decision: Decision, layer: int) -> Tensor | None:
         """Write down the rows that leave; the rows that stay, or None where all stay."""
-        leaving = leave.nonzero().squeeze(1)
-        if leaving.numel() == 0:
+        if not decision.leave.any():
             return None
+        leaving = decision.leave.nonzero().squeeze(1)
+        answer = decision.answer.index_select(0, leaving).float()
         if self.scores is None:
-            shape = (self.count, answer.shape[1])
-            self.scores = torch.zeros(shape, dtype=torch.float32, device=answer.device)
+            if leaving.numel() == self.count:
+                self.scores = answer
+            else:
+                self.scores = answer.new_zeros((self.count, answer.shape[1]))
         places = leaving if self.where is None else self.where.index_select(0, leaving)
-        self.scores.index_copy_(0, places, answer.index_select(0, leaving).float())
+        self.scores.index_copy_(0, places, answer)
         self.exit_layers.index_fill_(0, places, layer)
-        if bad is not None:
-            self.bad.index_copy_(0, places, bad.index_select(0, leaving))
-        stay = (~leave).nonzero().squeeze(1)
+        if decision.bad is not None:
+            self.bad.index_copy_(0, places, decision.bad.index_select(0, leaving))
+        stay = (~decision.leave).nonzero().squeeze(1)
         self.where = stay if self.where is None else self.where.index_select(0, stay)
         return stay
 

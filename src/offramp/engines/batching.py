@@ -1,0 +1,82 @@
+"""Batches of rows of similar length, under a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from offramp.backbones import Batch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_ROWS = 64
+MAX_TOKENS = 16384
+WINDOW = 64
+"""Batches' worth of rows that a stream reads ahead, to sort them by length."""
+
+
+def plan_batches(
+    lengths: npt.ArrayLike, max_rows: int = MAX_ROWS, max_tokens: int = MAX_TOKENS
+) -> list[npt.NDArray[np.int64]]:
+    """Row indices of each batch, longest rows first, so that memory runs out early or never.
+
+    Args:
+        lengths: tokens per row, (rows,).
+        max_rows: of a batch.
+        max_tokens: of a batch, padding included; a row that is longer goes alone.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    batches, first = [], 0
+    while first < len(order):
+        longest = max(1, int(lengths[order[first]]))
+        rows = max(1, min(max_rows, max_tokens // longest))
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches
+
+
+def collate(
+    columns: Mapping[str, Sequence[Sequence[int]]], pad_id: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """One batch, (rows, tokens), from unpadded `input_ids` and perhaps `token_type_ids`.
+
+    It has no attention mask where nothing is padded: every kernel is faster without one.
+    """
+    lengths = np.array([len(row) for row in columns["input_ids"]])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    arrays = {}
+    for name, rows in columns.items():
+        arrays[name] = np.full(real.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
+        arrays[name][real] = np.concatenate(rows)
+    if not real.all():
+        arrays["attention_mask"] = real.astype(np.int64)
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Successive lists of up to `size` items."""
+    remaining = iter(items)
+    while window := list(islice(remaining, size)):
+        yield window
+
+
+def in_batches(
+    items: Sequence[T],
+    length: Callable[[T], int],
+    run: Callable[[list[T]], Sequence[R]],
+    max_rows: int = MAX_ROWS,
+    max_tokens: int = MAX_TOKENS,
+) -> list[R]:
+    """Apply `run` to length-sorted batches; results come back in the order of the items."""
+    results: dict[int, R] = {}
+    for batch in plan_batches([length(item) for item in items], max_rows, max_tokens):
+        answers = run([items[index] for index in batch])
+        results.update(zip(batch.tolist(), answers, strict=True))
+    return [results[index] for index in range(len(items))]

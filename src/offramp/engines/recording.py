@@ -1,0 +1,176 @@
+"""Record every exit's answer on a set of rows, once, into an exit table on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from offramp.data import data_fingerprint
+from offramp.data.hashing import dataset_ids
+from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, collate, plan_batches
+from offramp.engines.cost import cost_model
+from offramp.errors import DataError
+from offramp.exits import ExitOutput
+from offramp.metrics import METRICS, predictions
+from offramp.model import MultiExitModel
+from offramp.storage import fingerprint
+from offramp.table import ExitTable, TableHeader, TableWriter
+
+logger = logging.getLogger("offramp")
+
+Array = npt.NDArray[Any]
+TOKEN_COLUMNS = ("input_ids", "token_type_ids")
+
+
+def record(
+    model: MultiExitModel,
+    dataset: Dataset,
+    path: str | Path,
+    role: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    others: Sequence[ExitTable] = (),
+    max_rows: int = MAX_ROWS,
+    max_tokens: int = MAX_TOKENS,
+    progress: bool = True,
+) -> ExitTable:
+    """Run every layer and every exit on all rows and stream the answers into a table folder.
+
+    Scores that are not finite are recorded as they are; replay flags their rows.
+
+    Args:
+        model: in evaluation mode, on its device, in its compute dtype.
+        dataset: encoded rows, see `offramp.data.encode`; labels are optional.
+        path: the table's folder; it appears whole or not at all.
+        role: `tune`, `calibrate` or `test`.
+        others: tables of other roles; rows whose input is in one of them are dropped.
+        max_rows: of a batch.
+        max_tokens: of a batch, padding included.
+    """
+    dataset, ids = _apart_from(others, dataset, role)
+    lengths = np.array(dataset["length"][:])
+    labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
+    header = _header(model, dataset, role, tokenizer)
+    costs = cost_model(model)
+    with TableWriter(path, header) as writer, _bar(len(dataset), role, progress) as bar:
+        for rows in plan_batches(lengths, max_rows, max_tokens):
+            columns = _columns(_run(model, dataset, rows, tokenizer))
+            if labels is not None:
+                columns["labels"] = labels[rows]
+            writer.write(
+                rows,
+                ids=ids[rows],
+                lengths=lengths[rows],
+                layer_cost=costs.layers(lengths[rows]),
+                exit_cost=costs.exits(lengths[rows]),
+                **columns,
+            )
+            bar.update(len(rows))
+    table = ExitTable.open(path)
+    _warn_below_majority(table)
+    return table
+
+
+def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tuple[Dataset, Array]:
+    """The rows whose input is in no other table, and their ids."""
+    ids = dataset_ids(dataset)
+    taken = [other.ids for other in others]
+    keep = ~np.isin(ids, np.concatenate(taken)) if taken else np.ones(len(ids), dtype=bool)
+    dropped = int((~keep).sum())
+    if dropped == len(ids):
+        raise DataError(
+            f"All {dropped} rows are also in the "
+            f"{', '.join(sorted({o.header.role for o in others}))} table. Give other rows."
+        )
+    if not dropped:
+        return dataset, ids
+    logger.warning(
+        "%d of %d rows were dropped from '%s': their input is in a table of another role.",
+        dropped,
+        len(ids),
+        role,
+    )
+    return dataset.select(np.flatnonzero(keep)), ids[keep]
+
+
+def _header(
+    model: MultiExitModel, dataset: Dataset, role: str, tokenizer: PreTrainedTokenizerBase
+) -> TableHeader:
+    probe = _columns(_run(model, dataset, np.array([0]), tokenizer))
+    _, depth, num_scores = probe["scores"].shape
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    return TableHeader.plan(
+        rows=len(dataset),
+        depth=depth,
+        num_scores=num_scores,
+        problem_type=model.problem_type,
+        labelled="label" in dataset.column_names,
+        signals={n[8:]: c.shape[2:] for n, c in probe.items() if n.startswith("signals.")},
+        role=role,
+        label_names=tuple(names[index] for index in range(num_scores)),
+        model_fingerprint=model.fingerprint(),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        data_fingerprint=data_fingerprint(dataset),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+@torch.inference_mode()
+def _run(
+    model: MultiExitModel, dataset: Dataset, rows: Array, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ExitOutput, ...]:
+    """What every exit says about row indices `rows`."""
+    names = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
+    tokens = dataset.select_columns(names)[rows.tolist()]
+    return model.all_exits(collate(tokens, tokenizer.pad_token_id, model.device))
+
+
+def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:
+    """Scores and signals of all exits, float32 (rows, depth, ...), by column name."""
+    stacked = {"scores": [output.scores for output in outputs]}
+    for name in outputs[0].signals:
+        stacked[f"signals.{name}"] = [output.signals[name] for output in outputs]
+    return {name: torch.stack(parts, 1).float().cpu().numpy() for name, parts in stacked.items()}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A name for how text becomes tokens; padding and truncation are the caller's affair."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return fingerprint(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    rules = json.loads(backend.to_str())
+    for setting in ("padding", "truncation"):
+        rules.pop(setting, None)
+    return fingerprint(json.dumps(rules, sort_keys=True))
+
+
+def _bar(rows: int, role: str, progress: bool) -> Any:
+    # disable=None: no bar where nobody watches, as in a log file
+    return tqdm(total=rows, desc=f"record {role}", unit="row", disable=None if progress else True)
+
+
+def _warn_below_majority(table: ExitTable) -> None:
+    if table.labels is None or table.problem_type == "regression":
+        return
+    answers = predictions(table.scores[:, -1], table.problem_type)
+    right = METRICS["accuracy"].compare(answers, table.labels)
+    majority = np.unique(table.labels, axis=0, return_counts=True)[1].max() / table.rows
+    if right < majority:
+        logger.warning(
+            "Full depth is right on %.1f%% of the rows, less than always answering the most "
+            "frequent answer (%.1f%%). The labels are probably mapped to the wrong classes: "
+            "the model's are %s.",
+            100 * right,
+            100 * majority,
+            ", ".join(f"{n}={name}" for n, name in enumerate(table.header.label_names)),
+        )
