@@ -1,6 +1,15 @@
-"""Conformance checks, tiny models and an echo model, for us and for whoever adds a part."""
+"""Conformance checks, tiny models and an echo model, for us and for whoever adds a part.
 
+Each check raises an AssertionError whose text says what is wrong. `testing.strategies` holds
+hypothesis strategies and is imported by its own name, since it needs hypothesis.
+"""
+
+from offramp.testing.backbones import check_backbone
 from offramp.testing.echo import EchoModel, Scripted, echo_batch
+from offramp.testing.engines import check_bookkeeping, check_engine
+from offramp.testing.methods import check_method
+from offramp.testing.policies import check_policy
+from offramp.testing.reference import random_outputs, spread_policies, walk
 from offramp.testing.tiny import (
     ARCHITECTURES,
     PROBLEM_TYPES,
@@ -18,12 +27,20 @@ __all__ = [
     "PROBLEM_TYPES",
     "EchoModel",
     "Scripted",
+    "check_backbone",
+    "check_bookkeeping",
+    "check_engine",
+    "check_method",
+    "check_policy",
     "echo_batch",
+    "random_outputs",
     "save_tiny",
     "save_tiny_stock",
+    "spread_policies",
     "tiny_batch",
     "tiny_model",
     "tiny_stock",
     "tiny_texts",
     "tiny_tokenizer",
+    "walk",
 ]

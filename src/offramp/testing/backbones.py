@@ -1,0 +1,132 @@
+"""What every backbone must keep: the layers, run one at a time, are the stock model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from offramp.backbones import Backbone, Batch, Flow, make_backbone
+from offramp.testing.reference import ensure
+
+_ROWS, _TOKENS = 6, 14
+BAND = 1e-5
+"""How far fp32 scores of a row may differ between shapes; measured 2e-6, with head-room."""
+
+
+@torch.inference_mode()
+def check_backbone(stock: PreTrainedModel) -> None:
+    """Check that a stock classifier, cut into layers, gives exactly what it gives whole.
+
+    Args:
+        stock: a classifier in evaluation mode, of an architecture that is registered.
+
+    Raises:
+        AssertionError: saying where they differ.
+    """
+    name = type(stock).__name__
+    ensure(not stock.training, f"{name} is in training mode; call eval() first.")
+    batches = dict(_batches(stock))
+    # the first request for hidden states leaves transformers' own hooks behind
+    stock(**batches["padded"], output_hidden_states=True)
+    before = _portrait(stock)
+    backbone = make_backbone(stock)
+    for kind, batch in batches.items():
+        _check_stepping(stock, backbone, batch, f"{name}, {kind}")
+        _check_take(stock, backbone, batch, f"{name}, {kind}")
+    _check_threads(backbone, [*batches.values()] * 4, name)
+    ensure(_portrait(stock) == before, f"{name}: cutting or running it changes the stock model.")
+
+
+def _batches(stock: PreTrainedModel) -> Iterator[tuple[str, Batch]]:
+    config = stock.config
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size // 2, config.vocab_size, (_ROWS, _TOKENS), generator=draw)
+    ids = ids.to(stock.device)
+    yield "no mask", {"input_ids": ids}
+    yield "a mask of ones", {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    lengths = torch.tensor((_TOKENS, 1, 2, 5, 9, _TOKENS - 1), device=ids.device)
+    mask = (torch.arange(_TOKENS, device=ids.device) < lengths.unsqueeze(1)).long()
+    padded = torch.where(mask == 1, ids, config.pad_token_id or 0)
+    yield "padded", {"input_ids": padded, "attention_mask": mask}
+
+
+def _hidden_states(stock: PreTrainedModel, batch: Batch, depth: int) -> list[Tensor]:
+    """The stock model's hidden states: before layer 1, after layer 1, ..., after layer L."""
+    states = stock.base_model(**batch, output_hidden_states=True).hidden_states
+    # ALBERT reports every layer of a group; a layer of ours is a pass through the group
+    stride, rest = divmod(len(states) - 1, depth)
+    ensure(rest == 0, f"{type(stock).__name__} has {len(states)} states for {depth} layers.")
+    return list(states[::stride])
+
+
+def _check_stepping(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: str) -> None:
+    wanted = _hidden_states(stock, batch, backbone.depth)
+    flow = backbone.embed(batch)
+    _exactly(flow.hidden, wanted[0], f"{who}: the embedding")
+    for number in range(1, backbone.depth + 1):
+        flow = backbone.layer(number, flow)
+        _exactly(flow.hidden, wanted[number], f"{who}: the hidden state after layer {number}")
+        width = backbone.width(number)
+        ensure(
+            flow.hidden.shape[-1] == width,
+            f"{who}: width({number}) says {width}, the hidden state has {flow.hidden.shape[-1]}.",
+        )
+    _exactly(backbone.head(flow.hidden), stock(**batch).logits, f"{who}: the head's answer")
+
+
+def _check_take(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: str) -> None:
+    """Rows taken between any two layers go on as if they had been alone all the time."""
+    chosen = torch.tensor((4, 0, 3), device=batch["input_ids"].device)
+    alone = stock(**{name: value[chosen] for name, value in batch.items()}).logits
+    for after in range(backbone.depth):
+        flow = backbone.embed(batch)
+        for number in range(1, after + 1):
+            flow = backbone.layer(number, flow)
+        part = backbone.take(flow, chosen)
+        _exactly(part.hidden, flow.hidden[chosen], f"{who}: take() after layer {after}")
+        for number in range(after + 1, backbone.depth + 1):
+            part = backbone.layer(number, part)
+        gap = (backbone.head(part.hidden) - alone).abs().max().item()
+        ensure(
+            gap <= BAND * max(1.0, alone.abs().max().item()),
+            f"{who}: rows taken after layer {after} end {gap:.1e} away from their own answer.",
+        )
+
+
+def _check_threads(backbone: Backbone, batches: list[Batch], who: str) -> None:
+    """Threads that share a backbone do not see each other's batches."""
+
+    @torch.inference_mode()
+    def through(batch: Batch) -> Tensor:
+        flow: Flow = backbone.embed(batch)
+        for number in range(1, backbone.depth + 1):
+            flow = backbone.layer(number, flow)
+        return flow.hidden
+
+    serial = [through(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for wanted, given in zip(serial, pool.map(through, batches), strict=True):
+            _exactly(given, wanted, f"{who}: a batch run beside others in threads")
+
+
+def _portrait(stock: PreTrainedModel) -> Any:
+    """What must not change: weights, modules, hooks, mode and config."""
+    modules = [
+        (name, id(part), part.training, len(part._forward_hooks), len(part._forward_pre_hooks))
+        for name, part in stock.named_modules(remove_duplicate=False)
+    ]
+    weights = [(name, leaf.data_ptr(), leaf._version) for name, leaf in stock.state_dict().items()]
+    return modules, weights, stock.config.to_json_string(use_diff=False)
+
+
+def _exactly(given: Tensor, wanted: Tensor, what: str) -> None:
+    same = given.shape == wanted.shape and torch.equal(given, wanted)
+    if not same:
+        shapes = f"{tuple(given.shape)} and {tuple(wanted.shape)}"
+        gap = (given - wanted).abs().max().item() if given.shape == wanted.shape else shapes
+        raise AssertionError(f"{what} differs from the stock model's: {gap}.")

@@ -1,0 +1,85 @@
+"""What every method must keep: it trains its exits, for every task that it declares."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offramp.methods import METHODS, Method
+from offramp.model import MultiExitModel
+from offramp.policies import POLICIES
+from offramp.testing.reference import ensure
+from offramp.testing.tiny import tiny_batch, tiny_model
+
+_ROWS = 8
+
+
+def check_method(method: Method) -> None:
+    """Check a preset on tiny models of each problem type that it declares.
+
+    Raises:
+        AssertionError: saying which part does not work for which task.
+    """
+    ensure(method.problem_types, f"Method '{method.name}' declares no problem type.")
+    for problem_type in method.problem_types:
+        model = tiny_model("bert", problem_type, spec=method.exits)
+        who = f"Method '{method.name}', {problem_type}"
+        _check_training(method, model, who)
+        _check_policy_fits(method, model, who)
+        _check_saving(model, who)
+    known = method.name in METHODS and METHODS[method.name] is method
+    ensure(known, f"Method '{method.name}' is not registered: nobody can ask for it by name.")
+
+
+def _labels(model: MultiExitModel) -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    if model.problem_type == "regression":
+        return torch.randn(_ROWS, generator=draw)
+    num_labels = len(model.config.id2label)
+    if model.problem_type == "multi_label_classification":
+        return torch.randint(2, (_ROWS, num_labels), generator=draw).float()
+    return torch.arange(_ROWS) % num_labels
+
+
+def _check_training(method: Method, model: MultiExitModel, who: str) -> None:
+    """Each stage has a finite loss; together they reach every weight of every exit."""
+    torch.manual_seed(0)
+    objective = method.objective()
+    batch = {"labels": _labels(model), "problem_type": model.problem_type}
+    model.train()
+    reached: set[str] = set()
+    for stage in objective.stages():
+        model.zero_grad()
+        losses = objective.training_step(model, tiny_batch(_ROWS), batch, stage)
+        loss = torch.stack(list(losses.values())).sum()
+        ensure(math.isfinite(loss.item()), f"{who}: the loss of stage '{stage.name}' is {loss}.")
+        loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        for name, grad in grads.items():
+            ensure(torch.isfinite(grad).all(), f"{who}: the gradient of '{name}' is not finite.")
+        reached |= {name for name, grad in grads.items() if grad.any()}
+    model.eval()
+    missed = [name for name, _ in model.exits.named_parameters() if f"exits.{name}" not in reached]
+    ensure(not missed, f"{who}: no stage trains {', '.join(missed[:4])}.")
+
+
+def _check_policy_fits(method: Method, model: MultiExitModel, who: str) -> None:
+    variants = POLICIES[method.policy].variants(model.problem_type, model.depth)
+    ensure(variants, f"{who}: its policy '{method.policy}' is not for this task.")
+    for policy in variants:
+        policy.check(model.problem_type, model.depth)
+
+
+def _check_saving(model: MultiExitModel, who: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder) / "model")
+        again = MultiExitModel.from_pretrained(Path(folder) / "model")
+    ensure(again.fingerprint() == model.fingerprint(), f"{who}: loads as another model.")
+    with torch.inference_mode():
+        pairs = zip(model.all_exits(tiny_batch(4)), again.all_exits(tiny_batch(4)), strict=True)
+        same = all(torch.equal(one.scores, other.scores) for one, other in pairs)
+    ensure(same, f"{who}: answers otherwise after it was saved and loaded.")
