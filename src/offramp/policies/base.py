@@ -165,10 +165,17 @@ def decide(
     if output.scores.dtype != torch.float32:
         output = ExitOutput(output.scores.float(), output.signals)
     leave, answer, state = policy.step(state, layer, output)
-    finite = torch.isfinite(output.scores)
-    bad = None if finite.all() else ~finite.all(dim=-1)
+    bad = _broken(output.scores)
     if last:
         leave = torch.ones_like(leave)
     elif bad is not None:
         leave = leave | bad
     return Decision(leave, bad, answer, state)
+
+
+def _broken(scores: Tensor) -> Tensor | None:
+    """Rows with a non-finite score, or None: one sum says so in nearly every case."""
+    if math.isfinite(scores.sum().item()):
+        return None
+    finite = torch.isfinite(scores).all(dim=-1)
+    return None if finite.all() else ~finite

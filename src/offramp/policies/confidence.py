@@ -1,7 +1,7 @@
 """Leave when one exit is sure: maximum probability, margin, entropy.
 
 Multi-label scores are independent yes/no questions, so a row is as sure as its least sure
-label. Probabilities come from log-softmax and entropies are clamped at 0, so saturated
+label. Softmax is shifted by the largest logit and entropies are clamped at 0, so saturated
 logits leave at the first exit instead of turning into NaN.
 """
 
@@ -33,13 +33,14 @@ class _Confidence(EvidencePolicy):
     def variants(cls, problem_type: str, depth: int) -> list[Policy]:
         if problem_type not in cls.problem_types:
             return []
-        return [cls(multi_label=problem_type == "multi_label_classification")]
+        options = {"multi_label": problem_type == "multi_label_classification"}
+        return [cls.model_validate(options)]
 
-    def _log_probabilities(self, scores: Tensor) -> Tensor:
+    def _probabilities(self, scores: Tensor) -> Tensor:
         """(rows, classes), or (rows, labels, 2) where each label is a yes/no question."""
         if self.multi_label:
-            return torch.nn.functional.logsigmoid(torch.stack((-scores, scores), dim=-1))
-        return torch.log_softmax(scores, dim=-1)
+            return torch.sigmoid(torch.stack((-scores, scores), dim=-1))
+        return torch.softmax(scores, dim=-1)
 
     def _least_sure(self, evidence: Tensor) -> Tensor:
         return evidence.amin(dim=-1) if self.multi_label else evidence
@@ -53,7 +54,7 @@ class MaxProbability(_Confidence):
     threshold: float = Field(default=0.9, ge=0)
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        best = self._log_probabilities(output.scores).amax(dim=-1).exp()
+        best = self._probabilities(output.scores).amax(dim=-1)
         return self._least_sure(best), state
 
 
@@ -65,7 +66,7 @@ class Margin(_Confidence):
     threshold: float = Field(default=0.8, ge=0)
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        top = self._log_probabilities(output.scores).topk(2, dim=-1).values.exp()
+        top = self._probabilities(output.scores).topk(2, dim=-1).values
         return self._least_sure(top[..., 0] - top[..., 1]), state
 
 
@@ -87,6 +88,6 @@ class Entropy(_Confidence):
         return self._with(threshold=max(-bar, 0.0))
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        probability = self._log_probabilities(output.scores).exp()
-        entropy = torch.special.entr(probability).sum(dim=-1).clamp_min(0)
+        probabilities = self._probabilities(output.scores)
+        entropy = torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
         return self._least_sure(-entropy), state

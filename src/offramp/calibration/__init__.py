@@ -1,0 +1,18 @@
+"""Choosing on an exit table: candidates, operating points and what they claim."""
+
+from offramp.calibration.frontier import Outcome, frontier, measure
+from offramp.calibration.point import OperatingPoint, list_points
+from offramp.calibration.search import Calibration, calibrate
+from offramp.calibration.target import Target, parse_share
+
+__all__ = [
+    "Calibration",
+    "OperatingPoint",
+    "Outcome",
+    "Target",
+    "calibrate",
+    "frontier",
+    "list_points",
+    "measure",
+    "parse_share",
+]

@@ -1,0 +1,253 @@
+"""What policies cost and score on a table: the candidates among which a point is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.errors import ConfigError, TableError
+from offramp.metrics import METRICS, Metric, class_recalls, default_metric, predictions, strayed
+from offramp.policies import POLICIES, EvidencePolicy, Policy, make_policy
+from offramp.table import ExitTable, evidence_matrix, executed_cost, histogram, replay, sweep
+from offramp.table.store import Array
+
+PolicySpec = str | Mapping[str, Any] | Policy
+BASELINE = "fixed"
+_BARS = 200
+_CHUNK = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one policy did on the rows of a table.
+
+    Attributes:
+        cost: share of full-depth FLOPs, sum executed / sum full.
+        disagreement: from full depth; see `offramp.metrics.disagreement`.
+        exit_histogram: rows that left after layer 1, 2, ..., depth.
+        metric, score, full_score: None without labels.
+        class_drops: drop of recall by class name, where asked for.
+    """
+
+    policy: Policy
+    cost: float
+    disagreement: float
+    exit_histogram: tuple[int, ...]
+    metric: str | None
+    score: float | None
+    full_score: float | None
+    class_drops: dict[str, float] | None = None
+
+    @property
+    def cost_reduction(self) -> float:
+        return 1 / self.cost
+
+    @property
+    def drop(self) -> float | None:
+        """Full depth minus early exit: positive is worse."""
+        if self.score is None or self.full_score is None:
+            return None
+        return self.full_score - self.score
+
+    @property
+    def loss(self) -> float:
+        """What to minimise: minus the score, or the disagreement without labels."""
+        return self.disagreement if self.score is None else -self.score
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.to_dict(),
+            "cost": self.cost,
+            "cost_reduction": self.cost_reduction,
+            "metric": self.metric,
+            "score": self.score,
+            "full_score": self.full_score,
+            "drop": self.drop,
+            "disagreement": self.disagreement,
+            "exit_histogram": list(self.exit_histogram),
+        }
+
+
+class Judge:
+    """Measures policies on the rows of a table whose scores are all finite.
+
+    Args:
+        metric: a name; by default the task's own. Needs labels.
+        per_class: also measure the drop of recall of each class.
+    """
+
+    def __init__(
+        self, table: ExitTable, metric: str | None = None, per_class: bool = False
+    ) -> None:
+        self.metric = _metric(table, metric)
+        self.per_class = per_class
+        fine = _finite_rows(table)
+        self.excluded = int(table.rows - fine.sum())
+        self.table = table.take(fine) if self.excluded else table
+        self._predicted = predictions(self.table.scores, table.problem_type)  # (rows, depth, ...)
+        self._full = self._predicted[:, -1]
+        self._rows = np.arange(self.table.rows)
+        self._costs: dict[tuple[bool, ...], tuple[Array, float]] = {}
+        self.full_score = self._score(self._full)
+
+    def measure(self, policy: Policy) -> Outcome:
+        """What this policy does, by replay."""
+        done = replay(self.table, policy)
+        early = predictions(done.answers, self.table.problem_type)
+        return self._outcome(policy, done.exit_layers, early)
+
+    def class_drops(self, policy: Policy) -> dict[str, float] | None:
+        """Drop of recall by class name, for classification with labels."""
+        answers = replay(self.table, policy).answers
+        return self._class_drops(predictions(answers, self.table.problem_type))
+
+    def search(self, start: Policy) -> Iterator[Outcome]:
+        """The policy as it is and at every other bar worth trying, if it has one."""
+        if isinstance(start, EvidencePolicy):
+            evidence = evidence_matrix(self.table, start)
+            bars = np.append(_bars(evidence), np.float32(start.bar))
+            yield from self.sweep(start, bars, evidence)
+        else:
+            yield self.measure(start)
+
+    def sweep(
+        self, policy: EvidencePolicy, bars: npt.ArrayLike, evidence: Array | None = None
+    ) -> Iterator[Outcome]:
+        """The policy at each of these bars, each resulting policy once."""
+        bars = np.asarray(bars)
+        seen: set[Policy] = set()
+        for bar, exit_layers in zip(bars, sweep(self.table, policy, bars, evidence), strict=True):
+            variant = policy.with_bar(float(bar))
+            if variant not in seen:
+                seen.add(variant)
+                early = self._predicted[self._rows, exit_layers - 1]
+                yield self._outcome(variant, exit_layers, early)
+
+    def _outcome(self, policy: Policy, exit_layers: Array, early: Array) -> Outcome:
+        executed, full = self._cost(policy)
+        return Outcome(
+            policy=policy,
+            cost=float(executed[self._rows, exit_layers - 1].sum()) / full,
+            disagreement=strayed(early, self._full),
+            exit_histogram=histogram(exit_layers, self.table.depth),
+            metric=self.metric.name if self.metric else None,
+            score=self._score(early),
+            full_score=self.full_score,
+            class_drops=self._class_drops(early) if self.per_class else None,
+        )
+
+    def _cost(self, policy: Policy) -> tuple[Array, float]:
+        """FLOPs by exit layer (rows, depth), and of full depth in all."""
+        read = tuple(policy.reads(layer) for layer in range(1, self.table.depth))
+        if read not in self._costs:
+            executed, full = executed_cost(self.table, policy)
+            self._costs = {read: (executed, float(full.sum()))}
+        return self._costs[read]
+
+    def _score(self, predicted: Array) -> float | None:
+        if self.metric is None or self.table.labels is None:
+            return None
+        return self.metric.compare(predicted, self.table.labels)
+
+    def _class_drops(self, early: Array) -> dict[str, float] | None:
+        labels, header = self.table.labels, self.table.header
+        if labels is None or header.problem_type == "regression":
+            return None
+        names = header.label_names or tuple(map(str, range(header.num_scores)))
+        full = class_recalls(self._full, labels, header.num_scores)
+        drops = full - class_recalls(early, labels, header.num_scores)
+        return {
+            name: float(drop) for name, drop in zip(names, drops, strict=True) if not np.isnan(drop)
+        }
+
+
+def measure(
+    table: ExitTable, policy: PolicySpec, metric: str | None = None, per_class: bool = False
+) -> Outcome:
+    """What a policy does on a table of any role; nothing is chosen here."""
+    policy = make_policy(policy)
+    policy.check(table.problem_type, table.depth)
+    return Judge(table, metric, per_class).measure(policy)
+
+
+def frontier(
+    table: ExitTable,
+    metric: str | None = None,
+    policies: Sequence[PolicySpec] | None = None,
+) -> list[Outcome]:
+    """Every candidate's cost and score, `full` and the `fixed` baseline always among them.
+
+    Args:
+        policies: a name means the best bars of that policy are searched; a policy with its
+            options is tried as it is. By default every policy that fits the task.
+    """
+    judge = Judge(table, metric)
+    specs = applicable(table) if policies is None else policies
+    return explore(judge, [*specs, BASELINE, "full"])
+
+
+def applicable(table: ExitTable) -> list[str]:
+    """Names of the policies that fit the table's task, without the baseline."""
+    fits = (name for name in POLICIES if table.problem_type in POLICIES[name].problem_types)
+    return [name for name in fits if name != BASELINE]
+
+
+def explore(judge: Judge, specs: Sequence[PolicySpec]) -> list[Outcome]:
+    """The outcome of every candidate, each policy once."""
+    outcomes: dict[Policy, Outcome] = {}
+    for spec in specs:
+        for start, searched in _starts(spec, judge.table):
+            for outcome in judge.search(start) if searched else [judge.measure(start)]:
+                outcomes.setdefault(outcome.policy, outcome)
+    return list(outcomes.values())
+
+
+def _starts(spec: PolicySpec, table: ExitTable) -> Iterator[tuple[Policy, bool]]:
+    """Policies to try, and whether their bars are to be searched."""
+    if not isinstance(spec, str):
+        policy = make_policy(spec)
+        policy.check(table.problem_type, table.depth)
+        yield policy, False
+        return
+    variants = POLICIES[spec].variants(table.problem_type, table.depth)
+    if not variants and table.depth > 1:
+        raise ConfigError(f"Policy '{spec}' is not for {table.problem_type}.")
+    yield from ((policy, True) for policy in variants)
+
+
+def _bars(evidence: Array) -> Array:
+    """Bars that tell rows apart: every value of the evidence, or quantiles of many.
+
+    They are float32, as evidence is, so that every engine compares the same numbers.
+    """
+    known = evidence[:, :-1]  # whoever is not past the bar by the last layer leaves there anyway
+    known = known[np.isfinite(known)]
+    bars = np.unique(known)
+    if len(bars) > _BARS:
+        bars = np.unique(np.quantile(known, np.linspace(0, 1, _BARS)).astype(np.float32))
+    return bars
+
+
+def _metric(table: ExitTable, name: str | None) -> Metric | None:
+    if table.labels is None:
+        if name is not None:
+            raise TableError(f"Metric '{name}' needs labels, but the table has none.")
+        return None
+    metric = METRICS[name] if name is not None else default_metric(table.problem_type)
+    metric.check(table.problem_type)
+    return metric
+
+
+def _finite_rows(table: ExitTable) -> Array:
+    """Mask of rows whose every score is finite. Raises TableError if there is none."""
+    fine = np.empty(table.rows, dtype=bool)
+    for first in range(0, table.rows, _CHUNK):
+        part = slice(first, first + _CHUNK)
+        fine[part] = np.isfinite(table.scores[part]).all(axis=(1, 2))
+    if not fine.any():
+        raise TableError(f"All {table.rows} rows have NaN or infinite scores; check the model.")
+    return fine

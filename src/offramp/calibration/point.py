@@ -1,0 +1,128 @@
+"""The operating point: a policy, what it was asked for and what it did on recorded rows.
+
+It lies beside the weights as `points/<name>.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from offramp import __version__
+from offramp.calibration.target import Target
+from offramp.errors import OfframpError, OutputError, PointError
+from offramp.policies import Policy, make_policy
+from offramp.registry import nearest
+from offramp.storage import Strict, parse_document, read_document, write_document
+from offramp.table import ProblemType
+
+FOLDER = "points"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+PointName = Annotated[str, StringConstraints(pattern=_NAME)]
+
+
+class OperatingPoint(Strict):
+    """A policy chosen on a table, with the figures it had there.
+
+    Attributes:
+        policy: {"name": ..., its options}.
+        target: what was asked for; None for a point set by hand.
+        role, rows, rows_excluded: the table's role, its rows used, and its broken rows not used.
+        metric, score, full_score, drop: None where the table had no labels.
+        disagreement: from full depth; see `offramp.metrics.disagreement`.
+        cost: share of full-depth FLOPs; cost_reduction is its inverse.
+        exit_histogram: rows that left after layer 1, 2, ..., depth.
+        class_drops: drop of recall by class name, for classification with labels.
+        certificate: place of a claim with a probability; there is none yet.
+    """
+
+    schema_version: Literal[1] = 1
+    name: PointName
+    policy: dict[str, Any]
+    target: Target | None
+    problem_type: ProblemType
+    depth: int = Field(ge=1)
+    role: Literal["tune", "calibrate"]
+    rows: int = Field(ge=1)
+    rows_excluded: int = Field(ge=0)
+    metric: str | None
+    score: float | None
+    full_score: float | None
+    drop: float | None
+    class_drops: dict[str, float] | None
+    disagreement: float = Field(ge=0)
+    cost: float = Field(gt=0)
+    cost_reduction: float = Field(gt=0)
+    exit_histogram: tuple[Annotated[int, Field(ge=0)], ...]
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    data_fingerprint: str
+    engine: str
+    dtype: str
+    offramp: str = __version__
+    certificate: None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if len(self.exit_histogram) != self.depth or sum(self.exit_histogram) != self.rows:
+            raise ValueError("exit_histogram does not fit depth and rows")
+        try:
+            self.build_policy().check(self.problem_type, self.depth)
+        except OfframpError as problem:
+            raise ValueError(str(problem)) from None
+        return self
+
+    def build_policy(self) -> Policy:
+        """The policy, ready for an engine or a replay."""
+        return make_policy(self.policy)
+
+    def check(self, model_fingerprint: str, tokenizer_fingerprint: str | None = None) -> None:
+        """Refuse a point that was chosen for another model or tokenizer. Raises PointError."""
+        for what, mine, other in (
+            ("model", self.model_fingerprint, model_fingerprint),
+            ("tokenizer", self.tokenizer_fingerprint, tokenizer_fingerprint),
+        ):
+            if other is not None and mine != other:
+                raise PointError(
+                    f"Point '{self.name}' was chosen for {what} {mine}, not for {other}. "
+                    "Record a table with this one and run `offramp calibrate` again."
+                )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the point beside the weights in a model folder; gives the file's path."""
+        if not Path(folder).is_dir():
+            raise OutputError(f"{folder}: no such model folder. Save the model there first.")
+        path = _path(folder, self.name)
+        write_document(path, self)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str = "default") -> Self:
+        """Read a point of a model folder. Raises PointError."""
+        path = _path(folder, name)
+        if not path.is_file():
+            known = list_points(folder)
+            raise PointError(
+                f"{folder} has no operating point '{name}'.{nearest(name, known)} "
+                + (f"It has: {', '.join(known)}." if known else "Make one: `offramp calibrate`.")
+            )
+        point = read_document(cls, path, PointError)
+        if point.name != name:
+            raise PointError(f"{path}: holds a point named '{point.name}', not '{name}'.")
+        return point
+
+
+def list_points(folder: str | Path) -> list[str]:
+    """Names of the operating points in a model folder."""
+    return sorted(path.stem for path in (Path(folder) / FOLDER).glob("*.json"))
+
+
+def _path(folder: str | Path, name: str) -> Path:
+    parse_document(_Name, {"name": name}, "Operating point", PointError)
+    return Path(folder) / FOLDER / f"{name}.json"
+
+
+class _Name(Strict):
+    name: PointName

@@ -1,0 +1,156 @@
+"""Choosing an operating point on a table: what was asked, at the least cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offramp.calibration import sentences
+from offramp.calibration.frontier import (
+    BASELINE,
+    Judge,
+    Outcome,
+    PolicySpec,
+    applicable,
+    explore,
+)
+from offramp.calibration.point import OperatingPoint
+from offramp.calibration.target import Target
+from offramp.errors import ConfigError, PointError, TableError
+from offramp.policies import EvidencePolicy
+from offramp.storage import parse_document
+from offramp.table import ExitTable, require_role
+
+WORTH_IT = 1.05
+"""The least cost reduction that is worth a policy."""
+_ROUNDING = 1e-9  # .93 - .92 is a drop of 1%, whatever binary fractions say
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a search found.
+
+    Attributes:
+        point: the chosen point; full depth where early exit does not pay.
+        pays: whether anything better than full depth met the target.
+        messages: sentences for the user: the choice, its figures, what to be careful about.
+        frontier: every candidate that was tried, the `fixed` baseline among them.
+    """
+
+    point: OperatingPoint
+    pays: bool
+    messages: tuple[str, ...]
+    frontier: tuple[Outcome, ...]
+
+
+def calibrate(
+    table: ExitTable,
+    *,
+    target_speedup: float | None = None,
+    max_drop: float | str | None = None,
+    max_disagreement: float | str | None = None,
+    metric: str | None = None,
+    per_class: bool = False,
+    policies: Sequence[PolicySpec] | None = None,
+    name: str = "default",
+) -> Calibration:
+    """Choose a policy and its threshold on a recorded table.
+
+    Give exactly one target. Where none of the candidates meets it, or the cheapest that does
+    saves less than 5%, the point is full depth and `pays` is False. This is a choice on the
+    rows of the table; it claims nothing about other rows.
+
+    Args:
+        table: role `tune` or `calibrate`.
+        target_speedup: cost reduction wanted (2 = half the FLOPs); the best score that has it
+            is chosen, or the least disagreement where there are no labels.
+        max_drop: the cheapest candidate that loses at most this much of the metric against
+            full depth, in the metric's unit (0.01 or '1%'). Needs labels.
+        max_disagreement: the cheapest candidate that answers at most this share of rows
+            otherwise than full depth. Needs no labels.
+        metric: by default accuracy, f1_micro (multi-label) or pearson (regression).
+        per_class: the recall of no class may drop by more than max_drop either.
+        policies: names to search, or policies with options to try as they are; `fixed` only
+            takes part if named here.
+        name: of the operating point.
+
+    Raises:
+        ConfigError: contradictory or meaningless demands.
+        TableError: the role forbids it, labels are missing, or no row is usable.
+    """
+    require_role(table, ("tune", "calibrate"), "choose a policy")
+    target = Target.of(target_speedup, max_drop, max_disagreement, per_class)
+    judge = Judge(table, metric, per_class)
+    _check_target(target, judge)
+    specs = applicable(table) if policies is None else policies
+    tried = explore(judge, [*specs, "full"])
+    baseline = explore(judge, [BASELINE])
+    best = _choose(target, tried)
+    pays = best is not None and best.cost_reduction >= WORTH_IT
+    full = next(outcome for outcome in tried if outcome.policy.name == "full")
+    chosen = best if best is not None and pays else full
+    point = _point(name, target, judge, chosen)
+    if pays:
+        verdict = sentences.choice(target, chosen, baseline)
+    else:
+        verdict = sentences.refusal(target, best, tried)
+    cautions = sentences.cautions(judge.table.rows, judge.excluded)
+    known = {outcome.policy for outcome in tried}
+    rest = [outcome for outcome in baseline if outcome.policy not in known]
+    return Calibration(point, pays, (*verdict, *cautions), (*tried, *rest))
+
+
+def _check_target(target: Target, judge: Judge) -> None:
+    problem_type = judge.table.problem_type
+    if target.per_class and problem_type == "regression":
+        raise ConfigError("per_class has no meaning for regression, which has no classes.")
+    if target.kind == "max_drop" and judge.metric is None:
+        raise TableError(
+            "max_drop needs labels, but the table has none. Use max_disagreement, which "
+            "compares with full depth, or record rows with labels."
+        )
+    bounded = {
+        "target_speedup": False,
+        "max_drop": judge.metric is not None and judge.metric.bounded,
+        "max_disagreement": problem_type != "regression",
+    }[target.kind]
+    if bounded and target.value >= 1:
+        raise ConfigError(
+            f"{target.kind}={target.value:g} allows any answer at all. Write 1% or 0.01."
+        )
+
+
+def _choose(target: Target, outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The best of the outcomes that meet the target, or None; ties go to the stricter bar."""
+
+    def order(outcome: Outcome) -> tuple[float, float, float]:
+        policy = outcome.policy
+        bar = policy.bar if isinstance(policy, EvidencePolicy) else 0.0
+        if target.kind == "target_speedup":
+            return outcome.loss, outcome.cost, -bar
+        return outcome.cost, outcome.loss, -bar
+
+    return min((o for o in outcomes if _meets(target, o)), key=order, default=None)
+
+
+def _meets(target: Target, outcome: Outcome) -> bool:
+    if target.kind == "target_speedup":
+        return outcome.cost * target.value <= 1 + _ROUNDING
+    if target.kind == "max_disagreement":
+        return outcome.disagreement <= target.value + _ROUNDING
+    drops = [outcome.drop, *(outcome.class_drops or {}).values()]
+    return all(drop is not None and drop <= target.value + _ROUNDING for drop in drops)
+
+
+def _point(name: str, target: Target, judge: Judge, chosen: Outcome) -> OperatingPoint:
+    header = judge.table.header.model_dump()
+    shared = OperatingPoint.model_fields.keys() & header.keys() - {"schema_version", "offramp"}
+    data = {
+        **{key: header[key] for key in shared},
+        **chosen.to_dict(),
+        "name": name,
+        "target": target,
+        "class_drops": judge.class_drops(chosen.policy),
+        "rows_excluded": judge.excluded,
+    }
+    return parse_document(OperatingPoint, data, "Operating point", PointError)

@@ -1,0 +1,69 @@
+"""What a search says to its user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.calibration.frontier import Outcome
+from offramp.calibration.target import Target
+from offramp.policies import Policy
+
+FEW_ROWS = 50
+
+
+def choice(target: Target, chosen: Outcome, baseline: Sequence[Outcome]) -> list[str]:
+    """The choice with its figures, and what leaving at one fixed layer would have given."""
+    lines = [f"Chosen for a {target}: {_describe(chosen)}."]
+    affordable = [outcome for outcome in baseline if outcome.cost <= chosen.cost]
+    if affordable:
+        best = min(affordable, key=lambda outcome: outcome.loss)
+        lines.append(f"For comparison, everyone leaving at one layer: {_describe(best)}.")
+    return lines
+
+
+def refusal(target: Target, best: Outcome | None, tried: Sequence[Outcome]) -> list[str]:
+    """Why the point is full depth.
+
+    Args:
+        best: what met the target best, if anything did.
+    """
+    lines = [
+        f"Early exit will not pay for this model at this target ({target}); "
+        "the point is full depth."
+    ]
+    if best is None:
+        cheapest = min(tried, key=lambda outcome: (outcome.cost, outcome.loss))
+        lines.append(f"No candidate meets it; the cheapest is {_describe(cheapest)}.")
+        return lines
+    lines.append(f"The best candidate that meets it is {_describe(best)}.")
+    cheaper = [outcome for outcome in tried if outcome.cost < best.cost]
+    if cheaper:
+        nearest = min(cheaper, key=lambda outcome: outcome.loss)
+        lines.append(f"The best that costs less is {_describe(nearest)}.")
+    return lines
+
+
+def cautions(rows: int, excluded: int) -> list[str]:
+    """What the figures rest on."""
+    lines = []
+    if excluded:
+        lines.append(f"{excluded} rows with NaN or infinite scores were left out.")
+    if rows < FEW_ROWS:
+        lines.append(f"{rows} rows are too few to choose on; use at least {FEW_ROWS}.")
+    lines.append(f"This is a choice on {rows} rows, not a guarantee for others.")
+    return lines
+
+
+def _describe(outcome: Outcome) -> str:
+    """'entropy 0.12: cost reduction 1.90x, accuracy 0.9210 (full depth 0.9280), ...'."""
+    text = f"{_name(outcome.policy)}: cost reduction {outcome.cost_reduction:.2f}x, "
+    if outcome.score is not None:
+        text += f"{outcome.metric} {outcome.score:.4f} (full depth {outcome.full_score:.4f}), "
+    return text + f"disagreement {outcome.disagreement:.4f}"
+
+
+def _name(policy: Policy) -> str:
+    """'patience 3', 'entropy 0.12', 'fixed 4'."""
+    options = policy.model_dump().values()
+    numbers = [f"{value:g}" for value in options if type(value) in (int, float)]
+    return " ".join([policy.name, *numbers])

@@ -1,0 +1,162 @@
+"""What a policy would have done on recorded rows, without the model.
+
+`replay` calls the same `decide` as an engine, layer by layer, and keeps only rows that still
+run. `sweep` gives the exit layers for many bars from one pass over the evidence; it is the
+fast twin of `replay(table, policy.with_bar(bar))` and agrees with it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from offramp.errors import TableError
+from offramp.policies import EvidencePolicy, Policy, decide
+from offramp.table.store import Array, ExitTable
+
+_CHUNK = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A policy's outcome on the rows of a table.
+
+    Attributes:
+        depth: number of layers.
+        exit_layers: (rows,) int64, 1-based.
+        answers: (rows, classes) float32, raw scores.
+        bad: (rows,) bool, rows that left because their scores were not finite.
+        cost: (rows,) executed FLOPs, with the exits that the policy read.
+        full_cost: (rows,) FLOPs of the model as it was: all layers and its own head.
+    """
+
+    depth: int
+    exit_layers: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.float32]
+    bad: npt.NDArray[np.bool_]
+    cost: npt.NDArray[np.float64]
+    full_cost: npt.NDArray[np.float64]
+
+    @property
+    def share(self) -> float:
+        """Cost of the whole set: sum executed / sum full; long rows weigh more."""
+        return float(self.cost.sum() / self.full_cost.sum())
+
+    @property
+    def histogram(self) -> tuple[int, ...]:
+        """Rows that left after layer 1, 2, ..., depth."""
+        return histogram(self.exit_layers, self.depth)
+
+
+def histogram(exit_layers: Array, depth: int) -> tuple[int, ...]:
+    """Rows that left after layer 1, 2, ..., depth."""
+    return tuple(np.bincount(exit_layers, minlength=depth + 1)[1:].tolist())
+
+
+def executed_cost(table: ExitTable, policy: Policy) -> tuple[Array, Array]:
+    """FLOPs by exit layer (rows, depth) under a policy, and of full depth (rows,).
+
+    The exits that the policy reads on the way are paid for, and the one that answers. Reading
+    every exit and leaving at none therefore costs slightly more than full depth.
+    """
+    layer_cost, exit_cost = table.columns["layer_cost"], table.columns["exit_cost"]
+    full = layer_cost[:, -1] + exit_cost[:, -1]
+    read = [policy.reads(layer) for layer in range(1, table.depth)] + [True]
+    executed = layer_cost + np.cumsum(exit_cost * np.array(read, dtype=np.float64), axis=1)
+    if not (np.isfinite(executed).all() and (executed > 0).all() and (full > 0).all()):
+        raise TableError("The table's costs must be finite and positive. Record it again.")
+    return executed, full
+
+
+def replay(table: ExitTable, policy: Policy) -> Replay:
+    """Run a policy over a recorded table; equal to what an engine does with the model."""
+    exit_layers = np.zeros(table.rows, dtype=np.int64)
+    answers = np.zeros((table.rows, table.header.num_scores), dtype=np.float32)
+    bad = np.zeros(table.rows, dtype=bool)
+    with torch.inference_mode():
+        for rows in _chunks(table.rows):
+            _replay_rows(table, policy, rows, exit_layers, answers, bad)
+    executed, full = executed_cost(table, policy)
+    cost = executed[np.arange(table.rows), exit_layers - 1]
+    return Replay(table.depth, exit_layers, answers, bad, cost, full)
+
+
+def _replay_rows(
+    table: ExitTable, policy: Policy, rows: Array, exit_layers: Array, answers: Array, bad: Array
+) -> None:
+    """Take row indices `rows` through the layers and fill in what became of them."""
+    state = policy.start(table.start(rows))
+    for layer in range(1, table.depth + 1):
+        last = layer == table.depth
+        if not (last or policy.reads(layer)):
+            continue
+        output = table.output(rows, layer)
+        leave, broken, answer, state = decide(policy, state, layer, output, last)
+        gone = leave.numpy()
+        exit_layers[rows[gone]] = layer
+        answers[rows[gone]] = answer[leave].numpy()
+        if broken is not None:
+            bad[rows[broken.numpy()]] = True
+        rows = rows[~gone]
+        if not len(rows):
+            return
+        state = {name: leaf[~leave] for name, leaf in state.items()}
+
+
+def evidence_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.float32]:
+    """Largest evidence so far, (rows, depth): a row has left by layer i if it is above the bar.
+
+    A broken score counts as +inf, since its row leaves there. Stored layer by layer, so that
+    a column is contiguous.
+    """
+    by_layer = np.empty((table.depth, table.rows), dtype=np.float32)
+    with torch.inference_mode():
+        for rows in _chunks(table.rows):
+            state = policy.start(table.start(rows))
+            for layer in range(1, table.depth + 1):
+                output = table.output(rows, layer)
+                evidence, state = policy.evidence(state, layer, output)
+                broken = ~torch.isfinite(output.scores).all(dim=-1)
+                # evidence that is no number passes no bar
+                known = evidence.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
+                by_layer[layer - 1, rows] = known.masked_fill(broken, torch.inf).numpy()
+    return np.maximum.accumulate(by_layer, axis=0, out=by_layer).T
+
+
+def sweep(
+    table: ExitTable,
+    policy: EvidencePolicy,
+    bars: npt.ArrayLike,
+    evidence: npt.NDArray[np.float32] | None = None,
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Exit layers (rows,) for each bar, as `replay(table, policy.with_bar(bar))` gives them.
+
+    `evidence` is `evidence_matrix(table, policy)`, if at hand. A policy that does not read
+    every exit (`fixed`, `full`) is replayed, since what it does not read cannot stop it; so
+    is one with a `step` of its own.
+    """
+    own_step = type(policy).step is not EvidencePolicy.step
+    for bar in np.asarray(bars, dtype=np.float64).tolist():
+        candidate = policy.with_bar(bar)
+        if own_step or not all(candidate.reads(layer) for layer in range(1, table.depth)):
+            yield replay(table, candidate).exit_layers
+            continue
+        if evidence is None:
+            evidence = evidence_matrix(table, policy)
+        yield _first_above(evidence, candidate.bar)
+
+
+def _first_above(evidence: npt.NDArray[np.float32], bar: float) -> npt.NDArray[np.int64]:
+    """1-based layer of the first evidence above the bar, or the last layer."""
+    # torch compares a float32 tensor with a number rounded to float32, so must we
+    not_yet = evidence.T[:-1] <= np.float32(bar)
+    return 1 + not_yet.sum(axis=0, dtype=np.int64)
+
+
+def _chunks(rows: int) -> Iterator[npt.NDArray[np.int64]]:
+    for first in range(0, rows, _CHUNK):
+        yield np.arange(first, min(first + _CHUNK, rows))
