@@ -1,0 +1,239 @@
+"""Which column is the text, its pair and the label; and their values as typed Arrow arrays."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from offramp.data.sources import Source
+from offramp.errors import ConfigError, DataError
+from offramp.registry import nearest
+
+PAIRS = (
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("question", "passage"),
+    ("query", "passage"),
+    ("query", "document"),
+)
+# fmt: off
+TEXTS = (
+    "text", "sentence", "content", "review", "reaction", "document", "question", "tweet",
+    "comment", "message", "body", "headline", "description", "utterance", "smiles", "sequence",
+)
+LABELS = (
+    "label", "labels", "score", "class", "target", "category", "sentiment", "rating", "stars",
+    "gold_label", "intent", "emotion",
+)
+# fmt: on
+
+
+class Chosen(NamedTuple):
+    """Names of the columns to use."""
+
+    text: str
+    text_pair: str | None
+    label: str | None
+
+
+def choose_columns(
+    source: Source, text: str | None, text_pair: str | None, label: str | None
+) -> Chosen:
+    """The columns named by the options, the others by convention (see PAIRS, TEXTS, LABELS).
+
+    Convention goes by the lower-case name. `text` wins over all, then a known pair, then a
+    single known column; `label` wins over `labels`, then a single known column. Two that fit
+    equally well are an error, not a guess. No label column is fine.
+    """
+    for option, column in (("text", text), ("text-pair", text_pair), ("label", label)):
+        if column is not None and column not in source.columns:
+            raise DataError(
+                f"{source.name}: no column '{column}' (--{option}).{nearest(column, _all(source))} "
+                f"{_listing(source)}"
+            )
+    if text is None and text_pair is not None:
+        raise ConfigError("--text-pair names the second text, so --text must name the first.")
+    if text is None:
+        text, text_pair = _conventional_text(source)
+    if label is None:
+        label = _conventional_label(source, {text, text_pair})
+    used = [column for column in (text, text_pair, label) if column is not None]
+    if len(set(used)) < len(used):
+        raise DataError(f"{source.name}: one column is named twice: {', '.join(used)}.")
+    return Chosen(text, text_pair, label)
+
+
+def _conventional_text(source: Source) -> tuple[str, str | None]:
+    known = {column.lower(): column for column in reversed(source.columns)}
+    if "text" in known:
+        return known["text"], known.get("text_pair")
+    found: list[tuple[str, str | None]] = [
+        (known[first], known[second]) for first, second in PAIRS if {first, second} <= set(known)
+    ]
+    found = found or [(known[name], None) for name in TEXTS if name in known]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        options = ", ".join(" + ".join(filter(None, columns)) for columns in found)
+        raise DataError(
+            f"{source.name}: more than one column could be the text: {options}. Say which with "
+            "--text COLUMN, and --text-pair COLUMN for a second one."
+        )
+    hints = [hint for name in TEXTS if (hint := nearest(name, _all(source)))]
+    raise DataError(
+        f"{source.name}: no column is known as text ({', '.join(TEXTS)}, or a pair such as "
+        f"sentence1 + sentence2).{hints[0] if hints else ''} {_listing(source)} Say which with "
+        "--text COLUMN."
+    )
+
+
+def _conventional_label(source: Source, taken: set[str | None]) -> str | None:
+    known = {column.lower(): column for column in source.columns if column not in taken}
+    found = [known[name] for name in LABELS if name in known]
+    if len(found) > 1 and found[0].lower() not in ("label", "labels"):
+        raise DataError(
+            f"{source.name}: more than one column could be the label: {', '.join(found)}. "
+            "Say which with --label COLUMN."
+        )
+    return found[0] if found else None
+
+
+def _all(source: Source) -> list[str]:
+    return list(source.columns)
+
+
+def _listing(source: Source) -> str:
+    shown = [column[:40] for column in source.columns[:20]]
+    more = f" and {len(source.columns) - 20} more" if len(source.columns) > 20 else ""
+    return f"Columns there: {', '.join(shown)}{more}."
+
+
+# --- values ---------------------------------------------------------------------------
+
+
+def read_text(source: Source, column: str) -> pa.ChunkedArray:
+    """A column of text, (rows,); a missing or other value is an error that names the row."""
+    values = _arrow(source, column)
+    if values.type == pa.null():
+        raise DataError(f"{source.name}: column '{column}' is missing in every row.")
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise DataError(
+            f"{source.name}: column '{column}' holds {values.type}, not text. Name the text "
+            "column with --text."
+        )
+    if values.null_count:
+        row = pc.index(values.is_null(), True).as_py()
+        raise DataError(
+            f"{source.name}: {source.place(row)}: '{column}' is missing "
+            f"({values.null_count} such rows)."
+        )
+    return values.cast(pa.string())
+
+
+def read_label(source: Source, column: str) -> pa.ChunkedArray | None:
+    """A column of labels: text, int64, float64 or lists of these; None if all are missing."""
+    values = _arrow(source, column)
+    if source.untyped:
+        values = _numbers(values)
+    kind = _label_type(values.type)
+    if kind is None:
+        raise DataError(
+            f"{source.name}: column '{column}' holds {values.type}; a label is text, a number "
+            "or a list of these. Name the label column with --label."
+        )
+    try:
+        values = values.cast(kind)
+    except pa.ArrowInvalid as problem:
+        raise DataError(f"{source.name}: column '{column}': {problem}.") from None
+    # In hub sets whose classes have names, -1 stands for 'not given' (GLUE's test splits).
+    hidden = column in source.class_names and kind == pa.int64() and pc.max(values).as_py() == -1
+    return None if hidden or values.null_count == len(values) else values
+
+
+def _label_type(kind: pa.DataType) -> pa.DataType | None:
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = _label_type(kind.value_type)
+        return pa.list_(inner) if inner is not None and not types.is_list(inner) else None
+    if types.is_boolean(kind) or types.is_integer(kind):
+        return pa.int64()
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return pa.float64()
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
+        return pa.string()
+    return None
+
+
+def _arrow(source: Source, column: str) -> pa.ChunkedArray:
+    values = source.read(column)
+    if isinstance(values, list):
+        return pa.chunked_array([_typed(source, column, values)])
+    if pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    return values
+
+
+_INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.I)
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells of a CSV or TSV as int64 or float64 where all are; an empty cell is missing."""
+    cells = [cell or None for cell in column.to_pylist()]
+    filled = [cell for cell in cells if cell is not None]
+    parse: Callable[[str], Any] = str
+    if all(_INT.fullmatch(cell) and len(cell) < 19 for cell in filled):
+        parse = int
+    elif all(_FLOAT.fullmatch(cell) for cell in filled):
+        parse = float
+    return pa.chunked_array([pa.array([None if cell is None else parse(cell) for cell in cells])])
+
+
+def _typed(source: Source, column: str, values: list[Any]) -> pa.Array:
+    """Python values as one Arrow type; a value of another kind is named with its row."""
+    kinds = [_kind(value) for value in values]
+    counts = Counter(kind for kind in kinds if kind is not None)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        row = next(row for row, kind in enumerate(kinds) if kind not in (None, usual))
+        raise DataError(
+            f"{source.name}: {source.place(row)}: '{column}' is {kinds[row]} where other rows "
+            f"hold {usual}."
+        )
+    try:
+        return pa.array(values)
+    except _ARROW_REFUSES as problem:
+        bad = next((row for row, value in enumerate(values) if not _convertible(value)), 0)
+        raise DataError(f"{source.name}: {source.place(bad)}: '{column}': {problem}.") from None
+
+
+_ARROW_REFUSES = (pa.ArrowException, OverflowError, UnicodeEncodeError)
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        inner = {str(_kind(item)) for item in value}
+        return f"a list of {' and '.join(sorted(inner))}" if inner else None
+    kinds = {str: "text", int: "a number", float: "a number", bool: "true/false"}
+    return kinds.get(type(value), "an object")
+
+
+def _convertible(value: Any) -> bool:
+    try:
+        pa.array([value])
+    except _ARROW_REFUSES:
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""From any source to the one shape that everything else reads: text, text_pair, label, row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from offramp.data import docstrings
+from offramp.data.columns import choose_columns, read_label, read_text
+from offramp.data.hashing import dataset_ids, draws
+from offramp.data.memory import take
+from offramp.data.sources import Source, open_source
+from offramp.errors import ConfigError, DataError
+
+
+def load_examples(
+    source: str | Path | Dataset | DatasetDict,
+    *,
+    split: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load examples into memory, with the columns text, row and, where there, text_pair, label.
+
+    Args:
+        source: a CSV, TSV, JSONL or Parquet file (plain or .gz), a hub id (`owner/name` or
+            `owner/name:config`), a Dataset or DatasetDict, or `docstrings`, the built-in set.
+            TSV means tabs and no quoting: every line is a row.
+        split: which split, where the source has several.
+        text, text_pair, label: column names; without them they are found by convention
+            (text, sentence1 + sentence2, label, score, ...), and two candidates are an error.
+        max_rows: keep this many rows, drawn by a hash of the input and `seed`: not the head
+            of the file, and the same rows wherever they stand. Duplicates count as rows.
+
+    Returns:
+        `text` and `text_pair` as str, `label` as it stands in the source (str, int, float or
+        a list; numbers are read from CSV and TSV cells), `row` = number in the source, from 0.
+
+    Raises:
+        DataError: what is wrong with the file, column or row, and what to do.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise ConfigError(f"--max-rows is {max_rows}; it must be at least 1.")
+    opened = open_source(docstrings.load() if source == "docstrings" else source, split)
+    if not opened.rows:
+        raise DataError(f"{opened.name}: there are no rows, only column names.")
+    dataset = _examples(opened, text, text_pair, label)
+    if max_rows is None or len(dataset) <= max_rows:
+        return dataset
+    order = np.argsort(draws(dataset_ids(dataset), seed, "sample"), kind="stable")
+    return take(dataset, np.sort(order[:max_rows]))
+
+
+def _examples(
+    source: Source, text: str | None, text_pair: str | None, label: str | None
+) -> Dataset:
+    chosen = choose_columns(source, text, text_pair, label)
+    columns = {"text": read_text(source, chosen.text)}
+    if chosen.text_pair is not None:
+        columns["text_pair"] = read_text(source, chosen.text_pair)
+    features = {name: Value("string") for name in columns}
+    if chosen.label is not None:
+        labels = read_label(source, chosen.label)
+        if labels is not None:
+            columns["label"] = labels
+            features["label"] = _label_feature(labels.type, source.class_names.get(chosen.label))
+    columns["row"] = pa.array(np.arange(source.rows))
+    features["row"] = Value("int64")
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _label_feature(kind: pa.DataType, names: Sequence[str] | None) -> Value | ClassLabel | List:
+    if pa.types.is_list(kind):
+        return List(_label_feature(kind.value_type, names))
+    return ClassLabel(names=list(names)) if names else Value(str(kind))
