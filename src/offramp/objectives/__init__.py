@@ -3,11 +3,13 @@
 from offramp.objectives.base import Objective, Part, Stage, weighted_sum
 from offramp.objectives.distillation import SelfDistillation
 from offramp.objectives.joint import DepthWeighted
+from offramp.objectives.plain import FullDepth
 from offramp.objectives.staged import TwoStage
 from offramp.objectives.task import distillation_loss, task_loss
 
 __all__ = [
     "DepthWeighted",
+    "FullDepth",
     "Objective",
     "Part",
     "SelfDistillation",

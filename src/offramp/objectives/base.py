@@ -19,8 +19,9 @@ class Stage:
 
     Attributes:
         name: unique within the objective; names the checkpoints of the stage.
-        trainable: `all`, the `stock` model alone, or the `exits` alone (the stock model is
-            then frozen and in evaluation mode).
+        trainable: `all`; the `stock` model alone (exits are then not run, the full-depth
+            output is the only one); or the `exits` alone (the stock model is then frozen and
+            in evaluation mode).
         share: of the epochs asked for; stages may add up to more than 1.
     """
 

@@ -1,0 +1,68 @@
+"""Batches for training, in an order that a resumed run repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from offramp.engines.batching import collate
+
+MODEL_INPUTS = ("input_ids", "token_type_ids")
+
+
+class Padding:
+    """Rows of an encoded dataset as one padded batch, with `labels` where rows have them."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        names = [name for name in MODEL_INPUTS if name in rows[0]]
+        columns = {name: [row[name] for row in rows] for name in names}
+        batch = dict(collate(columns, self.pad_id))
+        if "label" in rows[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
+
+
+class LengthGrouped(Sampler[int]):
+    """A new random order every epoch in which neighbours have similar lengths.
+
+    The order depends on seed and epoch alone, so a resumed run meets the rows of the killed
+    one; transformers' own sampler draws from the global generator and does not.
+
+    Args:
+        lengths: of all rows, (rows,).
+        batch_size: rows per update.
+        seed: of the run.
+    """
+
+    def __init__(self, lengths: Tensor, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self), generator=draw)
+        batches: list[Tensor] = []
+        # 50 batches are sorted together, then all batches are shuffled: lengths do not rise
+        # and fall with the steps; the one batch that may be short stays last
+        for chunk in order.split(50 * self.batch_size):
+            by_length = chunk[self.lengths[chunk].argsort(stable=True)]
+            batches += by_length.split(self.batch_size)
+        *whole, last = batches
+        for place in torch.randperm(len(whole), generator=draw).tolist():
+            yield from whole[place].tolist()
+        yield from last.tolist()

@@ -1,0 +1,160 @@
+"""Pooled vectors of all layers of a frozen model, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from offramp.engines.batching import plan_batches
+from offramp.errors import OutputError
+from offramp.exits import ExitOutput
+from offramp.model import MultiExitModel, MultiExitOutput
+from offramp.training.running import Rows
+
+logger = logging.getLogger("offramp")
+
+
+def cache_type(rows: int, model: MultiExitModel, limit: int) -> np.dtype[Any] | None:
+    """float32 if the vectors fit under `limit` bytes, else float16, else None."""
+    for kind in (np.dtype(np.float32), np.dtype(np.float16)):
+        if cache_bytes(rows, model, kind) <= limit:
+            return kind
+    return None
+
+
+def cache_bytes(rows: int, model: MultiExitModel, kind: np.dtype[Any]) -> int:
+    """Disk that the vectors of `rows` rows take."""
+    vectors = (model.depth - 1) * model.backbone.width(1)
+    return rows * (vectors * kind.itemsize + model.stock.num_labels * 4)
+
+
+class VectorCache(TorchDataset[dict[str, Tensor]]):
+    """Pooled vectors (rows, L-1, width) and full-depth scores (rows, classes), memory-mapped.
+
+    Filled in blocks; a finished block is never computed again, so a killed run goes on.
+
+    Args:
+        folder: where the arrays lie.
+        model: on its device, its exits say how to pool.
+        rows: an encoded dataset's rows.
+        kind: float32 or float16.
+    """
+
+    def __init__(
+        self, folder: Path, model: MultiExitModel, rows: Rows, kind: np.dtype[Any]
+    ) -> None:
+        self._rows = rows
+        self._model = model
+        self._labels = rows.dataset["label"][:] if "label" in rows.dataset.column_names else None
+        self._blocks = plan_batches(rows.lengths.numpy())
+        count = len(rows.lengths)
+        _check_space(folder, cache_bytes(count, model, kind))
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (count, model.depth - 1, model.backbone.width(1))
+        self.pooled = _array(folder / "pooled.npy", kind, shape)
+        self.teacher = _array(
+            folder / "teacher.npy", np.dtype(np.float32), (count, model.stock.num_labels)
+        )
+        self.done = _array(folder / "done.npy", np.dtype(np.uint8), (len(self._blocks),))
+
+    def fill(self, quiet: bool, rank: int = 0, world: int = 1) -> None:
+        """Compute what is missing; each of `world` processes takes its share of the blocks."""
+        todo = [n for n in range(rank, len(self._blocks), world) if not self.done[n]]
+        if len(todo) < len(self._blocks):
+            logger.info("%d of %d blocks of vectors were there.", int(self.done.sum()), len(self.done))
+        for number in tqdm(todo, desc="vectors", unit="block", disable=quiet):
+            places = np.sort(self._blocks[number])
+            batch = self._rows.collate([self._rows.dataset[int(place)] for place in places])
+            vectors, scores = pooled_vectors(self._model, batch)
+            self.pooled[places] = vectors.cpu().numpy()
+            self.teacher[places] = scores.cpu().numpy()
+            # the vectors reach the disk before the mark that they are there
+            self.pooled.flush()
+            self.teacher.flush()
+            self.done[number] = 1
+            self.done.flush()
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return self.__getitems__([place])
+
+    def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """A whole batch at once."""
+        batch = {
+            "pooled": torch.from_numpy(self.pooled[places].astype(np.float32)),
+            "teacher": torch.from_numpy(self.teacher[places]),
+        }
+        if self._labels is not None:
+            batch["labels"] = torch.tensor([self._labels[place] for place in places])
+        return batch
+
+    def rows(self) -> Rows:
+        """As the rows of a stage."""
+        return Rows(self, torch.ones(len(self), dtype=torch.long), _as_it_is)
+
+
+class CachedExits(nn.Module):
+    """The exits of a model, fed with cached vectors instead of tokens."""
+
+    def __init__(self, model: MultiExitModel) -> None:
+        super().__init__()
+        self.exits = model.exits
+
+    def forward(self, pooled: Tensor, teacher: Tensor) -> MultiExitOutput:
+        early = [
+            ExitOutput(made.answer(pooled[:, place]))  # type: ignore[operator]
+            for place, made in enumerate(self.exits.values())
+        ]
+        return MultiExitOutput(exits=(*early, ExitOutput(teacher)))
+
+
+@torch.inference_mode()
+def pooled_vectors(model: MultiExitModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What each exit pools, (rows, L-1, width), and the full-depth scores, (rows, classes)."""
+    device = model.stock.device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    flow = model.backbone.embed(inputs)
+    vectors = []
+    for layer in range(1, model.depth + 1):
+        flow = model.backbone.layer(layer, flow)
+        if layer < model.depth:
+            vectors.append(model.exits[str(layer)].pool(flow.hidden, flow.mask))  # type: ignore[operator]
+    return torch.stack(vectors, dim=1).float(), model.backbone.head(flow.hidden).float()
+
+
+def _array(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A memory-mapped array, kept if one of that kind and shape is there."""
+    try:
+        found = open_memmap(path, mode="r+")
+        if found.dtype == kind and found.shape == shape:
+            return found
+    except (OSError, ValueError):
+        pass
+    return open_memmap(path, mode="w+", dtype=kind, shape=shape)
+
+
+def _check_space(folder: Path, wanted: int) -> None:
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = sum(file.stat().st_size for file in folder.glob("*.npy"))
+    free = shutil.disk_usage(place).free + there
+    if wanted > free:
+        raise OutputError(
+            f"{folder}: pooled vectors need {wanted / 1e9:.1f} GB, free are {free / 1e9:.1f} GB. "
+            "Give fewer rows (--max-rows), a lower cache limit, or another place."
+        )
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch

@@ -1,0 +1,114 @@
+"""What a user may set about a training run, and its translation for transformers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import TrainingArguments
+
+from offramp.errors import ConfigError
+from offramp.storage import Strict
+
+GIB = 2**30
+
+
+class TrainOptions(Strict):
+    """Settings of a run; None means the default of what is run, see `TRAIN` and `ATTACH`.
+
+    Attributes:
+        epochs: passes over the rows, may be a fraction.
+        max_steps: ends a stage after this many updates, whatever `epochs` says.
+        batch_size: rows per update and device, before accumulation.
+        learning_rate: peak, linear decay to 0.
+        head_learning_rate: of exits and of a new task head, which start from nothing.
+        warmup: share of the updates over which the rate rises.
+        weight_decay: on matrices, not on biases and norms.
+        gradient_accumulation: batches per update.
+        bf16: autocast; `auto` where a GPU supports it.
+        seed: of new weights, the order of rows and dropout.
+        checkpoint_minutes: a killed run loses at most about this much.
+        save_steps: checkpoint every so many updates instead.
+        report_to: trackers, such as `tensorboard`; none unless named.
+        quiet: no progress bar.
+        cache_limit: bytes of disk that pooled vectors may take (`attach`).
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_accumulation: int = Field(default=1, gt=0)
+    bf16: bool | Literal["auto"] = "auto"
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    save_steps: int | None = Field(default=None, gt=0)
+    report_to: tuple[str, ...] = ()
+    quiet: bool = False
+    cache_limit: int = Field(default=8 * GIB, ge=0)
+
+    def filled(self, defaults: TrainOptions) -> TrainOptions:
+        """These options with every None replaced by the default's value."""
+        given = {name: value for name, value in self if value is not None}
+        return TrainOptions.model_validate({**dict(defaults), **given})
+
+    def what_changes_weights(self) -> dict[str, Any]:
+        """Everything but how often to save and what to show."""
+        silent = {"checkpoint_minutes", "save_steps", "report_to", "quiet", "cache_limit"}
+        return self.model_dump(mode="json", exclude=silent)
+
+
+TRAIN = TrainOptions(epochs=3, batch_size=32, learning_rate=3e-5, head_learning_rate=1e-3)
+"""Defaults of fine-tuning backbone and exits."""
+
+ATTACH = TrainOptions(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=0.0)
+"""Defaults of fitting exits to cached vectors of a frozen model."""
+
+ATTACH_TOKENS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-3, weight_decay=0.0)
+"""Defaults of fitting exits to a frozen model that is run again for every batch."""
+
+
+def training_arguments(options: TrainOptions, folder: Path, epochs: float) -> TrainingArguments:
+    """Options as transformers' own, with the row order and checkpoints left to us."""
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=epochs,
+            max_steps=options.max_steps or -1,
+            per_device_train_batch_size=options.batch_size or 32,
+            learning_rate=options.learning_rate or 3e-5,
+            warmup_steps=options.warmup,
+            weight_decay=options.weight_decay,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            bf16=_wants_bf16(options.bf16),
+            seed=options.seed,
+            save_strategy="steps" if options.save_steps else "no",
+            save_steps=options.save_steps or 500,
+            save_total_limit=2,
+            logging_steps=50,
+            logging_nan_inf_filter=False,
+            report_to=list(options.report_to) or "none",
+            disable_tqdm=options.quiet or not sys.stderr.isatty(),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+    except (ValueError, ImportError, RuntimeError) as problem:
+        raise ConfigError(f"These training options do not work here: {problem}") from problem
+    # several GPUs in one process would mean nn.DataParallel, which copies modules but not
+    # the backbone that points at them; use torchrun for several GPUs
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _wants_bf16(choice: bool | str) -> bool:
+    if choice == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return bool(choice)

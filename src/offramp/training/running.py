@@ -1,0 +1,127 @@
+"""Runs the stages of an objective, each resumable."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from offramp.exits import ExitOutput
+from offramp.model import MultiExitModel, MultiExitOutput
+from offramp.objectives import Objective, Stage
+from offramp.training.batches import Padding
+from offramp.training.options import TrainOptions, training_arguments
+from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee
+from offramp.training.work import WorkFolder
+
+logger = logging.getLogger("offramp")
+
+
+class StockAlone(nn.Module):
+    """A stock classifier as a model with one exit, at full depth."""
+
+    def __init__(self, stock: PreTrainedModel) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, **batch: Tensor) -> MultiExitOutput:
+        return MultiExitOutput(exits=(ExitOutput(self.stock(**batch).logits),))
+
+
+class Rows:
+    """What a stage is trained on.
+
+    Attributes:
+        dataset: rows by number, for a DataLoader.
+        lengths: (rows,), to group them by.
+        collate: makes a batch of rows.
+    """
+
+    def __init__(self, dataset: Any, lengths: Tensor, collate: Callable[..., Any]) -> None:
+        self.dataset = dataset
+        self.lengths = lengths
+        self.collate = collate
+
+    @classmethod
+    def of(cls, dataset: Dataset, pad_id: int) -> Rows:
+        """Rows of an encoded dataset: `input_ids`, `length`, perhaps `label`."""
+        wanted = ("input_ids", "token_type_ids", "label")
+        used = [name for name in wanted if name in dataset.column_names]
+        lengths = torch.tensor(dataset["length"][:])
+        return cls(dataset.select_columns(used), lengths, Padding(pad_id))
+
+
+def run_stages(
+    model: MultiExitModel,
+    objective: Objective,
+    rows: Rows,
+    options: TrainOptions,
+    work: WorkFolder,
+    new_head: bool = False,
+) -> None:
+    """Train `model` in place through all stages of `objective`."""
+    for stage in objective.stages():
+        part = StockAlone(model.stock) if stage.trainable == "stock" else model
+        part.requires_grad_(True)
+        trainee = Trainee(part, objective, stage, model.problem_type)
+        fresh = fresh_parameters(trainee, model.stock, new_head)
+        run_stage(trainee, rows, options, work, fresh)
+    model.requires_grad_(True)
+    model.eval()
+
+
+def fresh_parameters(
+    trainee: Trainee, stock: PreTrainedModel, new_head: bool
+) -> frozenset[str]:
+    """Names of the parameters that start from nothing: exits, and the head if it is new."""
+    trained = {f"model.stock.{stock.base_model_prefix}."}
+    if not new_head:
+        trained = {"model.stock."}
+    names = (name for name, _ in trainee.named_parameters())
+    return frozenset(name for name in names if not name.startswith(tuple(trained)))
+
+
+def run_stage(
+    trainee: Trainee,
+    rows: Rows,
+    options: TrainOptions,
+    work: WorkFolder,
+    fresh: Iterable[str] = (),
+    callbacks: Iterable[TrainerCallback] = (),
+) -> None:
+    """Train one stage, from its last checkpoint if there is one; skip it if it is finished."""
+    name = trainee.stage.name
+    finished = work.finished(name)
+    if finished is not None:
+        trainee.load_state_dict(finished)
+        logger.info("Stage '%s' was finished before.", name)
+        return
+    epochs = (options.epochs or 1.0) * trainee.stage.share
+    arguments = training_arguments(options, work.stage(name), epochs)
+    if options.save_steps is None and arguments.world_size == 1:
+        callbacks = [*callbacks, SaveByTheClock(options.checkpoint_minutes)]
+    trainer = ExitTrainer(
+        trainee,
+        rows.lengths,
+        options.head_learning_rate,
+        frozenset(fresh),
+        args=arguments,
+        train_dataset=rows.dataset,
+        data_collator=rows.collate,
+        callbacks=list(callbacks),
+    )
+    last = work.last_checkpoint(name)
+    if last is not None:
+        logger.info("Stage '%s' continues from %s.", name, last.name)
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, time.monotonic() - began)
+    if trainer.is_world_process_zero():
+        work.finish(name, trainee)
+    trainer.accelerator.wait_for_everyone()

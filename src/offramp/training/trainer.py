@@ -1,0 +1,189 @@
+"""transformers' Trainer, taught one thing: the loss is an objective's, over all exits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from offramp.errors import ConfigError
+from offramp.objectives import Objective, Stage
+from offramp.training.batches import LengthGrouped
+
+logger = logging.getLogger("offramp")
+
+
+class Trainee(nn.Module):
+    """What one stage trains: a model and its objective, as one module with one set of weights.
+
+    Args:
+        model: called with the batch, gives an object whose `exits` is the outputs of all exits.
+        objective: its parameters are trained along.
+        stage: decides which part learns; the rest is frozen and in evaluation mode.
+        problem_type: as in transformers.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, stage: Stage, problem_type: str
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.stage = stage
+        self.problem_type = problem_type
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        """Parts that this stage leaves alone."""
+        learns_exits_only = self.stage.trainable == "exits"
+        stock = getattr(self.model, "stock", None)
+        return [stock] if learns_exits_only and stock is not None else []
+
+    def train(self, mode: bool = True) -> Trainee:
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Named parts of the loss."""
+        context: dict[str, Any] = {"problem_type": self.problem_type}
+        if "labels" in batch:
+            context["labels"] = batch.pop("labels")
+        return self.objective.training_step(self.model, batch, context, self.stage)
+
+
+class ExitTrainer(Trainer):
+    """Trains a `Trainee`.
+
+    Args:
+        trainee: model, objective and stage.
+        lengths: of the rows of `train_dataset`, to group them by.
+        head_learning_rate: of the parameters in `fresh`; None for one rate.
+        fresh: names of parameters that start from nothing.
+        options: passed on to transformers' Trainer.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        lengths: Tensor,
+        head_learning_rate: float | None = None,
+        fresh: frozenset[str] = frozenset(),
+        **options: Any,
+    ) -> None:
+        super().__init__(model=trainee, **options)
+        self.model_accepts_loss_kwargs = False
+        self._head_learning_rate = head_learning_rate
+        self._fresh = fresh
+        self._order = LengthGrouped(lengths, self._rows_per_update(), self.args.seed)
+        self._parts: dict[str, Tensor] = {}
+        self._batches = 0
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_SetEpoch(self._order))
+
+    def _rows_per_update(self) -> int:
+        return int(self.args.train_batch_size * self.args.world_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        return self._order
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        parts = model(**inputs)
+        loss = torch.stack([part.float() for part in parts.values()]).sum()
+        if not bool(loss.isfinite()):
+            raise ConfigError(
+                f"The loss became {loss.item()} at step {self.state.global_step + 1} of stage "
+                f"'{self._stage_name()}'. Lower the learning rate (now "
+                f"{self.args.learning_rate:g}), or look for extreme labels in the data."
+            )
+        self._note(parts)
+        return (loss, parts) if return_outputs else loss
+
+    def _stage_name(self) -> str:
+        return str(self.accelerator.unwrap_model(self.model).stage.name)
+
+    def _note(self, parts: Mapping[str, Tensor]) -> None:
+        for name, part in parts.items():
+            self._parts[name] = self._parts.get(name, torch.zeros(())).to(part.device) + part.detach()
+        self._batches += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each part since the last log."""
+        if self._batches and len(self._parts) > 1:
+            logs |= {f"loss_{n}": v.item() / self._batches for n, v in self._parts.items()}
+        self._parts, self._batches = {}, 0
+        super().log(logs, start_time)
+        if self.is_world_process_zero() and "loss" in logs:
+            logger.info(
+                "%s: step %d of %d, loss %.4f",
+                self._stage_name(), self.state.global_step, self.state.max_steps, float(logs["loss"]),
+            )  # fmt: skip
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Parameters that start from nothing may have a learning rate of their own."""
+        optimizer = super().create_optimizer(model)
+        if self._head_learning_rate is not None:
+            named = (self.model if model is None else model).named_parameters()
+            fresh = {id(parameter) for name, parameter in named if name in self._fresh}
+            for group in list(optimizer.param_groups):
+                _split(optimizer, group, fresh, self._head_learning_rate)
+        return optimizer
+
+
+def _split(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: set[int], rate: float
+) -> None:
+    """Move the fresh parameters of a group to a new group with their own rate."""
+    new = [p for p in group["params"] if id(p) in fresh]
+    if new:
+        group["params"] = [p for p in group["params"] if id(p) not in fresh]
+        optimizer.add_param_group({**group, "params": new, "lr": rate})
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the row order which epoch it is, also where accelerate's wrappers do not."""
+
+    def __init__(self, order: LengthGrouped) -> None:
+        self._order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
+
+
+class SaveByTheClock(TrainerCallback):
+    """Asks for a checkpoint every so many minutes; for runs of one process."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self._last = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if time.monotonic() - self._last >= self._seconds and state.global_step < state.max_steps:
+            control.should_save = True
+            self._last = time.monotonic()
