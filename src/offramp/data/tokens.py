@@ -39,12 +39,12 @@ def encode(
     Returns:
         The dataset, and how many rows were cut.
     """
-    limit = _limit(tokenizer, max_length, "text_pair" in dataset.column_names)
+    limit = token_limit(tokenizer, max_length, "text_pair" in dataset.column_names)
     columns: dict[str, list[pa.Array]] = {}
     cut = 0
     with tqdm(total=len(dataset), desc="tokens", unit="row", disable=None, leave=False) as bar:
         for start, texts in _batches(dataset):
-            encoded, too_long = _encode(tokenizer, texts, limit)
+            encoded, too_long = encode_texts(tokenizer, texts, limit)
             for name, rows in encoded.items():
                 if not all(rows):
                     _refuse_empty(dataset, start + [bool(row) for row in rows].index(False))
@@ -63,7 +63,10 @@ def encode(
     return with_columns(dataset, added), cut
 
 
-def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pairs: bool) -> int | None:
+def token_limit(
+    tokenizer: PreTrainedTokenizerBase, max_length: int | None, pairs: bool
+) -> int | None:
+    """The longest row allowed, special tokens included, or None where nothing limits it."""
     if tokenizer.pad_token is None:
         raise ConfigError(
             "The tokenizer has no pad token, so rows cannot share a batch. Set one, for "
@@ -95,7 +98,7 @@ def _batches(dataset: Dataset) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
     yield start, batch
 
 
-def _encode(
+def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, ...]], limit: int | None
 ) -> tuple[dict[str, list[list[int]]], int]:
     """Token columns of a batch, and how many rows were cut.
