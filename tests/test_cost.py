@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,18 +16,27 @@ from offramp.backbones import BACKBONES, Batch, Flow, make_backbone
 from offramp.engines import cost_model
 from offramp.exits import POOLINGS, ExitSpec
 from offramp.model import MultiExitModel
+from offramp.policies import Full, MaxProbability
 from offramp.testing import ARCHITECTURES, tiny_model
 
 
-def direct_count(model: MultiExitModel, layers: int, tokens: int) -> int:
-    """FLOPs of embedding, layers and exits 1..layers, of the model itself with its weights."""
+def direct_counts(model: MultiExitModel, tokens: int) -> tuple[list[int], list[int], int]:
+    """FLOPs of every layer, of every exit and of the stock model, each with its weights."""
+    batch = {"input_ids": torch.ones((1, tokens), dtype=torch.long)}
+    layers, exits = [], []
+    with torch.inference_mode():
+        flow = model.backbone.embed(batch)
+        for layer in range(1, model.depth + 1):
+            layers.append(count(lambda: model.backbone.layer(layer, flow)))  # noqa: B023
+            exits.append(count(lambda: model.exit_at(layer)(flow.hidden, None, None)))  # noqa: B023
+        return layers, exits, count(lambda: model.stock(**batch))
+
+
+def count(run: Callable[[], object]) -> int:
     # the fused attention kernels of the CPU are not in PyTorch's list, the plain one is
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as c:
-        flow = model.backbone.embed({"input_ids": torch.ones((1, tokens), dtype=torch.long)})
-        for layer in range(1, layers + 1):
-            flow = model.backbone.layer(layer, flow)
-            model.exit_at(layer)(flow.hidden, flow.mask, None)
-    return c.get_total_flops()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -34,10 +44,22 @@ def direct_count(model: MultiExitModel, layers: int, tokens: int) -> int:
 def test_costs_equal_a_direct_count_at_any_length(arch: str, pooling: str) -> None:
     model = tiny_model(arch, spec=ExitSpec(pooling=pooling, hidden=True))
     costs = cost_model(model)
-    for tokens in (1, 2, 7, 23, 64):
-        layers, exits = costs.layers([tokens])[0], costs.exits([tokens])[0]
-        for layer in (1, 3, model.depth):
-            assert layers[layer - 1] + exits[:layer].sum() == direct_count(model, layer, tokens)
+    for tokens in (1, 23, 64):
+        layers, exits, stock = direct_counts(model, tokens)
+        cumulative = costs.layers([tokens])[0]
+        assert np.diff(cumulative).tolist() == layers[1:]
+        assert costs.exits([tokens])[0].tolist() == exits
+        assert cumulative[-1] + exits[-1] == stock
+
+
+def test_a_share_pays_for_the_exits_on_the_way() -> None:
+    costs = cost_model(tiny_model())
+    lengths, exit_layers = [5, 40], np.array([1, 6])
+    layers, exits = costs.layers(lengths), costs.exits(lengths)
+    executed = layers[0, 0] + exits[0, 0] + layers[1, -1] + exits[1].sum()
+    share = costs.share(lengths, exit_layers, MaxProbability())
+    assert share == pytest.approx(executed / (layers[:, -1] + exits[:, -1]).sum())
+    assert costs.share(lengths, np.array([6, 6]), Full()) == 1
 
 
 def test_a_bert_base_layer_costs_what_the_textbook_says_and_counting_is_quick() -> None:

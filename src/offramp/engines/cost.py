@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from offramp.engines.base import Exitable
+from offramp.policies import Policy
 
 Array = npt.NDArray[np.float64]
 _LONGEST = 64
@@ -45,6 +47,20 @@ class CostModel:
     def exits(self, lengths: npt.ArrayLike) -> Array:
         """The exit after layer i alone, (rows, depth)."""
         return _powers(lengths) @ self.exit.T
+
+    def share(
+        self, lengths: npt.ArrayLike, exit_layers: npt.NDArray[np.int64], policy: Policy
+    ) -> float:
+        """Executed FLOPs of rows that left at `exit_layers`, as a share of full depth.
+
+        The exits that the policy reads on the way are paid for, and the one that answers.
+        """
+        layers, exits = self.layers(lengths), self.exits(lengths)
+        depth = layers.shape[1]
+        read = np.array([policy.reads(layer) for layer in range(1, depth)] + [True])
+        executed = layers + np.cumsum(exits * read, axis=1)
+        executed = executed[np.arange(len(layers)), exit_layers - 1]
+        return float(executed.sum() / (layers[:, -1] + exits[:, -1]).sum())
 
 
 def cost_model(model: Exitable) -> CostModel:
@@ -78,7 +94,7 @@ def _count(model: Exitable, tokens: int, device: str) -> Array:
 
     @contextlib.contextmanager
     def counted() -> Iterator[None]:
-        with FlopCounterMode(display=False) as counter:
+        with _Counter() as counter:
             yield
         seen.append(float(counter.get_total_flops()))
 
@@ -92,6 +108,22 @@ def _count(model: Exitable, tokens: int, device: str) -> Array:
         with counted():
             _, carry = model.exit_at(layer)(flow.hidden, flow.mask, carry)
     return np.array(seen)
+
+
+class _NoModules(ModuleTracker):
+    """Tracks no modules: that takes hooks on every module of the process, other threads' too."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+class _Counter(FlopCounterMode):
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = _NoModules()
 
 
 def _polynomial(*counts: tuple[int, Array]) -> Array:

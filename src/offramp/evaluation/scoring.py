@@ -1,0 +1,70 @@
+"""Score and cost of a policy on a recorded table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from offramp.calibration import OperatingPoint, Outcome, measure
+from offramp.calibration.frontier import PolicySpec
+from offramp.policies import Fixed
+from offramp.table import ExitTable
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A policy's outcome on a table, beside every exit alone.
+
+    Attributes:
+        outcome: score, full-depth score, cost, disagreement and exit histogram of the policy.
+        exits: what answering every row after layer 1, 2, ..., depth would give.
+        role, rows: of the table.
+    """
+
+    outcome: Outcome
+    exits: tuple[Outcome, ...]
+    role: str
+    rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        exits = [
+            {
+                "layer": layer,
+                "score": exit.score,
+                "disagreement": exit.disagreement,
+                "cost": exit.cost,
+            }
+            for layer, exit in enumerate(self.exits, start=1)
+        ]
+        return {
+            **self.outcome.to_dict(),
+            "class_drops": self.outcome.class_drops,
+            "exits": exits,
+            "role": self.role,
+            "rows": self.rows,
+        }
+
+
+def evaluate(
+    table: ExitTable, policy: PolicySpec | OperatingPoint, metric: str | None = None
+) -> Evaluation:
+    """What a policy or operating point does on the rows of a table; nothing is chosen here.
+
+    Rows with scores that are not finite are left out of every figure.
+
+    Args:
+        table: of any role; labels are optional.
+        policy: a point, a policy, its name, or {"name": ..., its options}.
+        metric: a name, see `offramp.metrics.METRICS`; by default the task's own.
+
+    Raises:
+        PointError: a point that was chosen for another model.
+    """
+    if isinstance(policy, OperatingPoint):
+        policy.check(table.header.model_fingerprint, table.header.tokenizer_fingerprint)
+        metric = metric or (policy.metric if table.labels is not None else None)
+        policy = policy.build_policy()
+    exits = (measure(table, Fixed(layer=layer), metric) for layer in range(1, table.depth + 1))
+    outcome = measure(table, policy, metric, per_class=table.labels is not None)
+    return Evaluation(outcome, tuple(exits), table.header.role, table.rows)
