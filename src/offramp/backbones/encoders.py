@@ -67,20 +67,14 @@ class _Call:
     rows: Mapping[str, str]
 
 
-class _Recorder(nn.Module):
+def _recorder(layer: nn.Module, log: threading.local) -> Callable[..., Tensor]:
     """Stands where a layer stood: notes the call and returns the hidden state unchanged."""
 
-    def __init__(self, layer: nn.Module, log: threading.local) -> None:
-        super().__init__()
-        # a tuple hides the layer from nn.Module, which would otherwise adopt it
-        self._layer = (layer,)
-        self._log = log
-        self._names = tuple(inspect.signature(layer.forward).parameters)[1:]
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        named = dict(zip(self._names, args, strict=False)) | kwargs
-        self._log.calls.append((self._layer[0], named))
+    def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        log.calls.append((layer, args, kwargs))
         return hidden
+
+    return note
 
 
 class EncoderBackbone:
@@ -94,6 +88,8 @@ class EncoderBackbone:
         self.depth = int(stock.config.num_hidden_layers)
         self.shared_weights = len(self.layers) < self.depth
         self.pooler: nn.Linear = stock.get_submodule(layout.pooler)  # type: ignore[assignment]
+        # names of what a layer takes after the hidden state; all layers of a stack agree
+        self._names = tuple(inspect.signature(self.layers[0].forward).parameters)[1:]
         self._skeleton = self._make_skeleton()
         self._accepts = set(inspect.signature(stock.base_model.forward).parameters)
 
@@ -108,7 +104,8 @@ class EncoderBackbone:
             child = _shallow(node.get_submodule(name))
             node._modules[name] = child
             node = child
-        recorders = nn.ModuleList(_Recorder(layer, self._log) for layer in self.layers)
+        # a plain list: the skeleton only ever runs its forward, and list items cost less to call
+        recorders: Any = [_recorder(layer, self._log) for layer in self.layers]
         node._modules[path[-1]] = recorders
         for name in ("pooler", "pooler_activation"):
             if name in root._modules:
@@ -126,31 +123,28 @@ class EncoderBackbone:
                 f"Expected {self.depth} layer calls, the stock model made {len(calls)}."
             )
         inputs: dict[str, Tensor] = {}
-        keys: dict[int, str] = {}
-        constants = tuple(
-            self._describe(number, module, arguments, inputs, keys)
-            for number, (module, arguments) in enumerate(calls, start=1)
-        )
+        constants: list[_Call] = []
+        for number, (module, args, kwargs) in enumerate(calls, start=1):
+            if constants and _same(args, kwargs, *calls[number - 2][1:]):
+                before = constants[-1]
+                constants.append(_Call(module, before.fixed, before.rows))
+            else:
+                arguments = dict(zip(self._names, args, strict=False)) | kwargs
+                constants.append(self._describe(number, module, arguments, inputs))
         return Flow(hidden, batch.get("attention_mask"), inputs, constants)
 
     def _describe(
-        self,
-        number: int,
-        module: nn.Module,
-        arguments: Mapping[str, Any],
-        inputs: dict[str, Tensor],
-        keys: dict[int, str],
+        self, number: int, module: nn.Module, arguments: Mapping[str, Any], inputs: dict[str, Tensor]
     ) -> _Call:
-        """Sort one call's arguments into row inputs (shared between layers) and the rest."""
+        """Sort one call's arguments into row inputs and the rest."""
         fixed: dict[str, Any] = {}
         rows: dict[str, str] = {}
         for name, value in arguments.items():
             if not isinstance(value, Tensor):
                 fixed[name] = value
             elif name in self._layout.row_inputs:
-                key = keys.setdefault(id(value), f"{name}.{number}")
-                inputs[key] = value
-                rows[name] = key
+                rows[name] = f"{name}.{number}"
+                inputs[rows[name]] = value
             else:
                 raise ModelError(
                     f"Layer {number} of '{self._stock.config.model_type}' takes a tensor '{name}' "
@@ -176,6 +170,21 @@ class EncoderBackbone:
 
     def head(self, hidden: Tensor) -> Tensor:
         return self._layout.head(self._stock, self.pool(hidden))
+
+
+def _same(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    other_args: tuple[Any, ...],
+    other_kwargs: Mapping[str, Any],
+) -> bool:
+    """Whether two layers get the very same arguments, as most encoders' layers do."""
+    return (
+        len(args) == len(other_args)
+        and kwargs.keys() == other_kwargs.keys()
+        and all(one is other for one, other in zip(args, other_args, strict=True))
+        and all(value is other_kwargs[name] for name, value in kwargs.items())
+    )
 
 
 def _shallow(module: nn.Module) -> nn.Module:

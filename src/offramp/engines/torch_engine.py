@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.backbones import Batch
+from offramp.backbones import Backbone, Batch
 from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.exits import Exit
 from offramp.policies import Decision, Policy, Rows, State, decide
 
 
@@ -27,6 +28,8 @@ class TorchEngine:
 
     def __init__(self, model: Exitable) -> None:
         self.model = model
+        self.backbone = model.backbone
+        self.exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
@@ -38,14 +41,17 @@ class TorchEngine:
             rows: ids and lengths for policies that read them.
         """
         rows = rows or rows_of(batch)
-        return _Run(self.model, policy, rows).through(batch)
+        return _Run(self.backbone, self.exits, policy, rows).through(batch)
 
 
 class _Run:
     """One batch on its way: the only place that knows which row is where."""
 
-    def __init__(self, model: Exitable, policy: Policy, rows: Rows) -> None:
-        self.model = model
+    def __init__(
+        self, backbone: Backbone, exits: Sequence[Exit], policy: Policy, rows: Rows
+    ) -> None:
+        self.backbone = backbone
+        self.exits = exits
         self.policy = policy
         self.count = rows.ids.shape[0]
         self.state: State = policy.start(rows)
@@ -57,14 +63,13 @@ class _Run:
         self.bad = torch.zeros(self.count, dtype=torch.bool, device=device)
 
     def through(self, batch: Batch) -> Answers:
-        model, depth = self.model, self.model.depth
-        flow = model.backbone.embed(batch)
-        for layer in range(1, depth + 1):
-            flow = model.backbone.layer(layer, flow)
-            last = layer == depth
+        flow = self.backbone.embed(batch)
+        for layer, read in enumerate(self.exits, start=1):
+            flow = self.backbone.layer(layer, flow)
+            last = layer == len(self.exits)
             if not (last or self.policy.reads(layer)):
                 continue
-            output, self.carry = model.exit_at(layer)(flow.hidden, flow.mask, self.carry)
+            output, self.carry = read(flow.hidden, flow.mask, self.carry)
             decision = decide(self.policy, self.state, layer, output, last)
             self.state = decision.state
             stay = self._answer(decision, layer)
@@ -72,7 +77,7 @@ class _Run:
                 continue
             if stay.numel() == 0:
                 break
-            flow = model.backbone.take(flow, stay)
+            flow = self.backbone.take(flow, stay)
             self.state = take_tree(self.state, stay)
             self.carry = take_tree(self.carry, stay)
         assert self.scores is not None  # every row left at the last layer
@@ -85,10 +90,7 @@ class _Run:
         leaving = decision.leave.nonzero().squeeze(1)
         answer = decision.answer.index_select(0, leaving).float()
         if self.scores is None:
-            if leaving.numel() == self.count:
-                self.scores = answer
-            else:
-                self.scores = answer.new_zeros((self.count, answer.shape[1]))
+            self.scores = answer.new_zeros((self.count, answer.shape[1]))
         places = leaving if self.where is None else self.where.index_select(0, leaving)
         self.scores.index_copy_(0, places, answer)
         self.exit_layers.index_fill_(0, places, layer)

@@ -80,7 +80,9 @@ class PooledExit(nn.Module):
         """(rows, width) -> scores (rows, num_scores)."""
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
-        return self.classifier(self.dropout(pooled))
+        if self.training:
+            pooled = self.dropout(pooled)
+        return self.classifier(pooled)
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
