@@ -185,7 +185,9 @@ def _arrow(source: Source, column: str) -> pa.ChunkedArray:
 
 
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.I)
+_FLOAT = re.compile(
+    r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
+)
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -48,13 +48,13 @@ def load() -> DatasetDict:
     """The splits train, validation and test, cut by input hash; columns text and label.
 
     Raises:
-        DataError: a library is missing, or its files hold too little prose.
+        DataError: a library or its source files are missing.
     """
     versions = {name: _version(name) for name in LIBRARIES}
-    recipe = fingerprint(Path(__file__).read_bytes(), repr(versions))
-    cached = _cache_folder() / f"docstrings-{recipe}.parquet"
+    cached = _cache_file(fingerprint(Path(__file__).read_bytes(), repr(versions)))
     table = _read_cache(cached)
     if table is None:
+        log.info("Reading the built-in set from the installed libraries (about 10 seconds).")
         table = _table(build())
         _write_cache(cached, table)
     names = ClassLabel(names=list(LIBRARIES))
@@ -89,6 +89,12 @@ def _library_texts(library: str) -> set[str]:
         # Some texts will turn out to stand in another library, too.
         if len(texts) > 1.1 * ROWS_PER_LIBRARY:
             break
+    if not texts:
+        raise DataError(
+            f"The built-in set 'docstrings' found no docstring in the library '{library}'. "
+            f"Reinstall it with its source files: pip install --force-reinstall "
+            f"{LIBRARIES[library]}"
+        )
     return texts
 
 
@@ -155,15 +161,15 @@ def _is_prose(paragraph: str) -> bool:
 
 
 _MARKUP = re.compile(r":[a-z:]+:(?=`)|[`*~]|\s*\[\d+\]_?|\[(?=`)|(?<=`)\]")
+_REST = r"(\.\w+|\(\))*"
 _LIBRARY_NAMES = re.compile(
     r"\b(networkx|nx|numpy|np|ndarrays?|pandas|pd|scipy|sp|sklearn|scikit[- ]?learn|scikits?|"
-    r"sympy|sympify|pytorch|torch\w*|aten|nn|transformers?|hugging ?face|hf)\b"
-    r"(\.\w+)*(\(\))?",
+    r"sympy|sympify|pytorch|torch\w*|aten|nn|transformers?|hugging ?face|hf)\b" + _REST,
     re.IGNORECASE,
 )
 # snake_case, dotted.names, CamelCase and calls(): identifiers, not words.
 _IDENTIFIER = re.compile(
-    r"\b(?!(?:e\.g|i\.e)\b)(\w+(\.\w+)+|\w*_\w*|\w*[a-z][A-Z]\w*|\w+(?=\(\)))(\(\))?"
+    r"\b(?!(?:e\.g|i\.e)\b)(\w+\.\w+|\w*_\w*|\w*[a-z][A-Z]\w*|\w+(?=\(\)))" + _REST
 )
 
 
@@ -183,9 +189,10 @@ def _version(library: str) -> str:
         return "unknown"
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "offramp"
+def _cache_file(recipe: str) -> Path | None:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    known = os.path.isabs(base)  # '~' stays where no home is known
+    return Path(base, "offramp", f"docstrings-{recipe}.parquet") if known else None
 
 
 def _table(rows: list[tuple[str, str]]) -> pa.Table:
@@ -194,14 +201,16 @@ def _table(rows: list[tuple[str, str]]) -> pa.Table:
     return pa.table({"text": pa.array(texts), "label": pa.array(numbers, pa.int64())})
 
 
-def _read_cache(path: Path) -> pa.Table | None:
+def _read_cache(path: Path | None) -> pa.Table | None:
     try:
-        return pq.read_table(path) if path.is_file() else None
+        return pq.read_table(path) if path is not None and path.is_file() else None
     except (pa.ArrowException, OSError):
         return None
 
 
-def _write_cache(path: Path, table: pa.Table) -> None:
+def _write_cache(path: Path | None, table: pa.Table) -> None:
+    if path is None:
+        return
     try:
         with whole_file(path) as staged:
             pq.write_table(table, staged)

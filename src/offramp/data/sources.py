@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +62,8 @@ def open_source(source: str | Path | Dataset | DatasetDict, split: str | None) -
             f"Cannot read examples from a {type(source).__name__}. Give a file, a hub id, "
             "a datasets.Dataset or DatasetDict (a streaming dataset is not supported)."
         )
-    path = Path(source).expanduser()
-    if path.exists() or isinstance(source, Path) or _looks_like_a_file(source):
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path) or isinstance(source, Path) or _looks_like_a_file(source):
         _refuse_split(str(path), split)
         return _file(path)
     return _hub(source, split)
@@ -134,7 +135,7 @@ def _looks_like_a_file(source: str) -> bool:
 def _file(path: Path) -> Source:
     name = path.name.lower().removesuffix(".gz")
     reader = _READERS.get(Path(name).suffix)
-    if not path.exists():
+    if not os.path.exists(path):
         siblings = [file.name for file in path.parent.glob("*") if file.is_file()]
         raise DataError(f"{path}: no such file.{nearest(path.name, siblings)}")
     if reader is None or not path.is_file():
