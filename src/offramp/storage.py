@@ -68,9 +68,7 @@ def read_json(path: Path, error: type[OfframpError] = ConfigError) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(
-            text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique
-        )
+        return json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
     except FileNotFoundError:
         raise error(f"{path}: no such file.") from None
     except (OSError, ValueError, RecursionError) as problem:
@@ -118,10 +116,12 @@ def whole_folder(
     With `keep_others`, files of the old folder that the block did not write are carried
     over, all but `leave_behind`, so saving never deletes what the folder's owner keeps there.
     """
-    path = path.absolute()
+    path = path.resolve()
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         recover(path)
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is a file; give the name of a folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.mkdir()
         yield staged
@@ -139,7 +139,7 @@ def whole_folder(
 
 def recover(path: Path) -> None:
     """Put back the old folder if a crash fell between the two renames of a save."""
-    path = path.absolute()
+    path = path.resolve()
     aside = _aside(path)
     if aside.is_dir() and not path.exists():
         with contextlib.suppress(OSError):

@@ -93,6 +93,10 @@ class EncoderBackbone:
         self._skeleton = self._make_skeleton()
         self._accepts = set(inspect.signature(stock.base_model.forward).parameters)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a model cuts its own layers; recorders would still point at the old ones."""
+        return EncoderBackbone, (self._stock, self._layout)
+
     def _make_skeleton(self) -> nn.Module:
         """A shallow copy of the encoder with recorders for layers and no pooler."""
         prefix, *path = self._layout.layers.split(".")
@@ -134,7 +138,11 @@ class EncoderBackbone:
         return Flow(hidden, batch.get("attention_mask"), inputs, constants)
 
     def _describe(
-        self, number: int, module: nn.Module, arguments: Mapping[str, Any], inputs: dict[str, Tensor]
+        self,
+        number: int,
+        module: nn.Module,
+        arguments: Mapping[str, Any],
+        inputs: dict[str, Tensor],
     ) -> _Call:
         """Sort one call's arguments into row inputs and the rest."""
         fixed: dict[str, Any] = {}

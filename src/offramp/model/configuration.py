@@ -12,6 +12,9 @@ from offramp.exits import ExitSpec
 from offramp.registry import nearest
 from offramp.storage import parse_document
 
+KEYS = ("model_type", "architectures", "method", "exits", "stock")
+"""What a config.json of ours holds, besides what transformers may add."""
+
 _MIRRORED = ("id2label", "label2id", "problem_type")
 
 
@@ -67,11 +70,14 @@ class MultiExitConfig(PreTrainedConfig):
 
 
 def check_config_keys(data: Mapping[str, Any], source: str) -> None:
-    """Refuse keys that a config of ours never has, so that no setting is silently ignored."""
-    known = [*MultiExitConfig().to_dict(), "transformers_version", "dtype"]
+    """Refuse missing keys, and keys that a config of ours never has."""
+    known = [*KEYS, "transformers_version", "dtype"]
     for key in data:
         if key not in known:
             raise ConfigError(f"{source}: unknown key '{key}'.{nearest(key, known)}")
+    for key in KEYS:
+        if key not in data:
+            raise ConfigError(f"{source}: key '{key}' is missing.")
 
 
 AutoConfig.register("offramp", MultiExitConfig)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -18,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.initialization import no_init_weights
 
 from offramp.errors import ModelError
-from offramp.model.configuration import MultiExitConfig, check_config_keys
+from offramp.model.bounds import UNUSABLE, Building, Extent
+from offramp.model.configuration import KEYS, MultiExitConfig, check_config_keys
 from offramp.storage import (
     Strict,
     fingerprint,
@@ -40,6 +41,8 @@ CONFIG, WEIGHTS, MANIFEST, POINTS = "config.json", "model.safetensors", "offramp
 
 
 class TensorEntry(Strict):
+    """Name of a dtype, shape, and digest of the bytes of one tensor."""
+
     dtype: str
     shape: tuple[int, ...]
     sha256: str
@@ -48,7 +51,7 @@ class TensorEntry(Strict):
 class Manifest(Strict):
     """What `offramp.json` says about the weights beside it."""
 
-    schema_version: int
+    schema_version: Literal[1] = 1
     fingerprint: str
     tensors: dict[str, TensorEntry]
 
@@ -58,21 +61,23 @@ def plain_config(config: PreTrainedConfig) -> dict[str, Any]:
     data = json.loads(config.to_json_string(use_diff=True))
     for key in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
         data.pop(key, None)
-    return data  # type: ignore[no-any-return]
+    return data
 
 
-def manifest_of(model: MultiExitModel, tensors: dict[str, Tensor] | None = None) -> Manifest:
-    """Digest every tensor and the parts of the config that change answers."""
-    state = model.state_dict() if tensors is None else tensors
+def manifest_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Manifest:
+    """Digest every tensor and the config of a model."""
     entries = {name: _entry(state[name]) for name in sorted(state)}
-    parts = [json.dumps(model.config.to_dict(), sort_keys=True)]
-    parts += [f"{name}:{entry.model_dump_json()}" for name, entry in entries.items()]
-    return Manifest(schema_version=1, fingerprint=fingerprint(*parts), tensors=entries)
+    return Manifest(fingerprint=_fingerprint(config, entries), tensors=entries)
+
+
+def _fingerprint(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> str:
+    parts = [json.dumps({key: config[key] for key in KEYS}, sort_keys=True)]
+    return fingerprint(*parts, *(f"{name}:{e.model_dump_json()}" for name, e in entries.items()))
 
 
 def _entry(tensor: Tensor) -> TensorEntry:
     data = tensor.detach().cpu().contiguous()
-    raw = data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b""
+    raw = data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b""
     return TensorEntry(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
@@ -110,18 +115,15 @@ def load(kind: type[MultiExitModel], path: Path) -> MultiExitModel:
     """Load a folder of ours; every tensor must be there, of the right shape and unchanged."""
     data = read_json(path / CONFIG, ModelError)
     check_config_keys(data, str(path / CONFIG))
-    manifest = read_document(Manifest, path / MANIFEST, ModelError)
+    promised = read_document(Manifest, path / MANIFEST, ModelError)
     tensors = _read_weights(path / WEIGHTS)
-    try:
-        with no_init_weights():
-            model = kind(MultiExitConfig.from_dict(data))
-    except (TypeError, ValueError, AttributeError) as problem:
-        raise ModelError(f"{path / CONFIG}: not a usable config: {problem}") from problem
-    _check_names(path, set(model.state_dict()), set(tensors))
-    found = manifest_of(model, tensors)
-    _check_tensors(path, model.state_dict(), found, manifest)
-    model.load_state_dict(tensors, assign=False)
-    model._known_fingerprint = (sum(p._version for p in model.parameters()), found.fingerprint)
+    found = manifest_of(data, tensors)
+    _check_unchanged(path, found, promised)
+    model = _build(kind, path, data)
+    _check_fit(path, model.state_dict(), tensors)
+    # copies, so that nothing depends on the file once it is loaded
+    model.load_state_dict({name: leaf.clone() for name, leaf in tensors.items()}, assign=True)
+    model.remember(found.fingerprint)
     return model
 
 
@@ -134,27 +136,42 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: broken weights file: {problem}") from problem
 
 
+def _check_unchanged(path: Path, found: Manifest, promised: Manifest) -> None:
+    _check_names(path / WEIGHTS, set(promised.tensors), set(found.tensors))
+    for name, entry in found.tensors.items():
+        if promised.tensors[name] != entry:
+            raise ModelError(f"{path / WEIGHTS}: '{name}' is not the tensor that was saved.")
+    if promised.fingerprint != found.fingerprint:
+        raise ModelError(f"{path / CONFIG}: was changed after the model was saved.")
+
+
 def _check_names(path: Path, wanted: set[str], given: set[str]) -> None:
     missing, unexpected = sorted(wanted - given), sorted(given - wanted)
     if missing or unexpected:
         said = [f"missing {', '.join(missing[:8])}"] if missing else []
         said += [f"unexpected {', '.join(unexpected[:8])}"] if unexpected else []
-        raise ModelError(f"{path / WEIGHTS}: {'; '.join(said)}. Save or download the model again.")
+        raise ModelError(f"{path}: {'; '.join(said)}. Save or download the model again.")
 
 
-def _check_tensors(
-    path: Path, model: dict[str, Tensor], found: Manifest, promised: Manifest
-) -> None:
-    for name, entry in found.tensors.items():
-        if tuple(model[name].shape) != entry.shape:
+def _build(kind: type[MultiExitModel], path: Path, data: Mapping[str, Any]) -> MultiExitModel:
+    """A model whose parameters have shapes but no memory yet."""
+    extent = Extent.of(path)
+    extent.check(data, path / CONFIG)
+    try:
+        with Building(extent, path / CONFIG, virtual=True):
+            return kind(MultiExitConfig.from_dict(dict(data)))
+    except UNUSABLE as problem:
+        raise ModelError(f"{path / CONFIG}: not a usable config: {problem}") from problem
+
+
+def _check_fit(path: Path, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    _check_names(path / WEIGHTS, set(model), set(tensors))
+    for name, tensor in tensors.items():
+        if model[name].shape != tensor.shape:
             raise ModelError(
-                f"{path / WEIGHTS}: '{name}' has shape {entry.shape}, the config wants "
+                f"{path / WEIGHTS}: '{name}' has shape {tuple(tensor.shape)}, the config wants "
                 f"{tuple(model[name].shape)}."
             )
-        if promised.tensors.get(name) != entry:
-            raise ModelError(f"{path / WEIGHTS}: '{name}' is not the tensor that was saved.")
-    if promised.fingerprint != found.fingerprint:
-        raise ModelError(f"{path / CONFIG}: was changed after the model was saved.")
 
 
 def save(
@@ -163,7 +180,7 @@ def save(
     """Write a folder of ours; see `MultiExitModel.save_pretrained`."""
     state = tensors if tensors is not None else model.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    manifest = manifest_of(model, state)
+    manifest = manifest_of(model.config.to_dict(), state)
     unchanged = _fingerprint_on_disk(path) == manifest.fingerprint
     stale = () if unchanged else (POINTS,)
     with whole_folder(path, keep_others=True, leave_behind=stale) as staged:

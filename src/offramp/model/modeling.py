@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from offramp.backbones import Batch, make_backbone
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput, ExitSpec, PooledExit
 from offramp.model import folder
 from offramp.model.configuration import MultiExitConfig
 from offramp.model.stock import Head, load_stock
 from offramp.objectives import task_loss
+from offramp.registry import nearest
+
+_HUB = ("revision", "local_files_only", "token", "cache_dir")
+# what AutoModel passes on beside the user's own options; all of it is settled by the folder
+_FROM_AUTO = ("config", "trust_remote_code", "adapter_kwargs")
 
 
 @dataclass
@@ -43,7 +49,8 @@ class MultiExitModel(PreTrainedModel):
     those of the stock model bit for bit, and `stock` is that model whenever it is wanted back.
 
     Example:
-        >>> model = MultiExitModel.from_pretrained("my-classifier", pooling="mean")
+        >>> exits = ExitSpec(pooling="mean")
+        >>> model = MultiExitModel.from_pretrained("my-classifier", exits=exits)
         >>> model.save_pretrained("my-early-exit-model")
     """
 
@@ -64,19 +71,19 @@ class MultiExitModel(PreTrainedModel):
         self.exits = nn.ModuleDict(
             {str(layer): self._make_exit(layer) for layer in range(1, self.depth)}
         )
-        self._known_fingerprint: tuple[int, str] | None = None
+        self._known: tuple[Any, str] | None = None
 
     def _make_exit(self, layer: int) -> PooledExit:
         spec = self.config.exit_spec()
         width = self.backbone.width(layer)
-        made = PooledExit(spec, width, int(self.stock.num_labels), self.backbone.pool)
+        made = PooledExit(spec, width, cast(int, self.config.num_labels), self.backbone.pool)
         for linear in (m for m in made.modules() if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=0.02)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         if made.dense is not None and self.backbone.pooler is not None:
             made.dense.load_state_dict(self.backbone.pooler.state_dict())
-        elif spec.pooling == "attention":
+        if spec.pooling == "attention":
             nn.init.zeros_(made.query.weight)
         return made
 
@@ -146,10 +153,22 @@ class MultiExitModel(PreTrainedModel):
 
     def fingerprint(self) -> str:
         """A name for exactly these weights and exits; stable over save, load, device and dtype."""
-        version = sum(parameter._version for parameter in self.parameters())
-        if self._known_fingerprint is None or self._known_fingerprint[0] != version:
-            self._known_fingerprint = (version, folder.manifest_of(self).fingerprint)
-        return self._known_fingerprint[1]
+        weights = self._weights()
+        if self._known is None or self._known[0] != weights:
+            manifest = folder.manifest_of(self.config.to_dict(), self.state_dict())
+            self.remember(manifest.fingerprint)
+        assert self._known is not None
+        return self._known[1]
+
+    def remember(self, fingerprint: str) -> None:
+        """Keep the fingerprint of the present weights until one of them changes."""
+        self._known = (self._weights(), fingerprint)
+
+    def _weights(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a parameter is replaced or written to, not when it moves or is cast."""
+        return tuple(
+            (id(leaf), 0 if leaf.is_inference() else leaf._version) for leaf in self.parameters()
+        )
 
     @classmethod
     def from_stock(
@@ -160,7 +179,7 @@ class MultiExitModel(PreTrainedModel):
             stock=folder.plain_config(stock.config), exits=exits or ExitSpec(), method=method
         )
         model = cls(config, stock)
-        return model.to(device=stock.device, dtype=stock.dtype)  # type: ignore[no-any-return]
+        return model.to(device=stock.device, dtype=stock.dtype)  # type: ignore[call-arg]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -187,9 +206,16 @@ class MultiExitModel(PreTrainedModel):
         Raises:
             ModelError: no such model, no weights, unsupported architecture, or any missing,
                 unexpected, misshapen or changed tensor, by name.
+            ConfigError: an unknown option, or one that does not apply to this folder.
         """
-        path = folder.resolve(source, **hub)
+        _check_options(hub)
+        path = folder.resolve(source, **{name: hub[name] for name in _HUB if name in hub})
         if folder.is_ours(path):
+            if any(option is not None for option in (method, exits, head)):
+                raise ConfigError(
+                    f"{source} has its exits already; method, exits and head are for stock "
+                    "classifiers. Leave them out."
+                )
             model = folder.load(cls, path)
         else:
             from offramp.methods import METHODS
@@ -198,7 +224,7 @@ class MultiExitModel(PreTrainedModel):
             stock = load_stock(path, head)
             model = cls.from_stock(stock, exits or preset.exits, preset.name)
         model.eval()
-        return model if dtype is None else model.to(dtype=dtype)  # type: ignore[no-any-return]
+        return model if dtype is None else model.to(dtype=dtype)  # type: ignore[call-arg]
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -218,6 +244,16 @@ class MultiExitModel(PreTrainedModel):
             folder.save(self, Path(save_directory), state_dict, tokenizer)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    known = [*_HUB, "method", "exits", "head", "dtype"]
+    for name in given:
+        if name not in (*_HUB, *_FROM_AUTO):
+            raise ConfigError(
+                f"from_pretrained: unknown option '{name}'.{nearest(name, known)} "
+                f"Options: {', '.join(known)}."
+            )
 
 
 AutoModelForSequenceClassification.register(MultiExitConfig, MultiExitModel)

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from offramp.errors import ModelError
-from offramp.storage import Strict
+from offramp.model.bounds import UNUSABLE, Building, Extent
+from offramp.storage import Strict, read_json
 
 logger = logging.getLogger("offramp")
 
@@ -35,24 +36,24 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
     Without `head`, every tensor must be there. With it, only the backbone must be, and the
     names of the tensors that start anew are logged.
     """
+    extent = Extent.of(path)
+    extent.check(read_json(path / "config.json", ModelError), path / "config.json")
     try:
-        config = AutoConfig.from_pretrained(path, **(head.config() if head else {}))
-        stock, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=head is not None,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        raise ModelError(
-            f"{path}: cannot be loaded as a classifier: {_first_line(problem)}"
-        ) from problem
-    except Exception as problem:
-        # safetensors raises its own type, which derives from Exception alone
-        if type(problem).__name__ != "SafetensorError":
-            raise
-        raise ModelError(f"{path}: the weights file is broken: {problem}") from problem
+        with Building(extent, path / "config.json"):
+            config = AutoConfig.from_pretrained(
+                path, trust_remote_code=False, **(head.config() if head else {})
+            )
+            stock, info = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except UNUSABLE as problem:
+        said = _first_line(problem)
+        raise ModelError(f"{path}: cannot be loaded as a classifier: {said}") from problem
     _check_keys(stock, info, path, head)
     return stock
 
@@ -60,9 +61,13 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
 def _check_keys(stock: PreTrainedModel, info: Any, path: Path, head: Head | None) -> None:
     fresh = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     lost = [key for key in fresh if head is None or not _belongs_to_head(stock, key)]
+    if head is None:
+        lost += sorted(info["unexpected_keys"])
     if lost:
         mend = "" if head else " Fine-tune it first, for example with `offramp train`."
-        raise ModelError(f"{path}: missing or misshapen weights: {', '.join(lost[:8])}.{mend}")
+        raise ModelError(
+            f"{path}: missing, misshapen or unexpected weights: {', '.join(lost[:8])}.{mend}"
+        )
     if fresh:
         logger.warning(
             "%s has no head for this task; these weights start anew: %s", path, ", ".join(fresh)
