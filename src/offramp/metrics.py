@@ -139,14 +139,20 @@ def _f1(average: str) -> Callable[[Array, Array], float]:
 def _matthews(predicted: Array, labels: Array) -> float:
     from sklearn.metrics import matthews_corrcoef
 
+    if _is_constant(predicted) or _is_constant(labels):
+        return 0.0
     return float(matthews_corrcoef(labels, predicted))
+
+
+def _is_constant(values: Array) -> bool:
+    return bool(np.ptp(values) == 0)
 
 
 def _correlation(name: str) -> Callable[[Array, Array], float]:
     def compare(predicted: Array, labels: Array) -> float:
         from scipy import stats
 
-        if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+        if _is_constant(predicted) or _is_constant(labels):
             return 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)

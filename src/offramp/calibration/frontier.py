@@ -157,7 +157,9 @@ class Judge:
         labels, header = self.table.labels, self.table.header
         if labels is None or header.problem_type == "regression":
             return None
-        names = header.label_names or tuple(map(str, range(header.num_scores)))
+        names = header.label_names
+        if len(set(names)) < header.num_scores:
+            names = tuple(map(str, range(header.num_scores)))
         full = class_recalls(self._full, labels, header.num_scores)
         drops = full - class_recalls(early, labels, header.num_scores)
         return {
