@@ -134,6 +134,18 @@ def test_the_table_knows_its_rows_costs_model_and_labels(tmp_path: Path) -> None
     assert header.label_names == ("label-0", "label-1", "label-2")
 
 
+def test_examples_that_are_not_encoded_yet_are_encoded_for_the_model(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    raw = Dataset.from_dict({"text": ["film " * 500, "a plot"], "label": ["label-2", "label-0"]})
+    table = record_tiny(tmp_path / "raw", model, raw)
+    labelled = encode_labels(raw, infer_task(raw, id2label=model.config.id2label))
+    ready, _ = encode(labelled, tokenizer, model.max_length)
+    same = record_tiny(tmp_path / "ready", model, ready)
+    assert table.columns["lengths"].tolist() == [64, 4]
+    assert table.header == same.header
+    assert all(np.array_equal(table.columns[name], same.columns[name]) for name in table.columns)
+
+
 def test_the_tokenizer_has_one_name_however_it_was_used() -> None:
     tokenizer = tiny_tokenizer()
     before = tokenizer_fingerprint(tokenizer)

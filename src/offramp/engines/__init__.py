@@ -4,6 +4,7 @@ from offramp.engines.base import Answers, Engine, Exitable, rows_of
 from offramp.engines.batching import collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.recording import record, tokenizer_fingerprint
+from offramp.engines.settings import as_device, as_dtype
 from offramp.engines.torch_engine import TorchEngine, take_tree
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "Engine",
     "Exitable",
     "TorchEngine",
+    "as_device",
+    "as_dtype",
     "collate",
     "cost_model",
     "in_batches",

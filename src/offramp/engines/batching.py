@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 MAX_ROWS = 64
 MAX_TOKENS = 16384
-WINDOW = 64
+WINDOW = 16
 """Batches' worth of rows that a stream reads ahead, to sort them by length."""
 
 

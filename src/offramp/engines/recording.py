@@ -15,7 +15,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.data import data_fingerprint
+from offramp.data import data_fingerprint, encode, encode_labels, infer_task
 from offramp.data.hashing import dataset_ids
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, collate, plan_batches
 from offramp.engines.cost import cost_model
@@ -50,14 +50,15 @@ def record(
 
     Args:
         model: in evaluation mode, on its device, in its compute dtype.
-        dataset: encoded rows, see `offramp.data.encode`; labels are optional.
+        dataset: examples as `load_examples` gives them, labels optional; or the same with
+            `encode_labels` and `encode` already applied.
         path: the table's folder; it appears whole or not at all.
         role: `tune`, `calibrate` or `test`.
         others: tables of other roles; rows whose input is in one of them are dropped.
         max_rows: of a batch.
         max_tokens: of a batch, padding included.
     """
-    dataset, ids = _apart_from(others, dataset, role)
+    dataset, ids = _apart_from(others, _encoded(model, dataset, tokenizer), role)
     lengths = np.array(dataset["length"][:])
     labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
     header = _header(model, dataset, role, tokenizer)
@@ -79,6 +80,15 @@ def record(
     table = ExitTable.open(path)
     _warn_below_majority(table)
     return table
+
+
+def _encoded(
+    model: MultiExitModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> Dataset:
+    if "input_ids" in dataset.column_names:
+        return dataset
+    task = infer_task(dataset, model.problem_type, model.config.id2label)
+    return encode(encode_labels(dataset, task), tokenizer, model.max_length)[0]
 
 
 def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tuple[Dataset, Array]:

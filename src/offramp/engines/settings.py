@@ -1,0 +1,47 @@
+"""Where and in which number format a model runs, as users type it."""
+
+from __future__ import annotations
+
+import torch
+
+from offramp.errors import ConfigError
+from offramp.registry import nearest
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def as_device(device: str | int | torch.device | None) -> torch.device:
+    """A device that is there; None is the first GPU, or the CPU where there is none.
+
+    Raises ConfigError for a name that torch does not know or a device that does not answer.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == -1:  # transformers' way to say CPU
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
+        reason = str(problem).strip().split("\n")[0]
+        raise ConfigError(
+            f"Device '{device}' cannot be used: {reason}. Use cpu, cuda or cuda:0, for example."
+        ) from None
+    return chosen
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A compute dtype from its name. Raises ConfigError."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise ConfigError(f"Unknown dtype '{dtype}'.{nearest(dtype, list(DTYPES))} Known: {known}.")
+    return DTYPES[dtype]

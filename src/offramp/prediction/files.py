@@ -1,0 +1,159 @@
+"""From a file of texts to a file of answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from tqdm.auto import tqdm
+
+from offramp.data import data_fingerprint, load_examples
+from offramp.engines import tokenizer_fingerprint
+from offramp.policies import Policy
+from offramp.prediction.formats import columns as output_columns
+from offramp.prediction.formats import writer_for
+from offramp.prediction.labels import Labels
+from offramp.prediction.partial import PartialFile
+from offramp.prediction.predictor import Answer, Point, Predictor
+from offramp.prediction.stream import blocks, opened, rows_of_examples
+from offramp.storage import whole_file
+
+
+@dataclass
+class Summary:
+    """What a run wrote.
+
+    Attributes:
+        rows: in the output; `errors` of them have an error instead of an answer.
+        resumed: rows that an earlier, interrupted run had done.
+        seconds: of this run, from the first text to the finished file.
+        exit_histogram: rows answered after layer 1, 2, ..., depth.
+    """
+
+    output: str
+    rows: int = 0
+    errors: int = 0
+    resumed: int = 0
+    seconds: float = 0.0
+    exit_histogram: list[int] = field(default_factory=list)
+
+    @property
+    def mean_exit_layer(self) -> float | None:
+        answered = sum(self.exit_histogram)
+        layers = sum(n * layer for layer, n in enumerate(self.exit_histogram, start=1))
+        return layers / answered if answered else None
+
+    @property
+    def rows_per_second(self) -> float:
+        return (self.rows - self.resumed) / self.seconds
+
+
+def predict_file(
+    model: Predictor | str | os.PathLike[str],
+    data: str | Path | Dataset | DatasetDict,
+    output: str | Path,
+    *,
+    point: Point | None = None,
+    scores: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+    progress: bool = True,
+    **columns: Any,
+) -> Summary:
+    """Answer every row of `data` into a file, one row per row, in order.
+
+    A run that was interrupted goes on where it stopped when it is called again with the same
+    settings; the output appears whole when the last row is done. A row whose scores are not
+    finite has `error` and no answer.
+
+    Args:
+        model, point, scores, device, dtype: as of `predict`.
+        data: a file, hub id or dataset as `load_examples` takes them.
+        output: .jsonl, .csv or .parquet; text also as .gz.
+        columns: `text`, `text_pair`, `split`, `max_rows` ... as of `load_examples`.
+
+    Raises:
+        OutputError: unknown format, or a place that cannot be written.
+    """
+    output = Path(output)
+    write = writer_for(output)
+    examples = load_examples(data, **columns)
+    predictor, policy = opened(model, point, device, dtype)
+    settings = _settings(predictor, policy, examples, scores)
+    start = time.perf_counter()
+    with PartialFile(output, settings) as part:
+        summary = Summary(str(output), resumed=part.rows)
+        _run(part, predictor, policy, examples, scores, progress)
+        summary.exit_histogram = [0] * predictor.model.depth
+        fields = output_columns(Labels(predictor.model), scores)
+        with whole_file(output) as staged:
+            compress = output.suffix.lower() == ".gz"
+            write(staged, fields, _counted(part.entries(), summary), compress)
+        part.discard()
+    summary.seconds = time.perf_counter() - start
+    return summary
+
+
+def _settings(
+    predictor: Predictor, policy: Policy, examples: Dataset, scores: bool
+) -> dict[str, Any]:
+    """All that decides what the rows of the output say."""
+    return {
+        "schema_version": 1,
+        "model": predictor.model.fingerprint(),
+        "tokenizer": tokenizer_fingerprint(predictor.tokenizer),
+        "data": data_fingerprint(examples),
+        "policy": policy.to_dict(),
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "max_length": predictor.max_length,
+        "scores": scores,
+    }
+
+
+def _run(
+    part: PartialFile,
+    predictor: Predictor,
+    policy: Policy,
+    examples: Dataset,
+    scores: bool,
+    progress: bool,
+) -> None:
+    """Append the answers of all rows that are not there yet."""
+    bar = tqdm(
+        total=len(examples),
+        initial=part.rows,
+        desc="predict",
+        unit="row",
+        disable=None if progress else True,
+    )
+    seen: Counter[int] = Counter()
+
+    def show(answers: Sequence[Answer]) -> None:
+        seen.update(answer.exit_layer for answer in answers)
+        bar.set_postfix_str(f"mean exit layer {_mean(seen):.2f}", refresh=False)
+        bar.update(len(answers))
+
+    with bar:
+        rows = rows_of_examples(examples, first=part.rows)
+        for block in blocks(predictor, rows, policy, scores, show):
+            part.append(block)
+
+
+def _mean(counts: Counter[int]) -> float:
+    return sum(layer * count for layer, count in counts.items()) / counts.total()
+
+
+def _counted(entries: Iterator[dict[str, Any]], summary: Summary) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        summary.rows += 1
+        if "error" in entry:
+            summary.errors += 1
+        else:
+            summary.exit_histogram[entry["exit_layer"] - 1] += 1
+        yield entry

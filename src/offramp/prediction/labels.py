@@ -1,0 +1,82 @@
+"""From raw scores to named answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.errors import ConfigError
+from offramp.model import MultiExitModel
+from offramp.prediction.predictor import Answer
+from offramp.registry import nearest
+
+Scores = npt.NDArray[np.floating[Any]]
+BROKEN = "NonFiniteError: the model's scores for this row are NaN or infinite."
+
+
+def softmax(scores: Scores) -> Scores:
+    shifted = np.exp(scores - scores.max())
+    return shifted / shifted.sum()
+
+
+def sigmoid(scores: Scores) -> Scores:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-scores))
+
+
+def none(scores: Scores) -> Scores:
+    return scores
+
+
+FUNCTIONS: dict[str, Callable[[Scores], Scores]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "none": none,
+}
+
+
+def function(name: str) -> Callable[[Scores], Scores]:
+    """`softmax`, `sigmoid` or `none`. Raises ConfigError."""
+    if name.lower() not in FUNCTIONS:
+        known = list(FUNCTIONS)
+        raise ConfigError(
+            f"Unknown function_to_apply '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+        )
+    return FUNCTIONS[name.lower()]
+
+
+class Labels:
+    """Names the answers of a model.
+
+    One class: its name and probability. Label sets: the names of all labels above one half,
+    with their probabilities. Regression: the number, as `score`.
+    """
+
+    def __init__(self, model: MultiExitModel) -> None:
+        self.problem_type = model.problem_type
+        names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+        self.names = [names[index] for index in range(len(names))]
+
+    def entry(self, row: int, answer: Answer, with_scores: bool) -> dict[str, Any]:
+        """A row of output: JSON data with the keys row, label, score, exit_layer, scores."""
+        if answer.bad:
+            return {"row": row, "error": BROKEN}
+        said: dict[str, Any] = {"row": row}
+        if self.problem_type == "regression":
+            return {**said, "score": float(answer.scores[0]), "exit_layer": answer.exit_layer}
+        if self.problem_type == "multi_label_classification":
+            shares = sigmoid(answer.scores)
+            found = np.flatnonzero(answer.scores > 0)
+            said["label"] = [self.names[index] for index in found]
+            said["score"] = [float(shares[index]) for index in found]
+        else:
+            shares = softmax(answer.scores)
+            best = int(answer.scores.argmax())
+            said["label"], said["score"] = self.names[best], float(shares[best])
+        said["exit_layer"] = answer.exit_layer
+        if with_scores:
+            said["scores"] = dict(zip(self.names, map(float, shares), strict=True))
+        return said

@@ -1,0 +1,120 @@
+"""What transformers' text-classification pipeline returns, and the exit layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from offramp.engines import windows
+from offramp.engines.batching import WINDOW
+from offramp.prediction.labels import BROKEN, Labels, Scores, function
+from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor, Text
+
+_UNSET: Any = object()
+
+
+def pipeline(
+    model: str | os.PathLike[str],
+    point: Point = DEFAULT,
+    *,
+    device: str | int | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> TextClassifier:
+    """A callable like `transformers.pipeline("text-classification", model)`.
+
+    Args:
+        model: a folder or hub id of a multi-exit model.
+        point: an operating point of the folder, a point, a policy, or `full`. Without a
+            point in the folder every row runs to full depth, and that is said aloud.
+        device: None is the first GPU, or the CPU where there is none.
+        dtype: `fp32`, `bf16` or `fp16`.
+        options: as of `Predictor.load`.
+
+    Example:
+        >>> classify = pipeline("my-early-exit-model")
+        >>> classify("A dull story.")
+        [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
+    """
+    return TextClassifier(Predictor.load(model, point, device=device, dtype=dtype, **options))
+
+
+class TextClassifier:
+    """Classifies texts; any number of threads may share one."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._names = Labels(predictor.model).names
+        self._function = function(_usual_function(predictor))
+
+    def __call__(
+        self,
+        inputs: Text | Iterable[Text],
+        *,
+        point: Point | None = None,
+        top_k: int | None = _UNSET,
+        function_to_apply: str | None = None,
+    ) -> Any:
+        """Classify one text, a list of them, or any iterable of them, lazily.
+
+        Args:
+            inputs: str, or {"text": ..., "text_pair": ...}.
+            point: another operating point, for this call only.
+            top_k: this many labels per text, best first; None is all of them.
+            function_to_apply: `softmax`, `sigmoid` or `none`; by default the task's own.
+
+        Returns:
+            Dicts with label, score and exit_layer, nested as transformers nests them: a list
+            with one for a str, one for a dict, a list for a list; with `top_k` a list of them
+            per text. A row whose scores are not finite has `error` instead.
+        """
+        chosen = self.predictor.policy if point is None else self.predictor.policy_of(point)
+        apply = self._function if function_to_apply is None else function(function_to_apply)
+
+        def answers(texts: list[Text]) -> list[Any]:
+            return [self._said(a, apply, top_k) for a in self.predictor.answer(texts, chosen)[0]]
+
+        if isinstance(inputs, str):
+            said = answers([inputs])
+            return said if top_k is _UNSET else said[0]
+        if isinstance(inputs, Mapping):
+            return answers([inputs])[0]
+        if isinstance(inputs, list):
+            return answers(inputs)
+        return self._lazily(inputs, answers)
+
+    def _lazily(
+        self, texts: Iterable[Text], answers: Callable[[list[Text]], list[Any]]
+    ) -> Iterator[Any]:
+        for window in windows(texts, WINDOW * self.predictor.max_rows):
+            yield from answers(window)
+
+    def _said(
+        self, answer: Answer, apply: Callable[[Scores], Scores], top_k: int | None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        if answer.bad:
+            broken = {"error": BROKEN, "exit_layer": answer.exit_layer}
+            return broken if top_k is _UNSET else [broken]
+        scores = apply(answer.scores)
+        best = (-scores).argsort(kind="stable")[: 1 if top_k is _UNSET else top_k]
+        said = [
+            {
+                "label": self._names[index],
+                "score": float(scores[index]),
+                "exit_layer": answer.exit_layer,
+            }
+            for index in best
+        ]
+        return said[0] if top_k is _UNSET else said
+
+
+def _usual_function(predictor: Predictor) -> str:
+    """As transformers chooses: a config that names no task and one label means a probability."""
+    kind = predictor.model.config.problem_type
+    if kind == "regression":
+        return "none"
+    one = predictor.model.config.num_labels == 1
+    return "sigmoid" if kind == "multi_label_classification" or one else "softmax"

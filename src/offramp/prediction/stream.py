@@ -1,0 +1,96 @@
+"""Answers one after the other, from anything that holds texts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets import Dataset, DatasetDict
+
+from offramp.data import load_examples
+from offramp.engines import windows
+from offramp.engines.batching import WINDOW
+from offramp.policies import Policy
+from offramp.prediction.labels import Labels
+from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor, Text
+
+logger = logging.getLogger("offramp")
+
+Data: TypeAlias = str | Path | Dataset | DatasetDict | Iterable[Text]
+Numbered = tuple[int, Text]
+
+
+def predict(
+    model: Predictor | str | os.PathLike[str],
+    data: Data,
+    *,
+    point: Point | None = None,
+    scores: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+    **columns: Any,
+) -> Iterator[dict[str, Any]]:
+    """Answers in the order of the rows, as they come: {row, label, score, exit_layer}.
+
+    Rows are read a few thousand at a time, so `data` may be endless. A row whose scores are
+    not finite gives {row, error}; its neighbours get their answers.
+
+    Args:
+        model: a folder, a hub id, or a `Predictor` (which has its own device and dtype).
+        data: a file, hub id or dataset as `load_examples` takes them, or an iterable of texts.
+        point: an operating point, a policy or `full`; None is the model's own.
+        scores: also give the scores of all classes.
+        columns: `text`, `text_pair`, `split` ... as of `load_examples`.
+    """
+    predictor, policy = opened(model, point, device, dtype)
+    rows = numbered(data, columns)
+    return (entry for block in blocks(predictor, rows, policy, scores) for entry in block)
+
+
+def opened(
+    model: Predictor | str | os.PathLike[str], point: Point | None, device: Any, dtype: Any
+) -> tuple[Predictor, Policy]:
+    """A predictor, loaded if need be, and the policy for this call."""
+    if isinstance(model, Predictor):
+        return model, model.policy if point is None else model.policy_of(point)
+    loaded = Predictor.load(model, point or DEFAULT, device=device, dtype=dtype)
+    return loaded, loaded.policy
+
+
+def numbered(data: Data, columns: dict[str, Any]) -> Iterable[Numbered]:
+    """Row numbers of the source and texts."""
+    if not isinstance(data, str | Path | Dataset | DatasetDict):
+        return enumerate(data)
+    return rows_of_examples(load_examples(data, **columns))
+
+
+def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
+    """Row numbers and texts of loaded examples, from the given one on."""
+    names = ["text", "text_pair"] if "text_pair" in examples.column_names else ["text"]
+    for start in range(first, len(examples), 1000):
+        batch = examples[start : start + 1000]
+        texts = zip(*(batch[name] for name in names), strict=True)
+        for row, parts in zip(batch["row"], texts, strict=True):
+            yield row, dict(zip(names, parts, strict=True))
+
+
+def blocks(
+    predictor: Predictor,
+    rows: Iterable[Numbered],
+    policy: Policy,
+    scores: bool,
+    seen: Callable[[Sequence[Answer]], object] | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Entries of a few thousand rows at a time; says at the end how many texts were cut."""
+    labels, cut, total = Labels(predictor.model), 0, 0
+    for window in windows(rows, WINDOW * predictor.max_rows):
+        answers, long = predictor.answer([text for _, text in window], policy, seen)
+        cut, total = cut + long, total + len(window)
+        pairs = zip(window, answers, strict=True)
+        yield [labels.entry(row, answer, scores) for (row, _), answer in pairs]
+    if cut:
+        limit = predictor.max_length
+        logger.warning("%d of %d texts are longer than %s tokens and were cut.", cut, total, limit)
