@@ -87,7 +87,7 @@ def _encoded(
 ) -> Dataset:
     if "input_ids" in dataset.column_names:
         return dataset
-    task = infer_task(dataset, model.problem_type, model.config.id2label)
+    task = infer_task(dataset, model.problem_type, dict(enumerate(label_names(model))))
     return encode(encode_labels(dataset, task), tokenizer, model.max_length)[0]
 
 
@@ -118,7 +118,6 @@ def _header(
 ) -> TableHeader:
     probe = _columns(_run(model, dataset, np.array([0]), tokenizer))
     _, depth, num_scores = probe["scores"].shape
-    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     return TableHeader.plan(
         rows=len(dataset),
         depth=depth,
@@ -127,7 +126,7 @@ def _header(
         labelled="label" in dataset.column_names,
         signals={n[8:]: c.shape[2:] for n, c in probe.items() if n.startswith("signals.")},
         role=role,
-        label_names=tuple(names[index] for index in range(num_scores)),
+        label_names=label_names(model),
         model_fingerprint=model.fingerprint(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         data_fingerprint=data_fingerprint(dataset),
@@ -151,6 +150,12 @@ def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:
     for name in outputs[0].signals:
         stacked[f"signals.{name}"] = [output.signals[name] for output in outputs]
     return {name: torch.stack(parts, 1).float().cpu().numpy() for name, parts in stacked.items()}
+
+
+def label_names(model: MultiExitModel) -> tuple[str, ...]:
+    """The names of the model's labels, in the order of its scores."""
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    return tuple(names[index] for index in range(len(names)))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.engines import label_names
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel
 from offramp.prediction.predictor import Answer
@@ -57,8 +58,7 @@ class Labels:
 
     def __init__(self, model: MultiExitModel) -> None:
         self.problem_type = model.problem_type
-        names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-        self.names = [names[index] for index in range(len(names))]
+        self.names = label_names(model)
 
     def entry(self, row: int, answer: Answer, with_scores: bool) -> dict[str, Any]:
         """A row of output: JSON data with the keys row, label, score, exit_layer, scores."""
