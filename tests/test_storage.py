@@ -74,7 +74,7 @@ def test_a_file_that_is_not_text_or_not_there_is_an_error_of_the_callers_kind(
 ) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     for name in ("binary.json", "missing.json", "."):
-        with pytest.raises(DataError, match="json|test_"):
+        with pytest.raises(DataError, match=r"no such file|not readable"):
             read_json(tmp_path / name, DataError)
 
 

@@ -41,9 +41,14 @@ class Extent:
 
     @classmethod
     def of(cls, folder: Path) -> Extent:
-        """Raises ModelError for a broken file; a folder without weights holds nothing."""
+        """Raises ModelError where weights are missing or broken."""
         tensors, longest = 0, 0
-        for path in sorted(folder.glob("*.safetensors")):
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise ModelError(
+                f"{folder}: no model.safetensors; the folder holds no weights that may be loaded."
+            )
+        for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
                     shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
@@ -55,8 +60,9 @@ class Extent:
 
     def check(self, config: Any, source: Path) -> None:
         """Refuse any number in a config that is larger than the weights can account for."""
-        limit = max(self.longest, _FLOOR)
         for key, value in _numbers(config):
+            # every label has a row in some tensor
+            limit = self.longest if key == "num_labels" else max(self.longest, _FLOOR)
             if abs(value) > limit:
                 raise ModelError(
                     f"{source}: key '{key}' is {value}, more than the weights file can account for."
