@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import set_seed
 
@@ -128,6 +127,7 @@ def _fit(model: MultiExitModel, rows: Rows, given: TrainOptions, work: WorkFolde
     state.wait_for_everyone()
     objective = SelfDistillation()
     (stage,) = objective.stages()
-    trainee = Trainee(CachedExits(model), objective, stage, model.problem_type)
+    exits = CachedExits(model, *(moment.to(state.device) for moment in cache.moments()))
+    trainee = Trainee(exits, objective, stage, model.problem_type)
     run_stage(trainee, cache.rows(), given.filled(ATTACH), work)
-    model.exits.to(torch.device(model.stock.device))
+    exits.fold()

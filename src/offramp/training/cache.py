@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from offramp.engines.batching import plan_batches
 from offramp.errors import OutputError
-from offramp.exits import ExitOutput
+from offramp.exits import ExitOutput, PooledExit
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.training.running import Rows
 
@@ -70,12 +70,11 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
     def fill(self, quiet: bool, rank: int = 0, world: int = 1) -> None:
         """Compute what is missing; each of `world` processes takes its share of the blocks."""
         todo = [n for n in range(rank, len(self._blocks), world) if not self.done[n]]
-        if len(todo) < len(self._blocks):
-            logger.info("%d of %d blocks of vectors were there.", int(self.done.sum()), len(self.done))
-        for number in tqdm(todo, desc="vectors", unit="block", disable=quiet):
+        if self.done.any():
+            logger.info("Vectors: %d of %d blocks were there.", self.done.sum(), len(self.done))
+        for number in tqdm(todo, desc="vectors", unit="block", disable=quiet or None):
             places = np.sort(self._blocks[number])
-            batch = self._rows.collate([self._rows.dataset[int(place)] for place in places])
-            vectors, scores = pooled_vectors(self._model, batch)
+            (vectors,), scores = pooled_vectors([self._model], self._rows.batch(places))
             self.pooled[places] = vectors.cpu().numpy()
             self.teacher[places] = scores.cpu().numpy()
             # the vectors reach the disk before the mark that they are there
@@ -100,38 +99,91 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
             batch["labels"] = torch.tensor([self._labels[place] for place in places])
         return batch
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread over the rows, (L-1, width)."""
+        shape = self.pooled.shape[1:]
+        total, squares = np.zeros(shape), np.zeros(shape)
+        for start in range(0, len(self), 4096):
+            part = self.pooled[start : start + 4096].astype(np.float64)
+            total += part.sum(axis=0)
+            squares += (part**2).sum(axis=0)
+        mean = total / len(self)
+        spread = np.sqrt(np.maximum(squares / len(self) - mean**2, 0))
+        # what hardly varies at all must not be blown up
+        spread = np.maximum(spread, 1e-3 * spread.mean(axis=1, keepdims=True) + 1e-6)
+        return torch.from_numpy(mean).float(), torch.from_numpy(spread).float()
+
     def rows(self) -> Rows:
         """As the rows of a stage."""
         return Rows(self, torch.ones(len(self), dtype=torch.long), _as_it_is)
 
 
 class CachedExits(nn.Module):
-    """The exits of a model, fed with cached vectors instead of tokens."""
+    """The exits of a model, fed with cached vectors instead of tokens.
 
-    def __init__(self, model: MultiExitModel) -> None:
+    They are trained on standardised vectors, because the [CLS] vectors of early layers differ
+    so little from row to row that a gradient method would hardly see it; `fold` then moves
+    mean and spread into the weights.
+
+    Args:
+        model: its exits are trained in place.
+        mean, spread: of the vectors, (L-1, width).
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, model: MultiExitModel, mean: Tensor, spread: Tensor) -> None:
         super().__init__()
         self.exits = model.exits
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+        for place, made in enumerate(self._made()):
+            if made.dense is not None:  # it starts as the model's pooler and shall stay that
+                made.dense.bias.data += made.dense.weight.data @ mean[place]
+                made.dense.weight.data *= spread[place]
+
+    def _made(self) -> list[PooledExit]:
+        return list(self.exits.values())  # type: ignore[arg-type]
 
     def forward(self, pooled: Tensor, teacher: Tensor) -> MultiExitOutput:
+        vectors = (pooled - self.mean) / self.spread
         early = [
-            ExitOutput(made.answer(pooled[:, place]))  # type: ignore[operator]
-            for place, made in enumerate(self.exits.values())
+            ExitOutput(made.answer(vectors[:, place])) for place, made in enumerate(self._made())
         ]
         return MultiExitOutput(exits=(*early, ExitOutput(teacher)))
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make the exits read vectors as they are."""
+        for place, made in enumerate(self._made()):
+            first = made.classifier if made.dense is None else made.dense
+            first.weight /= self.spread[place]
+            first.bias -= first.weight @ self.mean[place]
+
 
 @torch.inference_mode()
-def pooled_vectors(model: MultiExitModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What each exit pools, (rows, L-1, width), and the full-depth scores, (rows, classes)."""
-    device = model.stock.device
+def pooled_vectors(
+    views: Sequence[MultiExitModel], batch: Mapping[str, Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """What each exit pools, (rows, L-1, width) per view, and full-depth scores, (rows, classes).
+
+    Args:
+        views: models that share one backbone and differ in pooling.
+        batch: may hold labels, which are not read.
+    """
+    first = views[0]
+    device = first.stock.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    flow = model.backbone.embed(inputs)
-    vectors = []
-    for layer in range(1, model.depth + 1):
-        flow = model.backbone.layer(layer, flow)
-        if layer < model.depth:
-            vectors.append(model.exits[str(layer)].pool(flow.hidden, flow.mask))  # type: ignore[operator]
-    return torch.stack(vectors, dim=1).float(), model.backbone.head(flow.hidden).float()
+    flow = first.backbone.embed(inputs)
+    vectors: list[list[Tensor]] = [[] for _ in views]
+    for layer in range(1, first.depth + 1):
+        flow = first.backbone.layer(layer, flow)
+        if layer < first.depth:
+            for view, found in zip(views, vectors, strict=True):
+                found.append(view.exits[str(layer)].pool(flow.hidden, flow.mask))  # type: ignore[operator]
+    pooled = [torch.stack(found, dim=1).float() for found in vectors]
+    return pooled, first.backbone.head(flow.hidden).float()
 
 
 def _array(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -113,7 +113,9 @@ def new_head(dataset: Dataset, problem_type: str | None) -> Head:
     return Head(problem_type=task.problem_type, labels=task.labels)
 
 
-def asked_of(model: MultiExitModel, rows: Rows, options: TrainOptions, **more: Any) -> dict[str, Any]:
+def asked_of(
+    model: MultiExitModel, rows: Rows, options: TrainOptions, **more: Any
+) -> dict[str, Any]:
     """What decides the weights that a run ends in."""
     return {
         "model": weights_fingerprint(model.stock),

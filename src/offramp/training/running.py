@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
-from offramp.objectives import Objective, Stage
+from offramp.objectives import Objective
 from offramp.training.batches import Padding
 from offramp.training.options import TrainOptions, training_arguments
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee
@@ -48,6 +49,10 @@ class Rows:
         self.lengths = lengths
         self.collate = collate
 
+    def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
+        """The rows at `places`, padded."""
+        return self.collate([self.dataset[int(place)] for place in places])
+
     @classmethod
     def of(cls, dataset: Dataset, pad_id: int) -> Rows:
         """Rows of an encoded dataset: `input_ids`, `length`, perhaps `label`."""
@@ -76,9 +81,7 @@ def run_stages(
     model.eval()
 
 
-def fresh_parameters(
-    trainee: Trainee, stock: PreTrainedModel, new_head: bool
-) -> frozenset[str]:
+def fresh_parameters(trainee: Trainee, stock: PreTrainedModel, new_head: bool) -> frozenset[str]:
     """Names of the parameters that start from nothing: exits, and the head if it is new."""
     trained = {f"model.stock.{stock.base_model_prefix}."}
     if not new_head:
@@ -93,7 +96,6 @@ def run_stage(
     options: TrainOptions,
     work: WorkFolder,
     fresh: Iterable[str] = (),
-    callbacks: Iterable[TrainerCallback] = (),
 ) -> None:
     """Train one stage, from its last checkpoint if there is one; skip it if it is finished."""
     name = trainee.stage.name
@@ -102,11 +104,32 @@ def run_stage(
         trainee.load_state_dict(finished)
         logger.info("Stage '%s' was finished before.", name)
         return
+    trainer = make_trainer(trainee, rows, options, work.stage(name), fresh)
+    last = work.last_checkpoint(name)
+    if last is not None:
+        logger.info("Stage '%s' continues from %s.", name, last.name)
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    seconds = time.monotonic() - began
+    logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, seconds)
+    if trainer.is_world_process_zero():
+        work.finish(name, trainee)
+    trainer.accelerator.wait_for_everyone()
+
+
+def make_trainer(
+    trainee: Trainee, rows: Rows, options: TrainOptions, folder: Path, fresh: Iterable[str] = ()
+) -> ExitTrainer:
+    """A Trainer for one stage.
+
+    Args:
+        folder: for checkpoints.
+        fresh: names of parameters that take `head_learning_rate`.
+    """
     epochs = (options.epochs or 1.0) * trainee.stage.share
-    arguments = training_arguments(options, work.stage(name), epochs)
-    if options.save_steps is None and arguments.world_size == 1:
-        callbacks = [*callbacks, SaveByTheClock(options.checkpoint_minutes)]
-    trainer = ExitTrainer(
+    arguments = training_arguments(options, folder, epochs)
+    by_the_clock = options.save_steps is None and arguments.world_size == 1
+    return ExitTrainer(
         trainee,
         rows.lengths,
         options.head_learning_rate,
@@ -114,14 +137,5 @@ def run_stage(
         args=arguments,
         train_dataset=rows.dataset,
         data_collator=rows.collate,
-        callbacks=list(callbacks),
+        callbacks=[SaveByTheClock(options.checkpoint_minutes)] if by_the_clock else [],
     )
-    last = work.last_checkpoint(name)
-    if last is not None:
-        logger.info("Stage '%s' continues from %s.", name, last.name)
-    began = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, time.monotonic() - began)
-    if trainer.is_world_process_zero():
-        work.finish(name, trainee)
-    trainer.accelerator.wait_for_everyone()

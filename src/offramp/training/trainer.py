@@ -126,7 +126,8 @@ class ExitTrainer(Trainer):
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, part in parts.items():
-            self._parts[name] = self._parts.get(name, torch.zeros(())).to(part.device) + part.detach()
+            before = self._parts.get(name)
+            self._parts[name] = part.detach() if before is None else before + part.detach()
         self._batches += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -136,10 +137,8 @@ class ExitTrainer(Trainer):
         self._parts, self._batches = {}, 0
         super().log(logs, start_time)
         if self.is_world_process_zero() and "loss" in logs:
-            logger.info(
-                "%s: step %d of %d, loss %.4f",
-                self._stage_name(), self.state.global_step, self.state.max_steps, float(logs["loss"]),
-            )  # fmt: skip
+            place = f"step {self.state.global_step:,} of {self.state.max_steps:,}"
+            logger.info("%s: %s, loss %.4f", self._stage_name(), place, float(logs["loss"]))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Parameters that start from nothing may have a learning rate of their own."""
