@@ -1,0 +1,83 @@
+"""What goes to the terminal: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_CHATTER = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+BAR = 40
+
+
+def setup(quiet: bool = False, verbose: bool = False) -> None:
+    """Choose what is said on stderr; to be called before torch or transformers are imported."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logger = logging.getLogger("offramp")
+    logger.handlers = [_Lines()]
+    logger.setLevel(level)
+    logger.propagate = False
+    if not verbose:
+        for name, value in _CHATTER.items():
+            os.environ.setdefault(name, value)
+        warnings.simplefilter("ignore")
+
+
+class _Lines(logging.Handler):
+    """One line a message, without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+
+
+def fail(message: str) -> None:
+    """A user's mistake, as one paragraph."""
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def say_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n")
+
+
+def facts(pairs: Mapping[str, object]) -> None:
+    """Names and values, one pair a line, values aligned."""
+    width = max(map(len, pairs))
+    say(*(f"{name:<{width}}  {value}" for name, value in pairs.items()))
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table, first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def histogram(counts: Sequence[int]) -> None:
+    """How many rows left after each layer, as bars."""
+    total, most = sum(counts), max(counts)
+    for layer, count in enumerate(counts, start=1):
+        bar = "█" * round(BAR * count / most)
+        say(f"  layer {layer:>2}  {count:>7,}  {count / total:>6.1%}  {bar}".rstrip())

@@ -1,0 +1,89 @@
+"""The command line: parse, call the public API, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from offramp.cli import console
+from offramp.cli.demonstrate import demo
+from offramp.errors import OfframpError
+
+DONE, BUG, MISTAKE, NOT_WORTH_IT, STOPPED = 0, 1, 2, 3, 130
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a bug of offramp (with a traceback), 2 a mistake in what was given "
+    "(with one paragraph), 3 early exit will not pay or the target is not met, 130 stopped with "
+    "Ctrl-C."
+)
+# Typer took click in; these two names are where every version of it has them.
+UsageError = typer.BadParameter.__mro__[1]
+ClickError = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="offramp",
+    help="Early-exit inference for Hugging Face encoders: easy inputs are answered early.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (demo,):
+    app.command(epilog=EXIT_CODES)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from offramp import __version__
+
+        console.say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; a bug is raised."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("offramp", given or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except ClickError as problem:
+        console.fail(_usage(problem))
+        return MISTAKE
+    except OfframpError as problem:
+        console.fail(str(problem))
+        return MISTAKE
+    except (KeyboardInterrupt, typer.Abort):
+        console.fail(
+            "stopped. Nothing half-written is left; the same command goes on where train, "
+            "attach, tune and predict had come to, and starts the others anew."
+        )
+        return STOPPED
+    except BrokenPipeError:
+        # the reader has seen enough; keep the interpreter from flushing into the closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return DONE
+
+
+def _usage(problem: Exception) -> str:
+    """What is wrong, and whose --help to read."""
+    context = getattr(problem, "ctx", None)
+    whose = context.command_path if context is not None else "offramp"
+    message = problem.format_message().rstrip(".")  # type: ignore[attr-defined]
+    return f"{message}. See: {whose} --help"

@@ -1,0 +1,71 @@
+"""What several commands print alike: policies, outcomes, speeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from offramp.cli import console
+
+if TYPE_CHECKING:
+    from offramp.calibration import Outcome
+    from offramp.evaluation import Speed
+
+
+def policy_text(policy: Mapping[str, Any]) -> str:
+    """'entropy (threshold 0.12)'."""
+    options = {
+        name: value
+        for name, value in policy.items()
+        if name != "name" and value is not None and value is not False
+    }
+    said = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
+    return f"{policy['name']} ({said})" if said else str(policy["name"])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def outcome_facts(outcome: Outcome) -> dict[str, str]:
+    """Scores, cost and disagreement of a policy."""
+    facts = {}
+    if outcome.score is not None and outcome.full_score is not None:
+        facts["full depth"] = f"{outcome.metric} {outcome.full_score:.4f}"
+        facts["at the point"] = f"{outcome.metric} {outcome.score:.4f}"
+    facts["disagreement"] = f"{outcome.disagreement:.2%} of the answers differ from full depth"
+    if outcome.metric in ("pearson", "spearman", "neg_mse", "neg_mae"):
+        facts["disagreement"] = f"{outcome.disagreement:.4f} standard deviations from full depth"
+    facts["cost"] = f"{outcome.cost:.1%} of the FLOPs of full depth"
+    facts["cost reduction"] = f"{outcome.cost_reduction:.2f}x"
+    return facts
+
+
+def speed_facts(speed: Speed) -> dict[str, str]:
+    """Wall clock, beside what the cost would allow."""
+    low, high = speed.interval
+    return {
+        "speed-up": f"{speed.speed_up:.2f}x measured (95 % interval {low:.2f} to {high:.2f})",
+        "ideal": f"{speed.ideal:.2f}x on these rows, of which {speed.realised_share:.0%} is realised",
+        "timed": f"{speed.rows} rows, {speed.passes} interleaved passes; full depth "
+        f"({speed.full_is}) {_seconds(speed.full_seconds)}, early exit "
+        f"{_seconds(speed.early_seconds)}",
+    }
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def speed_json(speed: Speed | None) -> dict[str, Any] | None:
+    """The figures of a speed, ready for JSON."""
+    if speed is None:
+        return None
+    from dataclasses import asdict
+
+    return {**asdict(speed), "ideal": speed.ideal, "realised_share": speed.realised_share}
+
+
+def show_histogram(counts: tuple[int, ...]) -> None:
+    console.say("", "Where rows leave:")
+    console.histogram(counts)

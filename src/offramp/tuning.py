@@ -1,0 +1,296 @@
+"""`tune`: exits, an exit table, an operating point and what it is worth, in one call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from offramp.backbones import Batch
+from offramp.calibration import Calibration, Target, calibrate
+from offramp.calibration.frontier import PolicySpec
+from offramp.data import (
+    data_fingerprint,
+    drop_overlap,
+    encode,
+    encode_labels,
+    load_examples,
+    split_examples,
+)
+from offramp.data.hashing import dataset_ids, draws
+from offramp.data.memory import take
+from offramp.engines import TorchEngine, collate, plan_batches, record, tokenizer_fingerprint
+from offramp.errors import ConfigError, OfframpError
+from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
+from offramp.exits import Pooling
+from offramp.model import MultiExitModel
+from offramp.model.folder import is_ours, resolve
+from offramp.policies import Full, Policy
+from offramp.prediction import Predictor
+from offramp.storage import Strict, read_document, write_document
+from offramp.table import ExitTable
+from offramp.training import TrainOptions, attach
+from offramp.training.preparing import task_of, weights_fingerprint
+
+logger = logging.getLogger("offramp")
+
+RECIPE = "tune.json"
+SPEED_ROWS, SPEED_BATCH, SPEED_PASSES, SPEED_SECONDS = 512, 32, 5, 20.0
+
+
+class Recipe(Strict):
+    """How `tune` made a model: `tune.json` beside its weights.
+
+    Attributes:
+        source: fingerprint of the classifier's weights.
+        data: fingerprint of the rows its exits were trained on.
+        tune_share, seed: how rows were kept from training; None where they were given apart.
+        made: fingerprint of the result.
+    """
+
+    schema_version: Literal[1] = 1
+    source: str
+    data: str
+    tune_share: float | None
+    seed: int
+    pooling: str | None
+    options: dict[str, Any]
+    made: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What `tune` made.
+
+    Attributes:
+        folder: the multi-exit model with its operating point.
+        table: the exit table the point was chosen on; `calibrate` chooses others in seconds.
+        evaluation: the point on the rows it was chosen on.
+        speed: measured on a sample of these rows; None if not asked for.
+    """
+
+    folder: Path
+    table: Path
+    calibration: Calibration
+    evaluation: Evaluation
+    speed: Speed | None
+
+
+def tune(
+    model: str | os.PathLike[str],
+    data: str | Path | Dataset,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    target_speedup: float | None = None,
+    max_drop: float | str | None = None,
+    max_disagreement: float | str | None = None,
+    metric: str | None = None,
+    per_class: bool = False,
+    policies: Sequence[PolicySpec] | None = None,
+    name: str = "default",
+    eval_data: str | Path | Dataset | None = None,
+    tune_share: float = 0.2,
+    seed: int = 0,
+    pooling: Pooling | None = None,
+    options: TrainOptions | None = None,
+    device: Any = None,
+    speed: bool = True,
+    **columns: Any,
+) -> Tuned:
+    """Give a classifier exits and an operating point, and say what it is worth.
+
+    Exits are trained on one part of the data and the point is chosen on another, cut by a
+    hash of the input. A model that has exits keeps them, and all data serve the choice. The
+    same call again continues after a kill, and repeats only what its arguments change.
+
+    Args:
+        model: folder or hub id of a classifier, or of a multi-exit model.
+        data: text like that the model will see, see `load_examples`; labels only help.
+        output: folder to write, by default `<model's name>-offramp`; a model that has exits
+            gets the point in its own folder.
+        target_speedup, max_drop, max_disagreement: exactly one, see `calibrate`.
+        metric, per_class, policies, name: see `calibrate`.
+        eval_data: rows to choose on, instead of a part of `data`.
+        tune_share: of the rows, kept from training to choose on.
+        seed: of that cut.
+        pooling, options: see `attach`.
+        device: None is the first GPU, or the CPU where there is none.
+        speed: also measure the speed-up.
+        columns: `text`, `text_pair`, `label`, `split`, `max_rows` as of `load_examples`.
+
+    Raises:
+        OfframpError: before the work starts, wherever that can be known.
+    """
+    demand = {
+        "target_speedup": target_speedup,
+        "max_drop": max_drop,
+        "max_disagreement": max_disagreement,
+        "metric": metric,
+        "per_class": per_class,
+        "policies": policies,
+        "name": name,
+    }
+    Target.of(target_speedup, max_drop, max_disagreement, per_class)
+    source = resolve(model)
+    loaded = MultiExitModel.from_pretrained(source)
+    share = None if is_ours(source) or eval_data is not None else tune_share
+    parts = _parts(loaded, data, eval_data, share, seed, columns)
+    _rehearse(loaded, "label" in parts["tune"].column_names, demand)
+    if is_ours(source):
+        folder = _own_folder(source, output)
+    else:
+        folder = Path(output or f"{Path(model).name}-offramp")
+        wanted = Recipe(
+            source=weights_fingerprint(loaded.stock),
+            data=data_fingerprint(parts["train"]),
+            tune_share=share,
+            seed=seed,
+            pooling=pooling,
+            options=(options or TrainOptions()).what_changes_weights(),
+        )
+        _attach(source, parts["train"], folder, wanted, options)
+    predictor = Predictor.load(folder, "full", device=device)
+    place = folder.with_name(f"{folder.name}.tune")
+    table = _record(predictor, parts["tune"], place)
+    found = calibrate(table, **demand)  # type: ignore[arg-type]
+    found.point.save(folder)
+    policy = found.point.build_policy()
+    clock = speed_on(predictor, parts["tune"], policy) if speed and found.pays else None
+    return Tuned(folder, place, found, evaluate(table, found.point), clock)
+
+
+def _parts(
+    model: MultiExitModel,
+    data: str | Path | Dataset,
+    eval_data: str | Path | Dataset | None,
+    share: float | None,
+    seed: int,
+    columns: dict[str, Any],
+) -> dict[str, Dataset]:
+    """Rows to train exits on and rows to choose on, with the model's label numbers."""
+    task = task_of(model)
+    rows = encode_labels(load_examples(data, **columns), task)
+    if share is not None:
+        if not 0 < share < 1:
+            raise ConfigError(f"--tune-share is {share:g}; it must lie between 0 and 1.")
+        return split_examples(rows, {"train": 1 - share, "tune": share}, seed)
+    if eval_data is None:
+        return {"train": rows, "tune": rows}
+    chosen_on, dropped = drop_overlap(
+        encode_labels(load_examples(eval_data, **columns), task), rows
+    )
+    if dropped:
+        logger.warning("%d rows to choose on are also trained on and were dropped.", dropped)
+    return {"train": rows, "tune": chosen_on}
+
+
+def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> None:
+    """Let a table of two rows tell now what `calibrate` would refuse in the end."""
+    width = model.stock.num_labels
+    multi = model.problem_type == "multi_label_classification"
+    labels = np.zeros((2, width) if multi else 2, dtype=np.int64)
+    rehearsed = ExitTable.from_arrays(
+        np.random.default_rng(0).normal(size=(2, model.depth, width)),
+        problem_type=model.problem_type,
+        labels=labels if labelled else None,
+    )
+    calibrate(rehearsed, **demand)
+
+
+def _own_folder(source: Path, output: str | os.PathLike[str] | None) -> Path:
+    if output is not None and Path(output).resolve() != source.resolve():
+        raise ConfigError(
+            f"{source} has exits already, so its point is written beside its weights; leave "
+            "--output out."
+        )
+    return source
+
+
+def _attach(
+    source: Path, rows: Dataset, folder: Path, wanted: Recipe, options: TrainOptions | None
+) -> None:
+    """Hang exits on the classifier, unless that has been done."""
+    if folder.resolve() == source.resolve():
+        raise ConfigError(f"{folder} is the classifier itself. Give another --output.")
+    if _made_as(folder, wanted):
+        logger.info("%s has these exits already: going on from there.", folder)
+        return
+    pooling: Any = wanted.pooling
+    model = attach(source, rows, folder, pooling=pooling, options=options)
+    made = wanted.model_copy(update={"made": model.fingerprint()})
+    write_document(folder / RECIPE, made)
+
+
+def _made_as(folder: Path, wanted: Recipe) -> bool:
+    try:
+        found = read_document(Recipe, folder / RECIPE)
+        same = found.model_copy(update={"made": ""}) == wanted
+        return same and MultiExitModel.from_pretrained(folder).fingerprint() == found.made
+    except OfframpError:
+        return False
+
+
+def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
+    """The exit table of these rows, recorded unless it is there."""
+    model, tokenizer = predictor.model, predictor.tokenizer
+    wanted = {
+        "role": "tune",
+        "model_fingerprint": model.fingerprint(),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "data_fingerprint": data_fingerprint(rows),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    try:
+        table = ExitTable.open(place)
+        if all(getattr(table.header, name) == value for name, value in wanted.items()):
+            logger.info("%s holds these rows already.", place)
+            return table
+    except OfframpError:
+        pass
+    return record(model, rows, place, "tune", tokenizer=tokenizer)
+
+
+def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
+    """Measured speed-up on a sample of examples, in batches as `predict` makes them.
+
+    As many batches as take about 20 seconds in all, at most 512 rows.
+    """
+    order = np.argsort(draws(dataset_ids(rows), 0, "speed"), kind="stable")
+    sample, _ = encode(take(rows, order[:SPEED_ROWS]), predictor.tokenizer, predictor.max_length)
+    batches = [
+        _batch(predictor, sample, places)
+        for places in plan_batches(sample["length"][:], SPEED_BATCH)
+    ]
+    engine = TorchEngine(predictor.model)
+    count = _affordable(engine, batches)
+    # every so many of the batches, so that long and short rows are timed
+    spread = np.unique(np.linspace(0, len(batches) - 1, count).round().astype(int))
+    timed = [batches[place] for place in spread]
+    return measure_speed(engine, predictor.model, timed, policy, SPEED_PASSES)
+
+
+def _batch(predictor: Predictor, rows: Dataset, places: np.ndarray) -> Batch:
+    names = [name for name in ("input_ids", "token_type_ids") if name in rows.column_names]
+    tokens = rows.select_columns(names)[places.tolist()]
+    return collate(tokens, predictor.tokenizer.pad_token_id, predictor.model.device)
+
+
+def _affordable(engine: TorchEngine, batches: list[Batch]) -> int:
+    """How many batches of typical length fit the time, one at least."""
+    typical = batches[len(batches) // 2]
+    engine.run(typical, Full())
+    began = time.perf_counter()
+    engine.run(typical, Full())
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    contenders = 3
+    return max(1, min(len(batches), int(SPEED_SECONDS / (seconds * contenders * SPEED_PASSES))))
