@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError
     from offramp.evaluation import evaluate
     from offramp.model import ExitSpec, MultiExitConfig, MultiExitModel
-    from offramp.prediction import pipeline, predict
+    from offramp.prediction import predict
+    from offramp.prediction.pipeline import pipeline
     from offramp.table import ExitTable
     from offramp.training import attach, train
 
@@ -52,7 +53,7 @@ _HOME = {
     "calibrate": "offramp.calibration",
     "evaluate": "offramp.evaluation",
     "load_examples": "offramp.data",
-    "pipeline": "offramp.prediction",
+    "pipeline": "offramp.prediction.pipeline",
     "predict": "offramp.prediction",
     "record": "offramp.engines",
     "train": "offramp.training",
