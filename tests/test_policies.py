@@ -61,6 +61,18 @@ def test_every_policy_is_a_pure_rule_about_single_rows(problem_type, policy):
     check_policy(policy, problem_type)
 
 
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("classes", [2, 3, 9])
+def test_evidence_is_the_same_bit_for_bit_alone_or_anywhere_in_a_batch(problem_type, classes):
+    outputs = random_outputs(problem_type, rows=200, depth=3, num_scores=classes)
+    for policy in spread_policies(problem_type, outputs):
+        whole, _ = policy.evidence({}, 1, outputs[0])
+        for first, count in itertools.product((0, 1, 77), (1, 2, 3, 7, 8, 33)):
+            rows = slice(first, first + count)
+            part, _ = policy.evidence({}, 1, ExitOutput(outputs[0].scores[rows].clone()))
+            assert torch.equal(part, whole[rows]), policy
+
+
 def test_a_policy_that_looks_at_the_whole_batch_fails_the_check():
     class BatchMean(EvidencePolicy):
         name = "batch_mean"
@@ -266,6 +278,21 @@ def test_any_bar_gives_a_policy_that_is_valid_and_comes_back_from_json(problem_t
     policy = data.draw(policies(problem_type))
     assert make_policy(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
     policy.check(problem_type, depth=max(12, getattr(policy, "layer", 1)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "bar", "nearest"),
+    [
+        (Entropy(), 0.5, Entropy(threshold=0)),
+        (Margin(), -0.5, Margin(threshold=0)),
+        (Patience(), -3.0, Patience(patience=1)),
+        (Patience(), 1e9, Patience(patience=1000)),
+        (Patience(tolerance=1), 2.0, Patience(tolerance=0)),
+        (Fixed(layer=3), -1.0, Fixed(layer=1)),
+    ],
+)
+def test_a_bar_that_no_option_gives_becomes_the_nearest_that_one_does(policy, bar, nearest):
+    assert policy.with_bar(bar) == nearest
 
 
 @pytest.mark.parametrize("name", POLICIES.names())

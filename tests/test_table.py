@@ -458,8 +458,10 @@ def subset_differs(table: ExitTable, policy: Policy, rows) -> bool:
 @given(st.data())
 @settings(deadline=None)
 def test_a_row_does_not_depend_on_the_rows_beside_it(data):
-    table = table_of(data.draw(score_tables()).numpy())
-    policy = data.draw(policies(depth=table.depth))
+    kind = data.draw(st.sampled_from(PROBLEM_TYPES))
+    scores = data.draw(score_tables(kind)).numpy()
+    table = ExitTable.from_arrays(scores, problem_type=kind)
+    policy = data.draw(policies(kind, table.depth))
     rows = data.draw(st.lists(st.integers(0, table.rows - 1), min_size=1, unique=True))
     assert not subset_differs(table, policy, rows)
 
@@ -502,6 +504,15 @@ def test_a_row_that_left_before_it_breaks_is_answered():
     scores[0, 1] = np.nan
     found = replay(table_of(scores), Entropy())
     assert (found.exit_layers[0], found.bad[0]) == (1, False)
+
+
+@pytest.mark.parametrize("policy", [Full(), Fixed(layer=5)])
+def test_an_exit_that_is_not_read_harms_nobody_when_it_breaks(policy):
+    scores = make_table().scores.copy()
+    scores[:, 1] = np.nan
+    found = replay(table_of(scores), policy)
+    assert not found.bad.any()
+    assert same(found, replay(table_of(make_table().scores), policy))
 
 
 @pytest.mark.parametrize("policy", [Entropy(), MaxProbability(), Margin()])

@@ -39,7 +39,9 @@ class _Confidence(EvidencePolicy):
     def _probabilities(self, scores: Tensor) -> Tensor:
         """(rows, classes), or (rows, labels, 2) where each label is a yes/no question."""
         if self.multi_label:
-            return torch.sigmoid(torch.stack((-scores, scores), dim=-1))
+            # not sigmoid: its vectorised and its scalar code differ in the last bit, so a row
+            # would depend on its place in the batch
+            scores = torch.stack((torch.zeros_like(scores), scores), dim=-1)
         return torch.softmax(scores, dim=-1)
 
     def _least_sure(self, evidence: Tensor) -> Tensor:
