@@ -72,6 +72,20 @@ def table_of(scores) -> ExitTable:
     return ExitTable.from_arrays(scores, problem_type=kind)
 
 
+def huge_header() -> TableHeader:
+    """Valid, and of 4 petabytes."""
+    prints = ("model_fingerprint", "tokenizer_fingerprint", "data_fingerprint")
+    return TableHeader.plan(
+        rows=10**9,
+        depth=1000,
+        num_scores=1000,
+        problem_type=SINGLE,
+        labelled=False,
+        role="tune",
+        **dict.fromkeys(prints, ""),
+    )
+
+
 def columns_of(table: ExitTable, rows=slice(None)) -> dict:
     return {name: column[rows] for name, column in table.columns.items()}
 
@@ -174,6 +188,13 @@ def test_a_folder_that_is_no_table_is_never_overwritten(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_table_that_does_not_fit_on_the_disk_is_refused_before_it_is_written(tmp_path):
+    writer = TableWriter(tmp_path / "table", huge_header())
+    with pytest.raises(OutputError, match="GB are free"):
+        writer.__enter__()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
@@ -260,17 +281,7 @@ def test_a_header_that_claims_nonsense_is_refused_without_allocating(tmp_path, c
 
 def test_a_consistent_claim_of_a_huge_table_is_refused_by_the_file_size(tmp_path):
     make_table().save(tmp_path / "table")
-    claim = TableHeader.plan(
-        rows=10**10,
-        depth=1000,
-        num_scores=1000,
-        problem_type=SINGLE,
-        labelled=False,
-        role="tune",
-        model_fingerprint="",
-        tokenizer_fingerprint="",
-        data_fingerprint="",
-    )
+    claim = huge_header()
     (tmp_path / "table" / "header.json").write_text(claim.model_dump_json())
     with pytest.raises(TableError, match=r"scores\.npy"):
         ExitTable.open(tmp_path / "table")

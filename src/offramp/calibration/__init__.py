@@ -1,6 +1,6 @@
 """Choosing on an exit table: candidates, operating points and what they claim."""
 
-from offramp.calibration.frontier import Outcome, frontier, measure
+from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
 from offramp.calibration.point import OperatingPoint, list_points
 from offramp.calibration.search import Calibration, calibrate
 from offramp.calibration.target import Target, parse_share
@@ -9,6 +9,7 @@ __all__ = [
     "Calibration",
     "OperatingPoint",
     "Outcome",
+    "PolicySpec",
     "Target",
     "calibrate",
     "frontier",

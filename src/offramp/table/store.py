@@ -13,6 +13,7 @@ A folder with `header.json` and one plain `.npy` file per column (`TableHeader.c
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +186,7 @@ class TableWriter:
         if self.path.exists() and not _replaceable(self.path):
             raise OutputError(f"{self.path}: exists and is not an exit table. Give another folder.")
         with whole_folder(self.path) as staged:
+            _check_space(staged, self.header)
             self._written = np.zeros(self.header.rows, dtype=bool)
             self._columns = {
                 name: np.lib.format.open_memmap(
@@ -328,6 +330,17 @@ def _read_npy_header(handle: Any) -> tuple[Any, ...] | None:
     except Exception:
         # numpy parses the claim as a Python literal, which can fail in many ways
         return None
+
+
+def _check_space(folder: Path, header: TableHeader) -> None:
+    """Refuse before the disk is full: a full disk under a memory map kills the process."""
+    needed = sum(column.nbytes for column in header.columns.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{folder.parent}: the exit table needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB "
+            "are free. Make room, or record fewer rows."
+        )
 
 
 def _replaceable(path: Path) -> bool:
