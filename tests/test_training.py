@@ -1,0 +1,59 @@
+"""Claims about train and attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from offramp.errors import ConfigError, DataError, OutputError
+from offramp.exits import ExitSpec
+from offramp.model import MultiExitModel
+from offramp.testing import save_tiny_stock, tiny_batch, tiny_texts
+from offramp.training import TrainOptions, attach, train
+
+SHORT = TrainOptions(max_steps=4, batch_size=8, quiet=True)
+KINDS = {
+    "single_label_classification": lambda text: len(text) % 3,
+    "multi_label_classification": lambda text: ["label-0"] * ("good" in text) + ["label-1"],
+    "regression": lambda text: len(text) / 50,
+}
+
+
+def examples(kind: str = "single_label_classification", count: int = 64) -> Dataset:
+    texts = tiny_texts(count, longest=12)
+    return Dataset.from_dict({"text": texts, "label": [KINDS[kind](text) for text in texts]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ["bert", "albert", "roberta", "distilbert"])
+def test_train_and_attach_work_for_every_task_and_architecture(
+    arch: str, kind: str, tmp_path: Path
+) -> None:
+    source = save_tiny_stock(tmp_path / "stock", arch, kind)
+    train(source, examples(kind), tmp_path / "trained", options=SHORT)
+    attach(source, examples(kind), tmp_path / "attached", options=SHORT)
+    for name in ("trained", "attached"):
+        model = MultiExitModel.from_pretrained(tmp_path / name)
+        assert model.problem_type == kind
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler", "mean", "attention"])
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_an_attached_model_answers_at_full_depth_bit_for_bit_like_its_source(
+    pooling: str, limit: int, tmp_path: Path
+) -> None:
+    source = save_tiny_stock(tmp_path / "stock")
+    data = examples().remove_columns("label")
+    options = SHORT.model_copy(update={"cache_limit": limit})
+    model = attach(source, data, tmp_path / "out", pooling=pooling, options=options)  # type: ignore[arg-type]
+    stock = AutoModelForSequenceClassification.from_pretrained(source).eval()
+    batch = tiny_batch(16)
+    with torch.inference_mode():
+        wanted = stock(**batch).logits
+        assert torch.equal(model(**batch).logits, wanted)
+        again = MultiExitModel.from_pretrained(tmp_path / "out")
+        assert torch.equal(again(**batch).logits, wanted)
