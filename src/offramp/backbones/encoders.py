@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +67,32 @@ class _Call:
     rows: Mapping[str, str]
 
 
-def _recorder(layer: nn.Module, log: threading.local) -> Callable[..., Tensor]:
-    """Stands where a layer stood: notes the call and returns the hidden state unchanged."""
+class _Recorders(nn.Module):
+    """Stands where the list of layers stood; each item notes its call and returns its input.
 
-    def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        log.calls.append((layer, args, kwargs))
-        return hidden
+    The items are plain functions, which cost less to call than modules.
+    """
 
-    return note
+    def __init__(self, layers: nn.ModuleList, log: threading.local) -> None:
+        super().__init__()
+        self._items = [self._recorder(layer, log) for layer in layers]
+
+    @staticmethod
+    def _recorder(layer: nn.Module, log: threading.local) -> Callable[..., Tensor]:
+        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            log.calls.append((layer, args, kwargs))
+            return hidden
+
+        return note
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+        return iter(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
 
 
 class EncoderBackbone:
@@ -108,9 +126,7 @@ class EncoderBackbone:
             child = _shallow(node.get_submodule(name))
             node._modules[name] = child
             node = child
-        # a plain list: the skeleton only ever runs its forward, and list items cost less to call
-        recorders: Any = [_recorder(layer, self._log) for layer in self.layers]
-        node._modules[path[-1]] = recorders
+        node._modules[path[-1]] = _Recorders(self.layers, self._log)
         for name in ("pooler", "pooler_activation"):
             if name in root._modules:
                 root._modules[name] = None
