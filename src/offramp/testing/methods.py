@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def _labels(model: MultiExitModel) -> Tensor:
     draw = torch.Generator().manual_seed(3)
     if model.problem_type == "regression":
         return torch.randn(_ROWS, generator=draw)
-    num_labels = len(model.config.id2label)
+    num_labels = cast(int, model.config.num_labels)
     if model.problem_type == "multi_label_classification":
         return torch.randint(2, (_ROWS, num_labels), generator=draw).float()
     return torch.arange(_ROWS) % num_labels

@@ -49,6 +49,19 @@ def walk(policy: Policy, outputs: Outputs, rows: Rows) -> Walked:
     return Walked(scores, exit_layers, bad)
 
 
+def walk_alone(policy: Policy, outputs: Outputs, rows: Rows) -> Walked:
+    """`walk` for each row by itself, so that a policy cannot see any neighbour."""
+    parts = []
+    for row in range(rows.ids.shape[0]):
+        only = torch.tensor([row])
+        parts.append(walk(policy, select(outputs, only), select_rows(rows, only)))
+    return Walked(
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.exit_layers for part in parts]),
+        torch.cat([part.bad for part in parts]),
+    )
+
+
 def rows_like(outputs: Outputs) -> Rows:
     """Ids 0, 1, 2, ... and varied lengths for the rows of some outputs."""
     ids = torch.arange(outputs[0].scores.shape[0])
