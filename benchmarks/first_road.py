@@ -1,6 +1,6 @@
 """The first road on real data: fine-tune, hang exits on it, choose on `tune`, read dev once.
 
-    python benchmarks/first_road.py uspto_50k          # or sst2, stsb; --seed, --rows, --work
+    python benchmarks/first_road.py uspto_50k   (or sst2, stsb; --seed, --rows, --work, --part)
 
 For each set: one plain fine-tune (the reference, and the start of `attach`), its learning rate
 the best of three on `tune` with an eighth of the rows; then `train` (PABEE's loss, from the pretrained model, the same
