@@ -194,7 +194,7 @@ def _parts(
 
 def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> None:
     """Let a table of two rows tell now what `calibrate` would refuse in the end."""
-    width = model.stock.num_labels
+    width = int(model.stock.num_labels)
     multi = model.problem_type == "multi_label_classification"
     labels = np.zeros((2, width) if multi else 2, dtype=np.int64)
     rehearsed = ExitTable.from_arrays(

@@ -64,15 +64,11 @@ def facts(pairs: Mapping[str, object]) -> None:
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table, first column to the left, the others to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="")
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True).print(table)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows]:
+        first, *others = zip(row, widths, strict=True)
+        cells = [f"{first[0]:<{first[1]}}", *(f"{text:>{width}}" for text, width in others)]
+        say("  ".join(cells).rstrip())
 
 
 def histogram(counts: Sequence[int]) -> None:

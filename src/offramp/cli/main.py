@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -10,18 +11,22 @@ from typing import Annotated
 import typer
 
 from offramp.cli import console
-from offramp.cli.demonstrate import demo
+from offramp.cli.demo import demo
+from offramp.cli.info import info
+from offramp.cli.predict import predict
+from offramp.cli.tables import calibrate, evaluate, record
+from offramp.cli.train import attach, train
+from offramp.cli.tune import tune
 from offramp.errors import OfframpError
 
-DONE, BUG, MISTAKE, NOT_WORTH_IT, STOPPED = 0, 1, 2, 3, 130
+DONE, MISTAKE, STOPPED = 0, 2, 130
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug of offramp (with a traceback), 2 a mistake in what was given "
     "(with one paragraph), 3 early exit will not pay or the target is not met, 130 stopped with "
     "Ctrl-C."
 )
-# Typer took click in; these two names are where every version of it has them.
-UsageError = typer.BadParameter.__mro__[1]
-ClickError = typer.BadParameter.__mro__[2]
+# where every version of Typer has it, those that build on click and those that took it in
+ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="offramp",
@@ -31,8 +36,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (demo,):
-    app.command(epilog=EXIT_CODES)(command)
+
+
+def _help(text: str) -> str:
+    """A docstring with its paragraphs on one line each; indented lines stay as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(p if "\n  " in p else p.replace("\n", " ") for p in paragraphs)
+
+
+for command in (tune, predict, train, attach, record, calibrate, evaluate, info, demo):
+    app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -3,12 +3,176 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
+_ROWS = "Rows"
+_TRAINING = "Training"
+_RUN = "Where and how it runs"
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model.", show_default=False)
+]
+Folder = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER", help="Folder or hub id of a multi-exit model.", show_default=False
+    ),
+]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        help="CSV, TSV, JSONL or Parquet file (plain or .gz), hub id, or 'docstrings'.",
+        rich_help_panel=_ROWS,
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="Which split, where there are several.", rich_help_panel=_ROWS),
+]
+Text = Annotated[
+    str | None,
+    typer.Option("--text", help="Column of the text, if not found.", rich_help_panel=_ROWS),
+]
+TextPair = Annotated[
+    str | None,
+    typer.Option("--text-pair", help="Column of the second text.", rich_help_panel=_ROWS),
+]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", help="Column of the label, if not found.", rich_help_panel=_ROWS),
+]
+MaxRows = Annotated[
+    int | None,
+    typer.Option("--max-rows", help="Use a sample of this many rows.", rich_help_panel=_ROWS),
+]
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
+]
+Pooling = Annotated[
+    str | None,
+    typer.Option("--pooling", help="Of the exits: cls, pooler, mean or attention; else measured."),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option("--epochs", help="Passes over the rows.", rich_help_panel=_TRAINING),
+]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option("--max-steps", help="End after this many updates.", rich_help_panel=_TRAINING),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Rows per update.", rich_help_panel=_TRAINING),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", help="At its peak.", rich_help_panel=_TRAINING),
+]
+HeadLearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--head-learning-rate",
+        help="Of exits and new heads, which start from nothing.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+GradientAccumulation = Annotated[
+    int | None,
+    typer.Option("--gradient-accumulation", help="Batches per update.", rich_help_panel=_TRAINING),
+]
+Bf16 = Annotated[
+    bool | None,
+    typer.Option(
+        "--bf16/--no-bf16",
+        help="Train in bfloat16; else where a GPU supports it.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Of new weights and the order of rows.", rich_help_panel=_TRAINING),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", help="Longest text in tokens.", rich_help_panel=_TRAINING),
+]
+CheckpointMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--checkpoint-minutes",
+        help="A killed run loses at most about this much.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", help="Trackers, such as tensorboard.", rich_help_panel=_TRAINING),
+]
+CacheLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-limit",
+        help="GB of disk that pooled vectors may take; 0 computes them anew every epoch.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+
+TargetSpeedup = Annotated[
+    float | None,
+    typer.Option("--target-speedup", help="Cost reduction wanted: 2 halves the FLOPs."),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option("--max-drop", help="Loss of the metric allowed against full depth: 1% or 0.01."),
+]
+MaxDisagreement = Annotated[
+    str | None,
+    typer.Option(
+        "--max-disagreement",
+        help="Share of answers that may differ from full depth; needs no labels.",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="accuracy, f1, f1_micro, matthews, pearson, spearman, ...; else the task's own.",
+    ),
+]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", help="--max-drop also holds for the recall of every class."),
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="Search only this one: patience, entropy, max_probability, margin, fixed; repeatable.",
+    ),
+]
+Name = Annotated[str, typer.Option("--name", help="Of the operating point.")]
+Point = Annotated[
+    str, typer.Option("--point", help="Operating point of the folder, or 'full' for full depth.")
+]
+
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1; else a GPU if there.", rich_help_panel=_RUN),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="fp32, bf16 or fp16; else the model's.", rich_help_panel=_RUN),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also what other libraries have to say.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

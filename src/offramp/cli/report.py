@@ -46,7 +46,7 @@ def speed_facts(speed: Speed) -> dict[str, str]:
     low, high = speed.interval
     return {
         "speed-up": f"{speed.speed_up:.2f}x measured (95 % interval {low:.2f} to {high:.2f})",
-        "ideal": f"{speed.ideal:.2f}x on these rows, of which {speed.realised_share:.0%} is realised",
+        "ideal": f"{speed.ideal:.2f}x on these rows; {speed.realised_share:.0%} of it is realised",
         "timed": f"{speed.rows} rows, {speed.passes} interleaved passes; full depth "
         f"({speed.full_is}) {_seconds(speed.full_seconds)}, early exit "
         f"{_seconds(speed.early_seconds)}",

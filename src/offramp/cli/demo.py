@@ -31,7 +31,6 @@ def demo(
     does this docstring come from?), a point is chosen on one part of it and measured on
     another that nothing has seen. It takes a few minutes on two cores and needs no network.
 
-    \b
     Examples:
       offramp demo
       offramp demo --fresh --output runs/another

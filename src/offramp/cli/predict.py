@@ -1,0 +1,105 @@
+"""`offramp predict`."""
+
+from __future__ import annotations
+
+import json as text_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli import console
+from offramp.cli import options as o
+
+if TYPE_CHECKING:
+    from offramp.prediction import Summary
+
+
+def predict(
+    folder: o.Folder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="CSV, TSV, JSONL or Parquet file (plain or .gz), or a hub id.",
+            rich_help_panel="Rows",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help=".jsonl, .csv (or .gz) or .parquet; else stdout."),
+    ] = None,
+    point: o.Point = "default",
+    scores: Annotated[
+        bool, typer.Option("--scores", help="The scores of all classes, too.")
+    ] = False,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    max_rows: o.MaxRows = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="With --output: the summary as JSON on stdout.")
+    ] = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Answer texts, each at the layer where the answer is good enough.
+
+    Without --output, one JSON line per row goes to stdout. With it, a run that was stopped
+    goes on where it was when the same command is given again.
+
+    Examples:
+      offramp predict my-offramp "A dull story." "What a film!"
+      offramp predict my-offramp --data new.csv --output answers.csv
+      offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
+    """
+    console.setup(quiet, verbose)
+    from offramp.errors import ConfigError
+    from offramp.prediction import predict as stream
+    from offramp.prediction import predict_file
+
+    if bool(texts) == (data is not None):
+        raise ConfigError("Give either texts or --data FILE.")
+    given: dict[str, Any] = {"split": split, "text": text, "text_pair": text_pair}
+    columns = {} if texts else {**given, "max_rows": max_rows}
+    how: dict[str, Any] = {"point": point, "scores": scores, "device": device, "dtype": dtype}
+    if output is None or data is None:
+        for entry in stream(folder, texts or str(data), **how, **columns):
+            console.say(text_of.dumps(entry, ensure_ascii=False, allow_nan=False))
+        return
+    summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)
+    if json:
+        console.say_json(_as_json(summary))
+    else:
+        _show(summary)
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        **asdict(summary),
+        "mean_exit_layer": summary.mean_exit_layer,
+        "rows_per_second": summary.rows_per_second,
+    }
+
+
+def _show(summary: Summary) -> None:
+    facts = {"written": f"{summary.rows:,} rows to {summary.output}"}
+    if summary.errors:
+        facts["errors"] = f"{summary.errors:,} rows with scores that are NaN or infinite"
+    if summary.resumed:
+        facts["from before"] = f"{summary.resumed:,} rows"
+    if summary.mean_exit_layer is not None:
+        depth = len(summary.exit_histogram)
+        facts["mean exit layer"] = f"{summary.mean_exit_layer:.2f} of {depth}"
+    facts["time"] = f"{summary.seconds:.1f} s, {summary.rows_per_second:,.0f} rows/s"
+    console.facts(facts)
+    console.say("", "Where rows leave:")
+    console.histogram(summary.exit_histogram)

@@ -1,0 +1,233 @@
+"""`offramp record`, `offramp calibrate` and `offramp evaluate`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli import console, report
+from offramp.cli import options as o
+
+if TYPE_CHECKING:
+    from offramp.calibration import Calibration
+    from offramp.evaluation import Evaluation, Speed
+
+NOT_WORTH_IT = 3
+
+
+def record(
+    folder: o.Folder,
+    data: o.Data,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the table.", show_default=False)
+    ],
+    role: Annotated[
+        str,
+        typer.Option("--role", help="What the rows may be used for: tune, calibrate or test."),
+    ] = "tune",
+    apart_from: Annotated[
+        list[Path] | None,
+        typer.Option("--apart-from", help="Drop rows that are in this table; repeatable."),
+    ] = None,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    label: o.Label = None,
+    max_rows: o.MaxRows = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Record every exit's answer on a set of rows, once, into an exit table.
+
+    Everything about speed is then decided on the table, in seconds, without the model.
+
+    Examples:
+      offramp record my-offramp --data tune.csv --output tune.table
+      offramp record my-offramp -d test.csv -o test.table --role test --apart-from tune.table
+    """
+    console.setup(quiet, verbose)
+    from offramp.data import load_examples
+    from offramp.engines import record as run
+    from offramp.prediction import Predictor
+    from offramp.table import ExitTable
+
+    others = [ExitTable.open(path) for path in apart_from or []]
+    predictor = Predictor.load(folder, "full", device=device, dtype=dtype)
+    rows = load_examples(
+        data, split=split, text=text, text_pair=text_pair, label=label, max_rows=max_rows
+    )
+    table = run(
+        predictor.model,
+        rows,
+        output,
+        role,
+        tokenizer=predictor.tokenizer,
+        others=others,
+        progress=not quiet,
+    )
+    console.say(
+        f"{output}: {table.rows:,} rows, {table.depth} exits, role {table.header.role}.",
+        f"  offramp calibrate {output} --model {folder} --max-drop 1%",
+    )
+
+
+def calibrate(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(metavar="TABLE...", help="Exit tables of one model.", show_default=False),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Write the point beside these weights.", show_default=False),
+    ] = None,
+    target_speedup: o.TargetSpeedup = None,
+    max_drop: o.MaxDrop = None,
+    max_disagreement: o.MaxDisagreement = None,
+    metric: o.Metric = None,
+    per_class: o.PerClass = False,
+    policy: o.Policies = None,
+    name: o.Name = "default",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Choose a policy and its threshold on recorded rows.
+
+    Give one target. The cheapest policy that meets it is chosen, or for --target-speedup the
+    best one. Without --model the choice is only shown.
+
+    Examples:
+      offramp calibrate tune.table --model my-offramp --max-drop 1%
+      offramp calibrate tune.table --model my-offramp --target-speedup 2 --name fast
+      offramp calibrate a.table b.table --max-disagreement 2% --policy patience --json
+    """
+    console.setup(quiet, verbose)
+    from offramp.calibration import calibrate as run
+    from offramp.table import ExitTable, concatenate
+
+    opened = [ExitTable.open(path) for path in tables]
+    table = opened[0] if len(opened) == 1 else concatenate(opened)
+    if model is not None:
+        table.check_model(fingerprint_of(model))
+    found = run(
+        table,
+        target_speedup=target_speedup,
+        max_drop=max_drop,
+        max_disagreement=max_disagreement,
+        metric=metric,
+        per_class=per_class,
+        policies=policy,
+        name=name,
+    )
+    written = found.point.save(model) if model is not None else None
+    if json:
+        console.say_json({**calibration_json(found), "written": written and str(written)})
+    else:
+        console.say(*found.messages, f"Written to {written}." if written else "Nothing written.")
+        report.show_histogram(found.point.exit_histogram)
+    if not found.pays:
+        raise typer.Exit(NOT_WORTH_IT)
+
+
+def calibration_json(found: Calibration) -> dict[str, Any]:
+    return {
+        "pays": found.pays,
+        "point": found.point.model_dump(mode="json"),
+        "messages": list(found.messages),
+    }
+
+
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint in a model's manifest."""
+    from offramp.errors import ModelError
+    from offramp.model.folder import MANIFEST, Manifest
+    from offramp.storage import read_document
+
+    return read_document(Manifest, folder / MANIFEST, ModelError).fingerprint
+
+
+def evaluate(
+    folder: o.Folder,
+    data: o.Data,
+    point: o.Point = "default",
+    metric: o.Metric = None,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    label: o.Label = None,
+    max_rows: o.MaxRows = None,
+    speed: Annotated[
+        bool, typer.Option("--speed/--no-speed", help="Measure the wall clock, too.")
+    ] = True,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Measure an operating point on rows; nothing is chosen here.
+
+    Score at full depth, at the point and at every exit, cost reduction, disagreement, where
+    rows leave, and the measured speed-up beside the ideal.
+
+    Examples:
+      offramp evaluate my-offramp --data test.csv
+      offramp evaluate my-offramp -d test.csv --point fast --no-speed --json
+    """
+    console.setup(quiet, verbose)
+    from offramp.data import load_examples
+    from offramp.engines import record as run
+    from offramp.evaluation import evaluate as judge
+    from offramp.prediction import Predictor
+    from offramp.tuning import speed_on
+
+    predictor = Predictor.load(folder, point, device=device, dtype=dtype)
+    rows = load_examples(
+        data, split=split, text=text, text_pair=text_pair, label=label, max_rows=max_rows
+    )
+    with tempfile.TemporaryDirectory() as place:
+        table = run(
+            predictor.model,
+            rows,
+            Path(place, "table"),
+            "test",
+            tokenizer=predictor.tokenizer,
+            progress=not quiet,
+        )
+        done = judge(table, predictor.policy, metric)
+    clock = speed_on(predictor, rows, predictor.policy) if speed else None
+    if json:
+        console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
+    else:
+        _show(point, done, clock)
+
+
+def _show(point: str, done: Evaluation, clock: Speed | None) -> None:
+    outcome = done.outcome
+    console.facts(
+        {
+            "rows": f"{done.rows:,}",
+            "point": f"{point}: {report.policy_text(outcome.policy.to_dict())}",
+            **report.outcome_facts(outcome),
+            **(report.speed_facts(clock) if clock is not None else {}),
+        }
+    )
+    report.show_histogram(outcome.exit_histogram)
+    console.say("", "Everyone leaving at one exit:")
+    console.columns(
+        ["  exit", outcome.metric or "", "disagreement", "cost reduction"],
+        [
+            [
+                f"  layer {layer:>2}",
+                "" if one.score is None else f"{one.score:.4f}",
+                f"{one.disagreement:.4f}",
+                f"{one.cost_reduction:.2f}x",
+            ]
+            for layer, one in enumerate(done.exits, start=1)
+        ],
+    )

@@ -1,0 +1,188 @@
+"""`offramp train` and `offramp attach`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli import console
+from offramp.cli import options as o
+
+if TYPE_CHECKING:
+    from offramp.training import TrainOptions
+
+
+def train(
+    model: o.Model,
+    data: o.Data,
+    output: o.Output,
+    method: Annotated[
+        str, typer.Option("--method", help="pabee, deebert, or plain for no exits at all.")
+    ] = "pabee",
+    pooling: o.Pooling = None,
+    as_released: Annotated[
+        bool, typer.Option("--as-released", help="The paper's pooling instead of a measured one.")
+    ] = False,
+    problem_type: Annotated[
+        str | None,
+        typer.Option("--problem-type", help="As in transformers, where labels do not tell."),
+    ] = None,
+    fresh_head: Annotated[
+        bool, typer.Option("--fresh-head", help="A new head for the labels of the data.")
+    ] = False,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    label: o.Label = None,
+    max_rows: o.MaxRows = None,
+    epochs: o.Epochs = None,
+    max_steps: o.MaxSteps = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    head_learning_rate: o.HeadLearningRate = None,
+    gradient_accumulation: o.GradientAccumulation = None,
+    max_length: o.MaxLength = None,
+    bf16: o.Bf16 = None,
+    seed: o.Seed = None,
+    checkpoint_minutes: o.CheckpointMinutes = None,
+    report_to: o.ReportTo = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Fine-tune an encoder and its exits together on labelled examples.
+
+    A run that was stopped continues when the same command is given again, and ends in the
+    same weights.
+
+    Examples:
+      offramp train bert-base-uncased --data reviews.csv --output reviews-offramp
+      offramp train my-encoder -d train.tsv --text sentence --label gold -o out --epochs 2
+      torchrun --nproc-per-node 2 -m offramp train roberta-base -d train.jsonl -o out
+    """
+    console.setup(quiet, verbose)
+    given = training_options(
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        gradient_accumulation=gradient_accumulation,
+        bf16=bf16,
+        seed=seed,
+        checkpoint_minutes=checkpoint_minutes,
+        report_to=report_to,
+        quiet=quiet,
+    )
+    check_apart(model, output)
+    from offramp.training import train as run
+
+    run(
+        model,
+        data,
+        output,
+        method=method,
+        pooling=pooling,  # type: ignore[arg-type]
+        as_released=as_released,
+        options=given,
+        problem_type=problem_type,
+        fresh_head=fresh_head,
+        max_length=max_length,
+        split=split,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        max_rows=max_rows,
+    )
+    if method != "plain":
+        say_next(output)
+
+
+def attach(
+    model: o.Model,
+    data: o.Data,
+    output: o.Output,
+    pooling: o.Pooling = None,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    label: o.Label = None,
+    max_rows: o.MaxRows = None,
+    epochs: o.Epochs = None,
+    max_steps: o.MaxSteps = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    max_length: o.MaxLength = None,
+    bf16: o.Bf16 = None,
+    seed: o.Seed = None,
+    cache_limit: o.CacheLimit = None,
+    checkpoint_minutes: o.CheckpointMinutes = None,
+    report_to: o.ReportTo = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Hang exits on a fine-tuned classifier, which stays as it is.
+
+    The exits learn from the classifier's own answers, so the text needs no labels. Its
+    full-depth answers do not change. A run that was stopped continues when the same command
+    is given again.
+
+    Examples:
+      offramp attach my-classifier --data texts.csv --output my-classifier-offramp
+      offramp attach my-classifier -d texts.jsonl.gz -o out --pooling mean --max-rows 20000
+    """
+    console.setup(quiet, verbose)
+    given = training_options(
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        seed=seed,
+        cache_limit=None if cache_limit is None else int(cache_limit * 1e9),
+        checkpoint_minutes=checkpoint_minutes,
+        report_to=report_to,
+        quiet=quiet,
+    )
+    check_apart(model, output)
+    from offramp.training import attach as run
+
+    run(
+        model,
+        data,
+        output,
+        pooling=pooling,  # type: ignore[arg-type]
+        options=given,
+        max_length=max_length,
+        split=split,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        max_rows=max_rows,
+    )
+    say_next(output)
+
+
+def training_options(**given: Any) -> TrainOptions:
+    """Those options that were given, checked. Raises ConfigError."""
+    from offramp.storage import parse_document
+    from offramp.training import TrainOptions
+
+    known = {name: value for name, value in given.items() if value is not None}
+    return parse_document(TrainOptions, known, "Training options")
+
+
+def check_apart(model: str, output: Path) -> None:
+    """Refuse to write a model over the one it is made from."""
+    from offramp.errors import ConfigError
+
+    if Path(model).resolve() == output.resolve():
+        raise ConfigError(f"{output} is the model itself. Give another folder as --output.")
+
+
+def say_next(output: Path) -> None:
+    console.say(
+        f"{output} answers after every layer. Next, choose where rows leave:",
+        f"  offramp tune {output} --data OTHER_ROWS --max-drop 1%",
+    )

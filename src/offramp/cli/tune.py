@@ -1,0 +1,144 @@
+"""`offramp tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli import console, report
+from offramp.cli import options as o
+from offramp.cli.tables import NOT_WORTH_IT, calibration_json
+from offramp.cli.train import training_options
+
+if TYPE_CHECKING:
+    from offramp.tuning import Tuned
+
+
+def tune(
+    model: o.Model,
+    data: o.Data,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write; else <MODEL's name>-offramp."),
+    ] = None,
+    target_speedup: o.TargetSpeedup = None,
+    max_drop: o.MaxDrop = None,
+    max_disagreement: o.MaxDisagreement = None,
+    metric: o.Metric = None,
+    per_class: o.PerClass = False,
+    policy: o.Policies = None,
+    name: o.Name = "default",
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval-data", help="Rows to choose on, instead of a part.", rich_help_panel="Rows"
+        ),
+    ] = None,
+    tune_share: Annotated[
+        float,
+        typer.Option("--tune-share", help="Part kept to choose on.", rich_help_panel="Rows"),
+    ] = 0.2,
+    split: o.Split = None,
+    text: o.Text = None,
+    text_pair: o.TextPair = None,
+    label: o.Label = None,
+    max_rows: o.MaxRows = None,
+    pooling: o.Pooling = None,
+    epochs: o.Epochs = None,
+    learning_rate: o.LearningRate = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of the cut and the training.", rich_help_panel="Rows")
+    ] = 0,
+    cache_limit: o.CacheLimit = None,
+    device: o.Device = None,
+    speed: Annotated[
+        bool, typer.Option("--speed/--no-speed", help="Measure the wall clock, too.")
+    ] = True,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """From a classifier to a model that answers easy inputs early, in one go.
+
+    Attach exits, record an exit table, choose a point, measure. Exits are trained on one part
+    of the rows and the point is chosen on another. A model that has exits keeps them. Given
+    again after a stop, the command goes on; with another target it takes seconds.
+
+    Examples:
+      offramp tune my-classifier --data reviews.csv --max-drop 1%
+      offramp tune my-classifier --data reviews.csv --target-speedup 2 --name fast
+      offramp tune my-classifier --data unlabelled.jsonl --max-disagreement 2%
+    """
+    console.setup(quiet, verbose)
+    options = training_options(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        cache_limit=None if cache_limit is None else int(cache_limit * 1e9),
+        quiet=quiet,
+    )
+    from offramp.tuning import tune as run
+
+    done = run(
+        model,
+        data,
+        output,
+        target_speedup=target_speedup,
+        max_drop=max_drop,
+        max_disagreement=max_disagreement,
+        metric=metric,
+        per_class=per_class,
+        policies=policy,
+        name=name,
+        eval_data=eval_data,
+        tune_share=tune_share,
+        seed=seed,
+        pooling=pooling,  # type: ignore[arg-type]
+        options=options,
+        device=device,
+        speed=speed,
+        split=split,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        max_rows=max_rows,
+    )
+    if json:
+        console.say_json(_as_json(done))
+    else:
+        _show(done)
+    if not done.calibration.pays:
+        raise typer.Exit(NOT_WORTH_IT)
+
+
+def _as_json(done: Tuned) -> dict[str, Any]:
+    return {
+        "folder": str(done.folder),
+        "table": str(done.table),
+        **calibration_json(done.calibration),
+        "evaluation": done.evaluation.to_dict(),
+        "speed": report.speed_json(done.speed),
+    }
+
+
+def _show(done: Tuned) -> None:
+    point, outcome = done.calibration.point, done.evaluation.outcome
+    console.facts(
+        {
+            "chosen point": f"{point.name}: {report.policy_text(point.policy)}, "
+            f"for a {point.target}",
+            **report.outcome_facts(outcome),
+            **(report.speed_facts(done.speed) if done.speed else {}),
+        }
+    )
+    report.show_histogram(outcome.exit_histogram)
+    console.say("", *done.calibration.messages[1:])
+    point_option = "" if point.name == "default" else f" --point {point.name}"
+    console.say(
+        "",
+        f"{done.folder} is ready; {done.table} holds the recorded rows. Next:",
+        f"  offramp predict {done.folder} --data NEW.csv --output answers.csv{point_option}",
+        f"  offramp evaluate {done.folder} --data TEST.csv{point_option}",
+    )
