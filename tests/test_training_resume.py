@@ -88,7 +88,7 @@ SCRIPT = """
 import sys
 from test_training_resume import OPTIONS, run
 from pathlib import Path
-run("deebert", Path(sys.argv[1]), Path(sys.argv[2]), OPTIONS.model_copy(update={"epochs": 60.0}))
+run("deebert", Path(sys.argv[1]), Path(sys.argv[2]), OPTIONS.model_copy(update={"epochs": 8.0}))
 """
 
 
@@ -101,7 +101,7 @@ def test_a_run_killed_with_kill_9_ends_in_the_weights_of_one_that_was_not(
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     marker = WorkFolder(output).stage("stock")
     deadline = time.monotonic() + 60
-    while not list(marker.glob("checkpoint-1?/trainer_state.json")):
+    while not list(marker.glob("checkpoint-*/trainer_state.json")):
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -109,7 +109,7 @@ def test_a_run_killed_with_kill_9_ends_in_the_weights_of_one_that_was_not(
     child.wait()
     assert not output.exists()
 
-    long = OPTIONS.model_copy(update={"epochs": 60.0})
+    long = OPTIONS.model_copy(update={"epochs": 8.0})
     run("deebert", source, output, long)
     run("deebert", source, tmp_path / "whole", long)
     assert same(weights(output), weights(tmp_path / "whole"))

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
+from offramp.engines.batching import plan_batches
 from offramp.exits import ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
-from offramp.training.cache import CachedExits, VectorCache, cache_bytes, cache_type
+from offramp.training.cache import CachedExits, VectorCache, cache_type, pooled_vectors
+from offramp.training.estimate import announce, estimate, estimate_vectors
 from offramp.training.options import ATTACH, ATTACH_TOKENS, TrainOptions
 from offramp.training.preparing import (
     Columns,
     Data,
-    asked_of,
-    encoded_rows,
-    load_classifier,
-    load_tokenizer,
+    Material,
+    gather,
     read_examples,
+    release,
+    weights_fingerprint,
 )
-from offramp.training.probe import choose_pooling
-from offramp.training.running import Rows, run_stage, run_stages
+from offramp.training.probe import choose_pooling, sample_of
+from offramp.training.running import move, run_stage, run_stages
+from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder, check_output, says_how_to_continue
 
@@ -76,58 +81,87 @@ def attach(
         DataError, ModelError, ConfigError, OutputError: before the work starts.
     """
     given = options or TrainOptions()
-    target = Path(output)
-    check_output(target)
+    path, target = resolve(source), Path(output)
+    check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
-    path = resolve(source)
-    stock = load_classifier(path, None, given.seed)
-    if tokenizer is None and "input_ids" not in dataset.column_names:
-        tokenizer = load_tokenizer(path)
-    released_type = stock.dtype
-    stock.float().eval()
-    model = MultiExitModel.from_stock(stock, exits or ExitSpec(), ATTACHED)
-    rows = encoded_rows(dataset, model, tokenizer, max_length)
-
+    material = gather(path, dataset, None, given.seed, tokenizer, max_length)
+    wish = exits or (None if pooling is None else ExitSpec(pooling=pooling))
+    run = _Run(material, given, wish)
     work = WorkFolder(target)
-    wish = exits.model_dump() if exits else pooling or "measured"
-    work.open(asked_of(model, rows, given, what="attach", exits=wish))
+    work.open(run.asked())
     with says_how_to_continue(work):
-        if exits is None:
-            measure = lambda: choose_pooling(model, rows, given.seed)  # noqa: E731
-            exits = ExitSpec(pooling=pooling or work.once("pooling", measure))
-        set_seed(given.seed)
-        model = MultiExitModel.from_stock(stock, exits, ATTACHED)
-        _fit(model, rows, given, work)
-    model.to(released_type)
-    model.requires_grad_(True).eval()
-    state = PartialState()
-    if state.is_main_process:
-        model.save_pretrained(target, tokenizer=tokenizer)
-        work.remove()
-        logger.info("Saved to %s.", target)
-    state.wait_for_everyone()
+        model = run.go(work)
+    move(model, material.released_type)
+    release(model, target, material.tokenizer, work)
     return model
 
 
-def _fit(model: MultiExitModel, rows: Rows, given: TrainOptions, work: WorkFolder) -> None:
-    """Train the exits, on cached vectors where they can be had."""
-    kind = cache_type(len(rows.lengths), model, given.cache_limit)
-    if kind is None or model.config.exit_spec().pooling == "attention":
-        why = "attention pooling needs the tokens" if kind else "the vectors exceed the cache limit"
-        logger.info("%s: the classifier runs again for every batch.", why.capitalize())
-        run_stages(model, SelfDistillation(), rows, given.filled(ATTACH_TOKENS), work)
-        return
-    state = PartialState()
-    model.to(state.device)
-    size = cache_bytes(len(rows.lengths), model, kind)
-    logger.info("Pooled vectors of %d rows take %.0f MB.", len(rows.lengths), size / 1e6)
-    with state.main_process_first():
-        cache = VectorCache(work.path / "vectors", model, rows, kind)
-    cache.fill(given.quiet, state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    objective = SelfDistillation()
-    (stage,) = objective.stages()
-    exits = CachedExits(model, *(moment.to(state.device) for moment in cache.moments()))
-    trainee = Trainee(exits, objective, stage, model.problem_type)
-    run_stage(trainee, cache.rows(), given.filled(ATTACH), work)
-    exits.fold()
+@dataclass(frozen=True)
+class _Run:
+    """One fit of exits, from material to a model."""
+
+    material: Material
+    given: TrainOptions
+    exits: ExitSpec | None
+
+    @property
+    def kind(self) -> np.dtype[Any] | None:
+        """In what the vectors are cached; None where the classifier runs again instead."""
+        if self.exits is not None and self.exits.pooling == "attention":
+            return None
+        count = len(self.material.rows.lengths)
+        return cache_type(count, self.material.model, self.given.cache_limit)
+
+    @property
+    def options(self) -> TrainOptions:
+        return self.given.filled(ATTACH_TOKENS if self.kind is None else ATTACH)
+
+    def asked(self) -> dict[str, Any]:
+        """What decides the weights that the run ends in."""
+        return {
+            "model": weights_fingerprint(self.material.model.stock),
+            "data": self.material.rows.fingerprint(),
+            "options": self.options.what_changes_weights(),
+            "exits": self.exits and self.exits.model_dump(),
+            "cache": self.kind and self.kind.name,
+        }
+
+    def go(self, work: WorkFolder) -> MultiExitModel:
+        exits = self.exits or ExitSpec(pooling=work.once("pooling", self._probe))
+        set_seed(self.given.seed)
+        model = MultiExitModel.from_stock(self.material.model.stock, exits, ATTACHED)
+        model.eval()
+        move(model, PartialState().device)
+        if self.kind is None:
+            self._fit(model, work)
+        else:
+            self._fit_cached(model, self.kind, work)
+        return model
+
+    def _probe(self) -> Pooling:
+        return choose_pooling(self.material.model, self.material.rows, self.given.seed)
+
+    def _fit(self, model: MultiExitModel, work: WorkFolder) -> None:
+        """Run the classifier for every batch."""
+        logger.info("Vectors are not cached: the classifier runs again for every batch.")
+        rows, objective = self.material.rows, SelfDistillation()
+        announce(estimate(model, objective, rows, self.options), work.path)
+        sample = sample_of(rows, self.given.seed)
+        blocks = plan_batches(sample.lengths.numpy())
+        parts = (pooled_vectors([model], sample.batch(block))[0][0] for block in blocks)
+        with standardised(model, *moments(parts)):
+            run_stages(model, objective, rows, self.options, work)
+
+    def _fit_cached(self, model: MultiExitModel, kind: np.dtype[Any], work: WorkFolder) -> None:
+        """Run the classifier once for every row."""
+        state, objective = PartialState(), SelfDistillation()
+        rows = self.material.rows
+        announce(estimate_vectors(model, rows, kind), work.path)
+        with state.main_process_first():
+            cache = VectorCache(work.path / "vectors", model, rows, kind)
+        cache.fill(self.given.quiet, state.process_index, state.num_processes)
+        state.wait_for_everyone()
+        (stage,) = objective.stages()
+        with standardised(model, *moments(cache.parts())):
+            trainee = Trainee(CachedExits(model), objective, stage, model.problem_type)
+            run_stage(trainee, cache.rows(), self.options, work)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from offramp.engines.batching import plan_batches
-from offramp.errors import OutputError
-from offramp.exits import ExitOutput, PooledExit
+from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.training.running import Rows
 
@@ -35,7 +33,7 @@ def cache_type(rows: int, model: MultiExitModel, limit: int) -> np.dtype[Any] | 
 def cache_bytes(rows: int, model: MultiExitModel, kind: np.dtype[Any]) -> int:
     """Disk that the vectors of `rows` rows take."""
     vectors = (model.depth - 1) * model.backbone.width(1)
-    return rows * (vectors * kind.itemsize + model.stock.num_labels * 4)
+    return rows * (vectors * kind.itemsize + _classes(model) * 4)
 
 
 class VectorCache(TorchDataset[dict[str, Tensor]]):
@@ -58,12 +56,11 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
         self._labels = rows.dataset["label"][:] if "label" in rows.dataset.column_names else None
         self._blocks = plan_batches(rows.lengths.numpy())
         count = len(rows.lengths)
-        _check_space(folder, cache_bytes(count, model, kind))
         folder.mkdir(parents=True, exist_ok=True)
         shape = (count, model.depth - 1, model.backbone.width(1))
         self.pooled = _array(folder / "pooled.npy", kind, shape)
         self.teacher = _array(
-            folder / "teacher.npy", np.dtype(np.float32), (count, model.stock.num_labels)
+            folder / "teacher.npy", np.dtype(np.float32), (count, _classes(model))
         )
         self.done = _array(folder / "done.npy", np.dtype(np.uint8), (len(self._blocks),))
 
@@ -99,19 +96,10 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
             batch["labels"] = torch.tensor([self._labels[place] for place in places])
         return batch
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and spread over the rows, (L-1, width)."""
-        shape = self.pooled.shape[1:]
-        total, squares = np.zeros(shape), np.zeros(shape)
+    def parts(self) -> Iterator[Tensor]:
+        """The pooled vectors in order, (some rows, L-1, width)."""
         for start in range(0, len(self), 4096):
-            part = self.pooled[start : start + 4096].astype(np.float64)
-            total += part.sum(axis=0)
-            squares += (part**2).sum(axis=0)
-        mean = total / len(self)
-        spread = np.sqrt(np.maximum(squares / len(self) - mean**2, 0))
-        # what hardly varies at all must not be blown up
-        spread = np.maximum(spread, 1e-3 * spread.mean(axis=1, keepdims=True) + 1e-6)
-        return torch.from_numpy(mean).float(), torch.from_numpy(spread).float()
+            yield torch.from_numpy(self.pooled[start : start + 4096].astype(np.float32))
 
     def rows(self) -> Rows:
         """As the rows of a stage."""
@@ -119,47 +107,18 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
 
 
 class CachedExits(nn.Module):
-    """The exits of a model, fed with cached vectors instead of tokens.
+    """The exits of a model, fed with cached vectors instead of tokens."""
 
-    They are trained on standardised vectors, because the [CLS] vectors of early layers differ
-    so little from row to row that a gradient method would hardly see it; `fold` then moves
-    mean and spread into the weights.
-
-    Args:
-        model: its exits are trained in place.
-        mean, spread: of the vectors, (L-1, width).
-    """
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, model: MultiExitModel, mean: Tensor, spread: Tensor) -> None:
+    def __init__(self, model: MultiExitModel) -> None:
         super().__init__()
         self.exits = model.exits
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("spread", spread, persistent=False)
-        for place, made in enumerate(self._made()):
-            if made.dense is not None:  # it starts as the model's pooler and shall stay that
-                made.dense.bias.data += made.dense.weight.data @ mean[place]
-                made.dense.weight.data *= spread[place]
-
-    def _made(self) -> list[PooledExit]:
-        return list(self.exits.values())  # type: ignore[arg-type]
 
     def forward(self, pooled: Tensor, teacher: Tensor) -> MultiExitOutput:
-        vectors = (pooled - self.mean) / self.spread
         early = [
-            ExitOutput(made.answer(vectors[:, place])) for place, made in enumerate(self._made())
+            ExitOutput(made.answer(pooled[:, place]))  # type: ignore[operator]
+            for place, made in enumerate(self.exits.values())
         ]
         return MultiExitOutput(exits=(*early, ExitOutput(teacher)))
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Make the exits read vectors as they are."""
-        for place, made in enumerate(self._made()):
-            first = made.classifier if made.dense is None else made.dense
-            first.weight /= self.spread[place]
-            first.bias -= first.weight @ self.mean[place]
 
 
 @torch.inference_mode()
@@ -186,6 +145,10 @@ def pooled_vectors(
     return pooled, first.backbone.head(flow.hidden).float()
 
 
+def _classes(model: MultiExitModel) -> int:
+    return cast(int, model.config.num_labels)
+
+
 def _array(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """A memory-mapped array, kept if one of that kind and shape is there."""
     try:
@@ -195,17 +158,6 @@ def _array(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap
     except (OSError, ValueError):
         pass
     return open_memmap(path, mode="w+", dtype=kind, shape=shape)
-
-
-def _check_space(folder: Path, wanted: int) -> None:
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    there = sum(file.stat().st_size for file in folder.glob("*.npy"))
-    free = shutil.disk_usage(place).free + there
-    if wanted > free:
-        raise OutputError(
-            f"{folder}: pooled vectors need {wanted / 1e9:.1f} GB, free are {free / 1e9:.1f} GB. "
-            "Give fewer rows (--max-rows), a lower cache limit, or another place."
-        )
 
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

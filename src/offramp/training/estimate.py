@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from torch import Tensor
 
+from offramp.engines.batching import MAX_ROWS
 from offramp.model import MultiExitModel
 from offramp.objectives import Objective
+from offramp.training.cache import cache_bytes, pooled_vectors
 from offramp.training.options import TrainOptions
-from offramp.training.running import Rows, StockAlone
+from offramp.training.running import Rows, move, trainee_for
 from offramp.training.trainer import Trainee
+from offramp.training.work import check_space
 
 logger = logging.getLogger("offramp")
 
@@ -22,14 +32,14 @@ TIMED_BATCHES = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole run on one device.
+    """Of a whole run.
 
     Attributes:
         rows: in the data.
-        steps: updates over all stages.
+        steps: updates over all stages; 0 where only vectors are computed.
         tokens: read over all stages, without padding.
-        minutes: of training.
-        disk: bytes of checkpoints while it runs.
+        minutes: on this machine, by the time of a few batches.
+        disk: bytes that the run takes until it is done.
     """
 
     rows: int
@@ -39,57 +49,77 @@ class Estimate:
     disk: int
 
     def __str__(self) -> str:
+        steps = f"{self.steps:,} steps, " if self.steps else ""
         return (
-            f"{self.rows:,} rows, {self.steps:,} steps, {self.tokens:,} tokens; about "
-            f"{self.minutes:.1f} minutes and {self.disk / 1e6:,.0f} MB of disk while it runs"
+            f"{self.rows:,} rows, {steps}{self.tokens:,} tokens; about "
+            f"{max(self.minutes, 0.1):.1f} minutes and {self.disk / 1e6:,.0f} MB of disk"
         )
+
+
+def announce(made: Estimate, place: Path) -> None:
+    """Log the estimate; raise OutputError if the disk is too full for it."""
+    if PartialState().is_main_process:
+        logger.info("Ahead: %s until done.", made)
+    check_space(place, made.disk, "Give fewer rows, a lower cache limit, or another output.")
 
 
 def estimate(
     model: MultiExitModel, objective: Objective, rows: Rows, options: TrainOptions
 ) -> Estimate:
-    """Time a few real batches of every stage; the model is not changed."""
-    count, size = len(rows.lengths), options.batch_size or 1
-    updates = math.ceil(count / size / options.gradient_accumulation)
-    steps, seconds, passes = 0, 0.0, 0.0
+    """Of training: times a few batches of every stage; the weights stay as they are."""
+    state = PartialState()
+    move(model, state.device)
+    count = len(rows.lengths)
+    size = options.batch_size or 1
+    batches = math.ceil(count / size / state.num_processes)
+    updates = math.ceil(batches / options.gradient_accumulation)
+    steps, passes, seconds = 0, 0.0, 0.0
     for stage in objective.stages():
-        epochs = (options.epochs or 1.0) * stage.share
-        planned = options.max_steps or math.ceil(updates * epochs)
-        part = StockAlone(model.stock) if stage.trainable == "stock" else model
-        part.requires_grad_(True)
-        trainee = Trainee(part, objective, stage, model.problem_type)
+        planned = options.max_steps or math.ceil(updates * (options.epochs or 1.0) * stage.share)
+        trainee = trainee_for(model, objective, stage)
+        each = _seconds(partial(_train_on, trainee), rows, size, state.device)
         steps += planned
         passes += planned / updates
-        seconds += planned * options.gradient_accumulation * _seconds_a_batch(trainee, rows, size)
+        seconds += each * batches * planned / updates
     model.requires_grad_(True)
+    model.eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = int(rows.lengths.sum() * passes)
-    # two checkpoints, each with weights and two moments a weight
-    return Estimate(count, steps, tokens, seconds / 60, 6 * weights)
+    # two checkpoints of weights and two moments each, the weights of a stage, the result
+    return Estimate(count, steps, tokens, seconds / 60, 8 * weights)
 
 
-def announce(
-    model: MultiExitModel, objective: Objective, rows: Rows, options: TrainOptions
-) -> Estimate:
-    """Log the estimate."""
-    made = estimate(model, objective, rows, options)
-    logger.info("Training: %s.", made)
-    return made
+def estimate_vectors(model: MultiExitModel, rows: Rows, kind: np.dtype[Any]) -> Estimate:
+    """Of computing the vectors of all rows; fitting exits to them takes little beside it."""
+    state = PartialState()
+    count = len(rows.lengths)
+    each = _seconds(partial(pooled_vectors, [model]), rows, MAX_ROWS, state.device)
+    batches = math.ceil(count / MAX_ROWS / state.num_processes)
+    disk = cache_bytes(count, model, kind)
+    return Estimate(count, 0, int(rows.lengths.sum()), each * batches / 60, disk)
 
 
-def _seconds_a_batch(trainee: Trainee, rows: Rows, size: int) -> float:
-    """Forward, backward and what an update costs, on batches of typical length."""
+def _train_on(trainee: Trainee, batch: dict[str, Tensor]) -> None:
+    """Forward and backward, without an update."""
     trainee.train()
+    torch.stack(list(trainee(**batch).values())).sum().backward()
+    trainee.zero_grad(set_to_none=True)
+
+
+def _seconds(
+    run: Callable[[dict[str, Tensor]], object], rows: Rows, size: int, device: torch.device
+) -> float:
+    """Mean seconds of a batch, over batches of typical lengths, after one that is not timed."""
     order = rows.lengths.argsort()
-    places = torch.linspace(0, max(0, len(order) - size), TIMED_BATCHES + 2)[1:-1].long().tolist()
-    device = next(trainee.parameters()).device
-    seconds = []
-    for place in [places[0], *places]:
+    last = max(0, len(order) - size)
+    places = torch.linspace(0, last, TIMED_BATCHES + 2)[1:-1].long().tolist()
+    total = 0.0
+    for number, place in enumerate([places[-1], *places]):
         batch = rows.batch(order[place : place + size].tolist())
+        batch = {name: value.to(device) for name, value in batch.items()}
         began = time.perf_counter()
-        loss = sum(trainee(**{name: value.to(device) for name, value in batch.items()}).values())
-        loss.backward()  # type: ignore[union-attr]
-        seconds.append(time.perf_counter() - began)
-        trainee.zero_grad(set_to_none=True)
-    trainee.eval()
-    return sum(seconds[1:]) / TIMED_BATCHES
+        run(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        total += time.perf_counter() - began if number else 0.0
+    return total / TIMED_BATCHES

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitSpec, Pooling
 from offramp.methods import METHODS
 from offramp.model import MultiExitModel
-from offramp.model.folder import MANIFEST, POINTS, resolve
+from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
 from offramp.registry import nearest
-from offramp.storage import whole_folder
-from offramp.training.estimate import announce
+from offramp.training.estimate import announce, estimate
 from offramp.training.options import TRAIN, TrainOptions
 from offramp.training.preparing import (
     Columns,
     Data,
-    asked_of,
-    encoded_rows,
-    has_head,
-    load_classifier,
-    load_tokenizer,
-    new_head,
+    Material,
+    gather,
+    head_for,
     read_examples,
+    release,
+    weights_fingerprint,
 )
 from offramp.training.probe import rehearse
 from offramp.training.running import run_stages
 from offramp.training.work import WorkFolder, check_output, says_how_to_continue
-
-logger = logging.getLogger("offramp")
-
-OURS = (MANIFEST, POINTS)
-"""What a stock checkpoint must not keep of a multi-exit model it replaces."""
 
 PLAIN = "plain"
 """Not a method of early exit: an ordinary fine-tune, saved as an ordinary checkpoint."""
@@ -94,38 +86,60 @@ def train(
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
     objective, spec = _preset(method)
-    target = Path(output)
-    check_output(target)
+    path, target = resolve(source), Path(output)
+    check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
     if "label" not in dataset.column_names:
         raise DataError(
             "The data has no labels, which `train` needs. Name their column with --label, or "
             "use `attach`, which hangs exits on a finished classifier without labels."
         )
-    path = resolve(source)
-    head = new_head(dataset, problem_type) if fresh_head or not has_head(path) else None
-    stock = load_classifier(path, head, chosen.seed).float()
-    if tokenizer is None and "input_ids" not in dataset.column_names:
-        tokenizer = load_tokenizer(path)
-    model = MultiExitModel.from_stock(stock, spec, method)
-    _check_problem_type(method, model.problem_type)
-    rows = encoded_rows(dataset, model, tokenizer, max_length)
-
+    head = head_for(path, dataset, problem_type, fresh_head)
+    material = gather(path, dataset, head, chosen.seed, tokenizer, max_length)
+    _check_problem_type(method, material.model.problem_type)
+    wish = spec.pooling if as_released or method == PLAIN else pooling
+    run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
-    asked = "paper" if as_released else pooling or "measured"
-    work.open(asked_of(model, rows, chosen, method=method, pooling=asked, head=head is not None))
+    work.open({**run.asked(), "method": method, "pooling": wish})
     with says_how_to_continue(work):
-        if method != PLAIN:
-            if not as_released:
-                pooling = pooling or work.once(
-                    "pooling", lambda: rehearse(model, objective, rows, chosen, head is not None)
-                )
-                spec = spec.model_copy(update={"pooling": pooling})
-            set_seed(chosen.seed)
-            model = MultiExitModel.from_stock(stock, spec, method)
-        announce(model, objective, rows, chosen)
-        run_stages(model, objective, rows, chosen, work, head is not None)
-    return _finish(model, target, tokenizer, work, plain=method == PLAIN)
+        model = run.go(work, method, spec, wish)
+    release(model, target, material.tokenizer, work, plain=method == PLAIN)
+    return model.stock if method == PLAIN else model
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One fine-tune, from material to a trained model."""
+
+    material: Material
+    objective: Objective
+    options: TrainOptions
+    new_head: bool
+
+    def asked(self) -> dict[str, Any]:
+        """What decides the weights that the run ends in, but for the exits."""
+        return {
+            "model": weights_fingerprint(self.material.model.stock),
+            "data": self.material.rows.fingerprint(),
+            "options": self.options.what_changes_weights(),
+            "new_head": self.new_head,
+        }
+
+    def go(
+        self, work: WorkFolder, method: str, spec: ExitSpec, wish: Pooling | None
+    ) -> MultiExitModel:
+        rows, options = self.material.rows, self.options
+        pooling = wish or work.once("pooling", self._rehearse)
+        set_seed(options.seed)
+        exits = ExitSpec.model_validate({**spec.model_dump(), "pooling": pooling})
+        model = MultiExitModel.from_stock(self.material.model.stock, exits, method)
+        announce(estimate(model, self.objective, rows, options), work.path)
+        run_stages(model, self.objective, rows, options, work, self.new_head)
+        return model
+
+    def _rehearse(self) -> Pooling:
+        material = self.material
+        return rehearse(material.model, self.objective, material.rows, self.options, self.new_head)
 
 
 def _preset(method: str) -> tuple[Objective, ExitSpec]:
@@ -145,22 +159,3 @@ def _check_problem_type(method: str, problem_type: str) -> None:
         raise ConfigError(
             f"Method '{method}' does not do {problem_type}. Methods that do: {', '.join(fitting)}."
         )
-
-
-def _finish(
-    model: MultiExitModel, target: Path, tokenizer: Any, work: WorkFolder, plain: bool
-) -> PreTrainedModel:
-    """Save on the main process, then drop the work folder."""
-    state = PartialState()
-    if state.is_main_process:
-        if plain:
-            with whole_folder(target, keep_others=True, leave_behind=OURS) as staged:
-                model.stock.save_pretrained(staged)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(staged)
-        else:
-            model.save_pretrained(target, tokenizer=tokenizer)
-        work.remove()
-        logger.info("Saved to %s.", target)
-    state.wait_for_everyone()
-    return model.stock if plain else model

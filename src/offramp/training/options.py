@@ -54,8 +54,9 @@ class TrainOptions(Strict):
     cache_limit: int = Field(default=8 * GIB, ge=0)
 
     def filled(self, defaults: TrainOptions) -> TrainOptions:
-        """These options with every None replaced by the default's value."""
-        given = {name: value for name, value in self if value is not None}
+        """These options, and the defaults for those that were not given."""
+        asked = {name: getattr(self, name) for name in self.model_fields_set}
+        given = {name: value for name, value in asked.items() if value is not None}
         return TrainOptions.model_validate({**dict(defaults), **given})
 
     def what_changes_weights(self) -> dict[str, Any]:
@@ -74,7 +75,9 @@ ATTACH_TOKENS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-3, weight
 """Defaults of fitting exits to a frozen model that is run again for every batch."""
 
 
-def training_arguments(options: TrainOptions, folder: Path, epochs: float) -> TrainingArguments:
+def training_arguments(
+    options: TrainOptions, folder: Path, epochs: float, decay: bool = True
+) -> TrainingArguments:
     """Options as transformers' own, with the row order and checkpoints left to us."""
     try:
         arguments = TrainingArguments(
@@ -83,6 +86,7 @@ def training_arguments(options: TrainOptions, folder: Path, epochs: float) -> Tr
             max_steps=options.max_steps or -1,
             per_device_train_batch_size=options.batch_size or 32,
             learning_rate=options.learning_rate or 3e-5,
+            lr_scheduler_type="linear" if decay else "constant_with_warmup",
             warmup_steps=options.warmup,
             weight_decay=options.weight_decay,
             gradient_accumulation_steps=options.gradient_accumulation,

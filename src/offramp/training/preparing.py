@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
 from offramp.data import Task, encode, encode_labels, infer_task, load_examples
-from offramp.errors import DataError, ModelError
+from offramp.errors import ConfigError, DataError, ModelError
 from offramp.model import Head, MultiExitModel, load_stock
-from offramp.model.folder import is_ours, resolve
-from offramp.storage import fingerprint
-from offramp.training.options import TrainOptions
+from offramp.model.folder import MANIFEST, POINTS, is_ours
+from offramp.storage import fingerprint, whole_folder
 from offramp.training.running import Rows
-from offramp.training.work import dataset_fingerprint
+from offramp.training.work import WorkFolder
 
 logger = logging.getLogger("offramp")
 
-Data = str | Path | Dataset
+Data: TypeAlias = str | Path | Dataset
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,23 @@ class Columns:
     text_pair: str | None = None
     label: str | None = None
     max_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run works on.
+
+    Attributes:
+        model: fp32, in evaluation mode, with untrained exits.
+        rows: encoded.
+        tokenizer: None where the rows came encoded and the checkpoint has none.
+        released_type: the dtype of the checkpoint.
+    """
+
+    model: MultiExitModel
+    rows: Rows
+    tokenizer: Any
+    released_type: torch.dtype
 
 
 def read_examples(data: Data, columns: Columns) -> Dataset:
@@ -56,73 +72,101 @@ def read_examples(data: Data, columns: Columns) -> Dataset:
     return dataset
 
 
-def has_head(source: Path) -> bool:
-    """Whether a checkpoint is a classifier already."""
-    if is_ours(source):
-        return True
-    names = AutoConfig.from_pretrained(source).architectures or []
-    return any("ForSequenceClassification" in name for name in names)
+def gather(
+    path: Path, dataset: Dataset, head: Head | None, seed: int, tokenizer: Any, longest: int | None
+) -> Material:
+    """Load the classifier in `path` and encode the rows for it.
 
-
-def load_classifier(
-    source: str | os.PathLike[str], head: Head | None, seed: int, **hub: Any
-) -> PreTrainedModel:
-    """The stock classifier of a folder or hub id, ours or not; `seed` decides a new head."""
+    Args:
+        head: a new one; None keeps the checkpoint's.
+        seed: of the weights of a new head.
+        tokenizer: None for the checkpoint's.
+        longest: tokens per row; the model's own limit holds as well.
+    """
     set_seed(seed)
-    path = resolve(source, **hub)
-    if is_ours(path):
-        return MultiExitModel.from_pretrained(path).stock
-    return load_stock(path, head)
+    stock = _stock(path, head)
+    if head is not None:
+        _start_head_anew(stock)
+    released_type = stock.dtype
+    model = MultiExitModel.from_stock(stock.float())
+    model.eval()
+    if tokenizer is None:
+        tokenizer = _tokenizer(path, needed="input_ids" not in dataset.column_names)
+    rows = encoded_rows(dataset, model, tokenizer, longest)
+    return Material(model, rows, tokenizer, released_type)
 
 
-def load_tokenizer(path: Path) -> Any:
+def _stock(path: Path, head: Head | None) -> PreTrainedModel:
+    return MultiExitModel.from_pretrained(path).stock if is_ours(path) else load_stock(path, head)
+
+
+def _start_head_anew(stock: PreTrainedModel) -> None:
+    """Redraw the task head, which may have come with weights for another task."""
+    spread = getattr(stock.config, "initializer_range", 0.02)
+    for name, part in stock.named_modules():
+        of_backbone = name.partition(".")[0] == stock.base_model_prefix
+        if isinstance(part, torch.nn.Linear) and not of_backbone:
+            torch.nn.init.normal_(part.weight, std=spread)
+            torch.nn.init.zeros_(part.bias)
+
+
+def _tokenizer(path: Path, needed: bool) -> Any:
     """The checkpoint's own tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(
-            f"{path} holds no usable tokenizer ({str(problem).strip().splitlines()[0]}). "
-            "Give one: tokenizer=AutoTokenizer.from_pretrained(...)."
-        ) from problem
+        if needed:
+            raise ModelError(
+                f"{path} holds no usable tokenizer ({str(problem).strip().splitlines()[0]}). "
+                "Give one: tokenizer=AutoTokenizer.from_pretrained(...)."
+            ) from problem
+        logger.warning("%s holds no tokenizer, so none is saved with the result.", path)
+        return None
+
+
+def encoded_rows(
+    dataset: Dataset, model: MultiExitModel, tokenizer: Any, longest: int | None
+) -> Rows:
+    """Rows as numbers: tokens and, where there, labels of the model's task."""
+    if "input_ids" not in dataset.column_names:
+        limits = [limit for limit in (longest, model.max_length) if limit is not None]
+        dataset, _ = encode(dataset, tokenizer, min(limits, default=None))
+    if "label" in dataset.column_names:
+        dataset = encode_labels(dataset, task_of(model))
+    config: Any = model.stock.config
+    return Rows.of(dataset, config.pad_token_id if tokenizer is None else tokenizer.pad_token_id)
 
 
 def task_of(model: MultiExitModel) -> Task:
     """The task a classifier answers."""
-    regression = model.problem_type == "regression"
-    names = model.stock.config.id2label
-    labels = () if regression else tuple(str(names[key]) for key in sorted(names))
-    return Task(problem_type=model.problem_type, labels=labels)  # type: ignore[arg-type]
+    kind: Any = model.problem_type
+    names: Any = model.stock.config.id2label
+    labels = () if kind == "regression" else tuple(str(names[key]) for key in sorted(names))
+    return Task(problem_type=kind, labels=labels)
 
 
-def encoded_rows(
-    dataset: Dataset, model: MultiExitModel, tokenizer: Any, max_length: int | None
-) -> Rows:
-    """Rows as numbers: tokens and, where there, labels of the model's task."""
-    if "input_ids" not in dataset.column_names:
-        limits = [limit for limit in (max_length, model.max_length) if limit is not None]
-        dataset, _ = encode(dataset, tokenizer, min(limits, default=None))
-    if "label" in dataset.column_names:
-        dataset = encode_labels(dataset, task_of(model))
-    pad_id = model.stock.config.pad_token_id
-    return Rows.of(dataset, pad_id if tokenizer is None else tokenizer.pad_token_id)
-
-
-def new_head(dataset: Dataset, problem_type: str | None) -> Head:
-    """The head that a dataset's labels ask for."""
+def head_for(path: Path, dataset: Dataset, problem_type: str | None, fresh: bool) -> Head | None:
+    """The new head that a checkpoint needs for a dataset's labels, or None if it has its own."""
+    if is_ours(path):
+        if fresh:
+            raise ConfigError(
+                f"{path} has exits for its own task already. For a new head start from a stock "
+                "classifier or a pretrained encoder."
+            )
+        return None
+    config = AutoConfig.from_pretrained(path)
+    has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
+    if has_head and not fresh:
+        kind = "regression" if config.num_labels == 1 else "single_label_classification"
+        given = config.problem_type or kind
+        if problem_type is not None and problem_type != given:
+            raise ConfigError(
+                f"{path} is a classifier for {given}; problem type {problem_type} needs a new "
+                "head (fresh_head=True, --fresh-head)."
+            )
+        return None
     task = infer_task(dataset, problem_type)
     return Head(problem_type=task.problem_type, labels=task.labels)
-
-
-def asked_of(
-    model: MultiExitModel, rows: Rows, options: TrainOptions, **more: Any
-) -> dict[str, Any]:
-    """What decides the weights that a run ends in."""
-    return {
-        "model": weights_fingerprint(model.stock),
-        "data": dataset_fingerprint(rows.dataset),
-        "options": options.what_changes_weights(),
-        **more,
-    }
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -132,3 +176,26 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         parts += [name, np.ascontiguousarray(raw).tobytes()]
     return fingerprint(*parts)
+
+
+def release(
+    model: MultiExitModel, output: Path, tokenizer: Any, work: WorkFolder, plain: bool = False
+) -> None:
+    """Save on the main process, whole or not at all, then drop the work folder."""
+    state = PartialState()
+    if state.is_main_process:
+        if plain:
+            _release_stock(model, output, tokenizer)
+        else:
+            model.save_pretrained(output, tokenizer=tokenizer)
+        work.remove()
+        logger.info("Saved to %s.", output)
+    state.wait_for_everyone()
+
+
+def _release_stock(model: MultiExitModel, output: Path, tokenizer: Any) -> None:
+    # a multi-exit model that lay there before must not leave its manifest and points behind
+    with whole_folder(output, keep_others=True, leave_behind=(MANIFEST, POINTS)) as staged:
+        model.stock.save_pretrained(staged)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staged)

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
-from offramp.objectives import Objective
+from offramp.objectives import Objective, Stage
 from offramp.training.batches import Padding
 from offramp.training.options import TrainOptions, training_arguments
-from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee
-from offramp.training.work import WorkFolder
+from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
+from offramp.training.work import WorkFolder, dataset_fingerprint
 
 logger = logging.getLogger("offramp")
 
@@ -49,6 +49,10 @@ class Rows:
         self.lengths = lengths
         self.collate = collate
 
+    def fingerprint(self) -> str:
+        """A name for the rows and their order, whatever file or cache they came from."""
+        return dataset_fingerprint(self.dataset)
+
     def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
         """The rows at `places`, padded."""
         return self.collate([self.dataset[int(place)] for place in places])
@@ -62,6 +66,18 @@ class Rows:
         return cls(dataset.select_columns(used), lengths, Padding(pad_id))
 
 
+def move(model: nn.Module, where: torch.device | torch.dtype) -> None:
+    """`model.to(...)`, in place."""
+    nn.Module.to(model, where)
+
+
+def trainee_for(model: MultiExitModel, objective: Objective, stage: Stage) -> Trainee:
+    """The part of a model that a stage runs."""
+    part = StockAlone(model.stock) if stage.trainable == "stock" else model
+    part.requires_grad_(True)
+    return Trainee(part, objective, stage, model.problem_type)
+
+
 def run_stages(
     model: MultiExitModel,
     objective: Objective,
@@ -72,9 +88,7 @@ def run_stages(
 ) -> None:
     """Train `model` in place through all stages of `objective`."""
     for stage in objective.stages():
-        part = StockAlone(model.stock) if stage.trainable == "stock" else model
-        part.requires_grad_(True)
-        trainee = Trainee(part, objective, stage, model.problem_type)
+        trainee = trainee_for(model, objective, stage)
         fresh = fresh_parameters(trainee, model.stock, new_head)
         run_stage(trainee, rows, options, work, fresh)
     model.requires_grad_(True)
@@ -105,29 +119,37 @@ def run_stage(
         logger.info("Stage '%s' was finished before.", name)
         return
     trainer = make_trainer(trainee, rows, options, work.stage(name), fresh)
-    last = work.last_checkpoint(name)
+    with trainer.args.main_process_first(local=False):
+        last = work.last_checkpoint(name, trainer.args.world_size)
     if last is not None:
         logger.info("Stage '%s' continues from %s.", name, last.name)
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    seconds = time.monotonic() - began
-    logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, seconds)
+    with stops_between_steps(trainer):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
+        seconds = time.monotonic() - began
+        logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, seconds)
         work.finish(name, trainee)
     trainer.accelerator.wait_for_everyone()
 
 
 def make_trainer(
-    trainee: Trainee, rows: Rows, options: TrainOptions, folder: Path, fresh: Iterable[str] = ()
+    trainee: Trainee,
+    rows: Rows,
+    options: TrainOptions,
+    folder: Path,
+    fresh: Iterable[str] = (),
+    decay: bool = True,
 ) -> ExitTrainer:
     """A Trainer for one stage.
 
     Args:
         folder: for checkpoints.
         fresh: names of parameters that take `head_learning_rate`.
+        decay: of the learning rate, to 0 at the end.
     """
     epochs = (options.epochs or 1.0) * trainee.stage.share
-    arguments = training_arguments(options, folder, epochs)
+    arguments = training_arguments(options, folder, epochs, decay)
     by_the_clock = options.save_steps is None and arguments.world_size == 1
     return ExitTrainer(
         trainee,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -18,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from offramp.errors import ConfigError
+from offramp.errors import NonFiniteError
 from offramp.objectives import Objective, Stage
 from offramp.training.batches import LengthGrouped
 
@@ -95,6 +99,8 @@ class ExitTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
         self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_Bar())
         self.add_callback(_SetEpoch(self._order))
 
     def _rows_per_update(self) -> int:
@@ -113,7 +119,7 @@ class ExitTrainer(Trainer):
         parts = model(**inputs)
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         if not bool(loss.isfinite()):
-            raise ConfigError(
+            raise NonFiniteError(
                 f"The loss became {loss.item()} at step {self.state.global_step + 1} of stage "
                 f"'{self._stage_name()}'. Lower the learning rate (now "
                 f"{self.args.learning_rate:g}), or look for extreme labels in the data."
@@ -144,7 +150,8 @@ class ExitTrainer(Trainer):
         """Parameters that start from nothing may have a learning rate of their own."""
         optimizer = super().create_optimizer(model)
         if self._head_learning_rate is not None:
-            named = (self.model if model is None else model).named_parameters()
+            trained: Any = self.model if model is None else model
+            named = trained.named_parameters()
             fresh = {id(parameter) for name, parameter in named if name in self._fresh}
             for group in list(optimizer.param_groups):
                 _split(optimizer, group, fresh, self._head_learning_rate)
@@ -159,6 +166,13 @@ def _split(
     if new:
         group["params"] = [p for p in group["params"] if id(p) not in fresh]
         optimizer.add_param_group({**group, "params": new, "lr": rate})
+
+
+class _Bar(ProgressCallback):
+    """The bar alone; what is logged goes to the log and not to standard output."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 class _SetEpoch(TrainerCallback):
@@ -186,3 +200,44 @@ class SaveByTheClock(TrainerCallback):
         if time.monotonic() - self._last >= self._seconds and state.global_step < state.max_steps:
             control.should_save = True
             self._last = time.monotonic()
+
+
+class _StopAsked(TrainerCallback):
+    """After Ctrl-C: a checkpoint at the end of the running step, then the end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+@contextlib.contextmanager
+def stops_between_steps(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C ends the block with KeyboardInterrupt, but after a checkpoint; twice, at once.
+
+    In threads and with several processes Ctrl-C stays what it is.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if trainer.args.world_size > 1 or not in_main:
+        yield
+        return
+    stop = _StopAsked()
+    trainer.add_callback(stop)
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        stop.asked = True
+        signal.signal(signal.SIGINT, before)
+        logger.warning("Stopping after this step; Ctrl-C again stops at once.")
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.asked:
+        raise KeyboardInterrupt

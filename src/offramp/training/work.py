@@ -12,12 +12,13 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from offramp.storage import (
 
 logger = logging.getLogger("offramp")
 
+T = TypeVar("T")
+
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -52,21 +55,27 @@ class WorkFolder:
     def __init__(self, output: Path) -> None:
         self.path = output.absolute().with_name(f"{output.absolute().name}.work")
 
-    def open(self, asked: dict[str, Any]) -> None:
+    def open(self, asked: Mapping[str, Any]) -> None:
         """Go on with the run that lies here, or start anew if it was asked something else."""
         texts = {name: json.dumps(value, sort_keys=True) for name, value in asked.items()}
         texts["versions"] = f"offramp {offramp.__version__}, torch {torch.__version__}"
         run = Run(asked=texts)
+        with PartialState().main_process_first():
+            self._open(run)
+
+    def _open(self, run: Run) -> None:
         before = self._before()
-        if before is not None and before != run:
-            changed = sorted(k for k, v in texts.items() if before.asked.get(k) != v)
-            logger.warning(
-                "%s belongs to another run (%s changed): starting anew.",
-                self.path, ", ".join(changed) or "version",
-            )  # fmt: skip
         if before == run:
             logger.info("Continuing the run in %s.", self.path)
             return
+        if before is not None:
+            names = {*run.asked, *before.asked}
+            changed = sorted(n for n in names if before.asked.get(n) != run.asked.get(n))
+            logger.warning(
+                "%s holds a run of another kind (different: %s): starting anew.",
+                self.path,
+                ", ".join(changed),
+            )
         self.remove()
         write_document(self.path / "run.json", run)
 
@@ -76,12 +85,12 @@ class WorkFolder:
         except ConfigError:
             return None
 
-    def once(self, name: str, decide: Callable[[], str]) -> str:
+    def once(self, name: str, decide: Callable[[], T]) -> T:
         """A decision of this run: made the first time, read back when the run continues."""
         path = self.path / f"{name}.json"
         if not path.is_file():
             write_json(path, decide())
-        return str(read_json(path))
+        return cast(T, read_json(path))
 
     def stage(self, name: str) -> Path:
         """Folder of the checkpoints of a stage."""
@@ -101,11 +110,11 @@ class WorkFolder:
         path = self._finished(name)
         return load_file(path) if path.is_file() else None
 
-    def last_checkpoint(self, name: str) -> Path | None:
+    def last_checkpoint(self, name: str, processes: int = 1) -> Path | None:
         """The newest whole checkpoint of a stage; half-written ones are removed."""
         found = self.stage(name).glob("checkpoint-*")
         for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-            if _is_whole(path):
+            if _is_whole(path, processes):
                 return path
             logger.warning("%s was not written to its end: skipped.", path)
             shutil.rmtree(path, ignore_errors=True)
@@ -115,11 +124,11 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """trainer_state.json is written last, so its parsing vouches for the rest."""
+def _is_whole(checkpoint: Path, processes: int) -> bool:
+    """Of the files of the main process trainer_state.json is written last."""
     if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
         return False
-    if not list(checkpoint.glob("rng_state*.pth")):
+    if len(list(checkpoint.glob("rng_state*.pth"))) != processes:
         return False
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -128,9 +137,11 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, source: Path) -> None:
     """Raise now if a folder cannot be written there, not after hours of training."""
     output = output.absolute()
+    if output.resolve() == source.resolve():
+        raise ConfigError(f"{output} is the model that is to be read. Give another folder.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; give a folder for the model.")
     try:
@@ -141,6 +152,18 @@ def check_output(output: Path) -> None:
             raise PermissionError("write-protected")
     except OSError as problem:
         raise OutputError(f"{output}: cannot be written: {problem}.") from problem
+
+
+def check_space(folder: Path, wanted: int, mend: str) -> None:
+    """Raise if the disk has less than `wanted` bytes free, what lies in `folder` aside."""
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(place).free + there
+    if wanted > free:
+        raise OutputError(
+            f"{folder}: this needs {wanted / 1e9:.1f} GB of disk, free are {free / 1e9:.1f} GB. "
+            f"{mend}"
+        )
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
@@ -158,12 +181,13 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def says_how_to_continue(work: WorkFolder):  # type: ignore[no-untyped-def]
+def says_how_to_continue(work: WorkFolder) -> Iterator[None]:
     """Say on Ctrl-C that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
         logger.warning(
-            "Stopped. The same command continues from the last checkpoint in %s.", work.path
+            "Stopped. The same command continues from where it was, with what lies in %s.",
+            work.path,
         )
         raise
