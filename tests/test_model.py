@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -582,7 +582,7 @@ def test_a_huge_claim_in_a_config_is_refused_before_anything_is_allocated(
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, key: size}))
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(ModelError):
             MultiExitModel.from_pretrained(folder)
@@ -590,7 +590,7 @@ def test_a_huge_claim_in_a_config_is_refused_before_anything_is_allocated(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 100e6
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 5
 
 
 _leaf = (
@@ -607,8 +607,9 @@ _STOCK_KEYS = sorted(tiny_stock(layers=2).config.to_dict())
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@example(place="stock", key="pad_token_id", value=580)
 @given(
     place=st.sampled_from(["top", "exits", "stock", "stock", "stock"]),
     key=st.sampled_from(_STOCK_KEYS) | st.text(max_size=8),

@@ -105,7 +105,7 @@ class EncoderBackbone:
         self.layers: nn.ModuleList = stock.get_submodule(layout.layers)  # type: ignore[assignment]
         self.depth = int(stock.config.num_hidden_layers)
         self.shared_weights = len(self.layers) < self.depth
-        self.pooler: nn.Linear = stock.get_submodule(layout.pooler)  # type: ignore[assignment]
+        self.pooler: nn.Linear | None = stock.get_submodule(layout.pooler)  # type: ignore[assignment]
         # names of what a layer takes after the hidden state; all layers of a stack agree
         self._names = tuple(inspect.signature(self.layers[0].forward).parameters)[1:]
         self._skeleton = self._make_skeleton()

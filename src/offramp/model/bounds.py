@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ _FLOOR = 1_000_000
 
 UNUSABLE = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     LookupError,
@@ -37,26 +39,23 @@ class Extent:
     """What a folder's weights files hold, read from their headers."""
 
     tensors: int
+    values: int
     longest: int
 
     @classmethod
     def of(cls, folder: Path) -> Extent:
         """Raises ModelError where weights are missing or broken."""
-        tensors, longest = 0, 0
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise ModelError(
                 f"{folder}: no model.safetensors; the folder holds no weights that may be loaded."
             )
-        for path in paths:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-            except (SafetensorError, OSError) as problem:
-                raise ModelError(f"{path}: broken weights file: {problem}") from problem
-            tensors += len(shapes)
-            longest = max([longest, *(side for shape in shapes for side in shape)])
-        return cls(tensors, longest)
+        shapes = [shape for path in paths for shape in _shapes(path)]
+        return cls(
+            tensors=len(shapes),
+            values=sum(math.prod(shape) for shape in shapes),
+            longest=max((side for shape in shapes for side in shape), default=0),
+        )
 
     def check(self, config: Any, source: Path) -> None:
         """Refuse any number in a config that is larger than the weights can account for."""
@@ -67,6 +66,14 @@ class Extent:
                 raise ModelError(
                     f"{source}: key '{key}' is {value}, more than the weights file can account for."
                 )
+
+
+def _shapes(path: Path) -> list[list[int]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise ModelError(f"{path}: broken weights file: {problem}") from problem
 
 
 def _numbers(config: Any) -> Iterator[tuple[str, int]]:
@@ -85,24 +92,28 @@ def _numbers(config: Any) -> Iterator[tuple[str, int]]:
 class Building(TorchFunctionMode):
     """While a model is built: no more parameters than its weights file can fill.
 
-    With `virtual`, parameters take no memory until weights are loaded with `assign`.
+    With `virtual`, parameters take no memory until weights are loaded with `assign`;
+    transformers does the same for stock models.
     """
 
     def __init__(self, extent: Extent, source: Path, virtual: bool = False) -> None:
         super().__init__()
         self._source = source
         self._virtual = virtual
-        # a parameter may be made more than once on its way; a false depth is off by far more
-        self._left = 4 * extent.tensors + 1000
+        # a parameter may be made more than once on its way, and a new head comes on top; a
+        # false claim is off by far more
+        self._tensors = 4 * extent.tensors + 1000
+        self._values = 4 * extent.values + 10_000_000
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty:
-            self._left -= 1
-            if self._left < 0:
-                raise ModelError(f"{self._source} claims far more layers than the weights hold.")
-            if self._virtual:
-                kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
+        if func is not torch.empty:
+            return func(*args, **kwargs)
+        made = func(*args, **({**kwargs, "device": "meta"} if self._virtual else kwargs))
+        self._tensors -= 1
+        self._values -= made.numel()
+        if self._tensors < 0 or self._values < 0:
+            raise ModelError(f"{self._source} claims far more than the weights file holds.")
+        return made
