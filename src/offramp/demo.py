@@ -39,6 +39,8 @@ logger = logging.getLogger("offramp")
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 SPLITS = {"train": "train", "tune": "validation", "test": "test"}
 MEASURED = ("tune", "test")
+START, MODEL = "untrained", "model"
+OURS = (START, MODEL, f"{MODEL}.work", *MEASURED)
 
 
 class DemoSettings(Strict):
@@ -46,7 +48,8 @@ class DemoSettings(Strict):
 
     Attributes:
         pieces: of the tokenizer.
-        max_drop: of accuracy against full depth, what the point is chosen for.
+        max_disagreement: what the point is chosen for: the share of answers that may differ
+            from full depth.
         max_rows: of each split; None is all.
     """
 
@@ -57,7 +60,7 @@ class DemoSettings(Strict):
     epochs: float = 4
     batch_size: int = 64
     learning_rate: float = 1e-3
-    max_drop: float = 0.01
+    max_disagreement: float = 0.02
     max_rows: int | None = None
     seed: int = 0
 
@@ -127,21 +130,21 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
         role: load_examples("docstrings", split=split, max_rows=settings.max_rows)
         for role, split in SPLITS.items()
     }
+    resumed = _open(folder, settings, splits["train"], fresh)
     _say(1, "TF-IDF and logistic regression, for comparison")
     baseline = tfidf_baseline(splits["train"], splits["test"])
-    resumed = _open(folder, settings, splits["train"], fresh)
     if not resumed:
         _train(folder, settings, splits["train"])
-    predictor = Predictor.load(folder / "model", "full", device="cpu")
+    predictor = Predictor.load(folder / MODEL, "full", device="cpu")
     _say(4, "recording every exit's answer on the rows of tune and test")
     tables = {role: _record(predictor, splits[role], folder / role, role) for role in MEASURED}
-    _say(5, f"choosing a point on tune that loses at most {settings.max_drop:.1%} of accuracy")
-    calibration = calibrate(tables["tune"], max_drop=settings.max_drop)
-    calibration.point.save(folder / "model")
+    _say(5, f"choosing a point on tune: at most {settings.max_disagreement:.0%} other answers")
+    calibration = calibrate(tables["tune"], max_disagreement=settings.max_disagreement)
+    calibration.point.save(folder / MODEL)
     policy = calibration.point.build_policy()
     _say(6, "reading test, once, and measuring the clock")
     return Demo(
-        folder=folder / "model",
+        folder=folder / MODEL,
         resumed=resumed,
         rows={role: len(split) for role, split in splits.items()},
         parameters=predictor.model.num_parameters(),
@@ -149,7 +152,7 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
         calibration=calibration,
         evaluation=evaluate(tables["test"], calibration.point),
         speed=speed_on(predictor, splits["test"], policy),
-        examples=_examples(folder / "model", splits["test"], tables["test"], calibration),
+        examples=_examples(folder / MODEL, splits["test"], tables["test"], calibration),
         seconds=time.monotonic() - began,
     )
 
@@ -174,22 +177,28 @@ def _open(folder: Path, settings: DemoSettings, rows: Dataset, fresh: bool) -> b
         version=f"offramp {offramp.__version__}, torch {torch.__version__}",
     )
     path = folder / "demo.json"
-    if folder.exists() and not path.is_file() and any(folder.iterdir()):
+    if folder.is_dir() and not path.is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than a demo. Give another folder.")
-    if path.is_file() and (fresh or read_document(_Recipe, path) != recipe):
+    if path.is_file() and (fresh or _recipe_in(path) != recipe):
         logger.info("%s is begun anew.", folder)
-        shutil.rmtree(folder)
-    if (folder / "model").is_dir():
-        logger.info(
-            "2/6, 3/6 found in %s: the model of an earlier run (--fresh trains anew)", folder
-        )
-        return True
+        for name in OURS:
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_document(path, recipe)
-    return False
+    finished = (folder / MODEL).is_dir()
+    if finished:
+        logger.info("Using the model of an earlier run in %s; --fresh trains anew.", folder)
+    return finished
+
+
+def _recipe_in(path: Path) -> _Recipe | None:
+    try:
+        return read_document(_Recipe, path)
+    except ConfigError:
+        return None
 
 
 def _train(folder: Path, settings: DemoSettings, rows: Dataset) -> None:
-    start = folder / "untrained"
+    start = folder / START
     _say(2, f"a tokenizer of {settings.pieces} pieces, and an encoder that knows nothing yet")
     if not start.is_dir():
         tokenizer = make_tokenizer(rows["text"][:], settings)
@@ -210,7 +219,7 @@ def _train(folder: Path, settings: DemoSettings, rows: Dataset) -> None:
         seed=settings.seed,
         checkpoint_minutes=0.5,
     )
-    train(start, rows, folder / "model", pooling="mean", options=options)
+    train(start, rows, folder / MODEL, pooling="mean", options=options)
 
 
 def make_tokenizer(texts: list[str], settings: DemoSettings) -> PreTrainedTokenizerFast:

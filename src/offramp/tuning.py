@@ -28,6 +28,7 @@ from offramp.data import (
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
 from offramp.engines import TorchEngine, collate, plan_batches, record, tokenizer_fingerprint
+from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
 from offramp.exits import Pooling
@@ -194,7 +195,7 @@ def _parts(
 
 def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> None:
     """Let a table of two rows tell now what `calibrate` would refuse in the end."""
-    width = int(model.stock.num_labels)
+    width = len(label_names(model))
     multi = model.problem_type == "multi_label_classification"
     labels = np.zeros((2, width) if multi else 2, dtype=np.int64)
     rehearsed = ExitTable.from_arrays(
@@ -218,8 +219,6 @@ def _attach(
     source: Path, rows: Dataset, folder: Path, wanted: Recipe, options: TrainOptions | None
 ) -> None:
     """Hang exits on the classifier, unless that has been done."""
-    if folder.resolve() == source.resolve():
-        raise ConfigError(f"{folder} is the classifier itself. Give another --output.")
     if _made_as(folder, wanted):
         logger.info("%s has these exits already: going on from there.", folder)
         return

@@ -82,9 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.fail(str(problem))
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
-        console.fail(
-            "stopped. Nothing half-written is left; the same command goes on where train, "
-            "attach, tune and predict had come to, and starts the others anew."
+        print(
+            "Stopped with Ctrl-C; nothing half-written is left. Given again, train, attach, tune "
+            "and predict go on from where they were, other commands start anew.",
+            file=sys.stderr,
         )
         return STOPPED
     except BrokenPipeError:

@@ -14,6 +14,7 @@ from offramp.cli import options as o
 if TYPE_CHECKING:
     from offramp.calibration import Calibration
     from offramp.evaluation import Evaluation, Speed
+    from offramp.table import ExitTable
 
 NOT_WORTH_IT = 3
 
@@ -108,10 +109,8 @@ def calibrate(
     """
     console.setup(quiet, verbose)
     from offramp.calibration import calibrate as run
-    from offramp.table import ExitTable, concatenate
 
-    opened = [ExitTable.open(path) for path in tables]
-    table = opened[0] if len(opened) == 1 else concatenate(opened)
+    table = joined(tables)
     if model is not None:
         table.check_model(fingerprint_of(model))
     found = run(
@@ -132,6 +131,20 @@ def calibrate(
         report.show_histogram(found.point.exit_histogram)
     if not found.pays:
         raise typer.Exit(NOT_WORTH_IT)
+
+
+def joined(paths: list[Path]) -> ExitTable:
+    """One table of all rows; the tables may differ in their rows and in nothing else."""
+    from offramp.storage import fingerprint
+    from offramp.table import ExitTable, concatenate
+
+    tables = [ExitTable.open(path) for path in paths]
+    if len(tables) == 1:
+        return tables[0]
+    rows = fingerprint(*(table.header.data_fingerprint for table in tables))
+    for table in tables:
+        table.header = table.header.model_copy(update={"data_fingerprint": rows})
+    return concatenate(tables)
 
 
 def calibration_json(found: Calibration) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def train(
         report_to=report_to,
         quiet=quiet,
     )
-    check_apart(model, output)
+    check_pooling(pooling)
     from offramp.training import train as run
 
     run(
@@ -145,7 +145,7 @@ def attach(
         report_to=report_to,
         quiet=quiet,
     )
-    check_apart(model, output)
+    check_pooling(pooling)
     from offramp.training import attach as run
 
     run(
@@ -173,12 +173,15 @@ def training_options(**given: Any) -> TrainOptions:
     return parse_document(TrainOptions, known, "Training options")
 
 
-def check_apart(model: str, output: Path) -> None:
-    """Refuse to write a model over the one it is made from."""
+def check_pooling(pooling: str | None) -> None:
+    """Refuse a pooling that no exit has. Raises ConfigError."""
     from offramp.errors import ConfigError
+    from offramp.exits import POOLINGS
+    from offramp.registry import nearest
 
-    if Path(model).resolve() == output.resolve():
-        raise ConfigError(f"{output} is the model itself. Give another folder as --output.")
+    if pooling is not None and pooling not in POOLINGS:
+        hint = nearest(pooling, list(POOLINGS))
+        raise ConfigError(f"Unknown pooling '{pooling}'.{hint} Known: {', '.join(POOLINGS)}.")
 
 
 def say_next(output: Path) -> None:

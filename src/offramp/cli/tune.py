@@ -10,7 +10,7 @@ import typer
 from offramp.cli import console, report
 from offramp.cli import options as o
 from offramp.cli.tables import NOT_WORTH_IT, calibration_json
-from offramp.cli.train import training_options
+from offramp.cli.train import check_pooling, training_options
 
 if TYPE_CHECKING:
     from offramp.tuning import Tuned
@@ -79,6 +79,7 @@ def tune(
         cache_limit=None if cache_limit is None else int(cache_limit * 1e9),
         quiet=quiet,
     )
+    check_pooling(pooling)
     from offramp.tuning import tune as run
 
     done = run(
