@@ -121,8 +121,7 @@ def load(kind: type[MultiExitModel], path: Path) -> MultiExitModel:
     _check_unchanged(path, found, promised)
     model = _build(kind, path, data)
     _check_fit(path, model.state_dict(), tensors)
-    # copies, so that nothing depends on the file once it is loaded
-    model.load_state_dict({name: leaf.clone() for name, leaf in tensors.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
     model.remember(found.fingerprint)
     return model
 
