@@ -384,7 +384,8 @@ def test_ctrl_c_in_the_middle_of_training_says_how_to_go_on_and_it_does(
     work = tmp_path / "made.work"
     until = time.monotonic() + 60
     while not list(work.glob("*/checkpoint-*/trainer_state.json")):
-        assert time.monotonic() < until and process.poll() is None
+        assert time.monotonic() < until
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -197,18 +197,23 @@ def _recipe_in(path: Path) -> _Recipe | None:
         return None
 
 
-def _train(folder: Path, settings: DemoSettings, rows: Dataset) -> None:
+def make_start(folder: Path, settings: DemoSettings, rows: Dataset) -> Path:
+    """A tokenizer of these rows and an encoder that knows nothing yet, unless they are there."""
     start = folder / START
+    if start.is_dir():
+        return start
+    tokenizer = make_tokenizer(rows["text"][:], settings)
+    torch.manual_seed(settings.seed)
+    config = _config(settings, len(tokenizer), rows.features["label"].names)
+    with whole_folder(start) as staged:
+        BertForSequenceClassification(config).save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+    return start
+
+
+def _train(folder: Path, settings: DemoSettings, rows: Dataset) -> None:
     _say(2, f"a tokenizer of {settings.pieces} pieces, and an encoder that knows nothing yet")
-    if not start.is_dir():
-        tokenizer = make_tokenizer(rows["text"][:], settings)
-        torch.manual_seed(settings.seed)
-        encoder = BertForSequenceClassification(
-            _config(settings, len(tokenizer), rows.features["label"].names)
-        )
-        with whole_folder(start) as staged:
-            encoder.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
+    start = make_start(folder, settings, rows)
     _say(3, f"training {settings.layers} layers and their exits together on {len(rows)} rows")
     options = TrainOptions(
         epochs=settings.epochs,
