@@ -121,7 +121,8 @@ def load(kind: type[MultiExitModel], path: Path) -> MultiExitModel:
     _check_unchanged(path, found, promised)
     model = _build(kind, path, data)
     _check_fit(path, model.state_dict(), tensors)
-    model.load_state_dict(tensors, assign=True)
+    # kernels' last bits depend on alignment, which a mapped file does not keep and a copy does
+    model.load_state_dict({name: leaf.clone() for name, leaf in tensors.items()}, assign=True)
     model.remember(found.fingerprint)
     return model
 
