@@ -9,8 +9,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
-from offramp.errors import ConfigError, DataError, OutputError
-from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.testing import save_tiny_stock, tiny_batch, tiny_texts
 from offramp.training import TrainOptions, attach, train

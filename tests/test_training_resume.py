@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from offramp.testing import save_tiny_stock, tiny_texts
-from offramp.training import TrainOptions, attach, train
-from offramp.training.cache import VectorCache
+from offramp.training import TrainOptions, attach, cache, train
 from offramp.training.work import WorkFolder
 
 OPTIONS = TrainOptions(
@@ -53,26 +53,36 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_stock(tmp_path_factory.mktemp("stock"), "albert")
 
 
+class Stopped(BaseException):
+    """A kill that a test can survive."""
+
+
+@pytest.fixture
+def stop_every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make every n-th update of the weights end the run."""
+
+    def arrange(updates: int) -> None:
+        count = 0
+        update = torch.optim.AdamW.step
+
+        def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count % updates == 0:
+                raise Stopped
+            return update(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    return arrange
+
+
 @pytest.mark.parametrize("how", ["pabee", "deebert", "plain", "attach", "tokens"])
-def test_a_run_stopped_at_any_step_ends_in_the_weights_of_one_that_was_not(
-    how: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_again_and_again_ends_in_the_weights_of_one_that_was_not(
+    how: str, source: Path, tmp_path: Path, stop_every: Callable[[int], None]
 ) -> None:
     run(how, source, tmp_path / "whole")
-
-    class Stopped(BaseException):
-        pass
-
-    steps = 0
-    optimizer_step = torch.optim.AdamW.step
-
-    def step_or_stop(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps % 8 == 0:
-            raise Stopped
-        return optimizer_step(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step_or_stop)
+    stop_every(8)
     stops = 0
     while not (tmp_path / "cut").exists():
         try:
@@ -82,6 +92,119 @@ def test_a_run_stopped_at_any_step_ends_in_the_weights_of_one_that_was_not(
     assert stops >= 2
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not (tmp_path / "cut.work").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_running_step_and_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("pabee", source, tmp_path / "whole")
+    seldom = OPTIONS.model_copy(update={"save_steps": None})
+    update, count = torch.optim.AdamW.step, 0
+
+    def press(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 5:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", press)
+    with pytest.raises(KeyboardInterrupt):
+        run("pabee", source, tmp_path / "cut", seldom)
+    assert "The same command continues" in caplog.text
+    last = WorkFolder(tmp_path / "cut").last_checkpoint("joint")
+    assert last is not None
+    assert last.name == "checkpoint-5"
+    run("pabee", source, tmp_path / "cut", seldom)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_checkpoints_are_written_by_the_clock(
+    source: Path, tmp_path: Path, stop_every: Callable[[int], None]
+) -> None:
+    stop_every(9)
+    always = OPTIONS.model_copy(update={"save_steps": None, "checkpoint_minutes": 1e-9})
+    with pytest.raises(Stopped):
+        run("pabee", source, tmp_path / "out", always)
+    last = WorkFolder(tmp_path / "out").last_checkpoint("joint")
+    assert last is not None
+    assert last.name == "checkpoint-8"
+
+
+def test_another_run_starts_anew_and_says_what_differs(
+    source: Path,
+    tmp_path: Path,
+    stop_every: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = OPTIONS.model_copy(update={"learning_rate": 5e-4})
+    run("pabee", source, tmp_path / "whole", other)
+    with monkeypatch.context():
+        stop_every(8)
+        with pytest.raises(Stopped):
+            run("pabee", source, tmp_path / "cut")
+    monkeypatch.undo()
+    run("pabee", source, tmp_path / "cut", other)
+    assert "(different: options): starting anew" in caplog.text
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_how_often_to_save_is_no_other_run(
+    source: Path, tmp_path: Path, stop_every: Callable[[int], None], caplog: Any
+) -> None:
+    stop_every(8)
+    with pytest.raises(Stopped):
+        run("pabee", source, tmp_path / "cut")
+    caplog.set_level(logging.INFO, "offramp")
+    with pytest.raises(Stopped):
+        run("pabee", source, tmp_path / "cut", OPTIONS.model_copy(update={"save_steps": 4}))
+    assert "Stage 'joint' continues from checkpoint-6" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["trainer_state.json", "optimizer.pt", "rng_state.pth"])
+def test_a_half_written_checkpoint_is_passed_over(
+    missing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = WorkFolder(tmp_path / "out")
+    for step in (3, 12):
+        folder = work.stage("joint") / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            (folder / name).write_bytes(b"x")
+        (folder / "trainer_state.json").write_text("{}")
+    (work.stage("joint") / "checkpoint-12" / missing).unlink()
+    last = work.last_checkpoint("joint")
+    assert last is not None
+    assert last.name == "checkpoint-3"
+    assert "not written to its end" in caplog.text
+
+
+def test_a_checkpoint_with_a_torn_state_is_passed_over(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "out")
+    folder = work.stage("joint") / "checkpoint-3"
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(b"x")
+    (folder / "trainer_state.json").write_text('{"epoch": 1.')
+    assert work.last_checkpoint("joint") is None
+
+
+def test_vectors_are_not_computed_twice(
+    source: Path,
+    tmp_path: Path,
+    stop_every: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop_every(8)
+    with pytest.raises(Stopped):
+        run("attach", source, tmp_path / "cut")
+    blocks = []
+    compute = cache.pooled_vectors
+    monkeypatch.setattr(cache, "pooled_vectors", lambda *given: blocks.append(1) or compute(*given))
+    with pytest.raises(Stopped):
+        run("attach", source, tmp_path / "cut")
+    assert not blocks
 
 
 SCRIPT = """
@@ -97,7 +220,8 @@ def test_a_run_killed_with_kill_9_ends_in_the_weights_of_one_that_was_not(
 ) -> None:
     output = tmp_path / "killed"
     command = [sys.executable, "-c", SCRIPT, str(source), str(output)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths}
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     marker = WorkFolder(output).stage("stock")
     deadline = time.monotonic() + 60

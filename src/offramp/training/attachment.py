@@ -19,11 +19,12 @@ from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
 from offramp.training.cache import CachedExits, VectorCache, cache_type, pooled_vectors
 from offramp.training.estimate import announce, estimate, estimate_vectors
-from offramp.training.options import ATTACH, ATTACH_TOKENS, TrainOptions
+from offramp.training.options import ATTACH, ATTACH_TOKENS, TrainOptions, check_here
 from offramp.training.preparing import (
     Columns,
     Data,
     Material,
+    check_pooling,
     gather,
     read_examples,
     release,
@@ -81,6 +82,8 @@ def attach(
         DataError, ModelError, ConfigError, OutputError: before the work starts.
     """
     given = options or TrainOptions()
+    check_pooling(pooling)
+    check_here(given)
     path, target = resolve(source), Path(output)
     check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))

@@ -17,11 +17,12 @@ from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
 from offramp.registry import nearest
 from offramp.training.estimate import announce, estimate
-from offramp.training.options import TRAIN, TrainOptions
+from offramp.training.options import TRAIN, TrainOptions, check_here
 from offramp.training.preparing import (
     Columns,
     Data,
     Material,
+    check_pooling,
     gather,
     head_for,
     read_examples,
@@ -82,10 +83,12 @@ def train(
 
     Raises:
         DataError, ModelError, ConfigError, OutputError: before the work starts.
-        ConfigError: when the loss is no longer a finite number.
+        NonFiniteError: when the loss is no longer a finite number.
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
     objective, spec = _preset(method)
+    check_pooling(pooling)
+    check_here(chosen)
     path, target = resolve(source), Path(output)
     check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from offramp.errors import ConfigError
 from offramp.storage import Strict
@@ -110,6 +111,16 @@ def training_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
+
+
+def check_here(options: TrainOptions) -> None:
+    """Raise ConfigError now for what this machine cannot do, not when training starts."""
+    arguments = training_arguments(options, Path("unused"), epochs=1.0)
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as problem:
+        raise ConfigError(f"Trackers {', '.join(options.report_to)}: {problem}") from problem
 
 
 def _wants_bf16(choice: bool | str) -> bool:

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 
 from offramp.data import Task, encode, encode_labels, infer_task, load_examples
 from offramp.errors import ConfigError, DataError, ModelError
+from offramp.exits import POOLINGS
 from offramp.model import Head, MultiExitModel, load_stock
 from offramp.model.folder import MANIFEST, POINTS, is_ours
+from offramp.registry import nearest
 from offramp.storage import fingerprint, whole_folder
 from offramp.training.running import Rows
 from offramp.training.work import WorkFolder
@@ -52,6 +54,15 @@ class Material:
     rows: Rows
     tokenizer: Any
     released_type: torch.dtype
+
+
+def check_pooling(pooling: str | None) -> None:
+    """Refuse an unknown pooling."""
+    if pooling is not None and pooling not in POOLINGS:
+        known = [str(name) for name in POOLINGS]
+        raise ConfigError(
+            f"Unknown pooling '{pooling}'.{nearest(pooling, known)} Known: {', '.join(known)}."
+        )
 
 
 def read_examples(data: Data, columns: Columns) -> Dataset:

@@ -8,13 +8,12 @@ chance on plain vectors and reached 0.71 to 0.80 on standardised ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.exits import PooledExit
 from offramp.model import MultiExitModel
 
 
@@ -34,31 +33,28 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def standardised(model: MultiExitModel, mean: Tensor, spread: Tensor) -> Iterator[None]:
-    """Inside, exits see (pooled - mean) / spread; afterwards they give the same from pooled."""
-    exits: list[PooledExit] = list(model.exits.values())  # type: ignore[arg-type]
+    """Inside, exits answer from (pooled - mean) / spread; afterwards they do so from pooled."""
     device = model.stock.device
-    handles = []
-    for made, shift, scale in zip(exits, mean.to(device), spread.to(device), strict=True):
+    exits: list[Any] = list(model.exits.values())
+    moved = list(zip(exits, mean.to(device), spread.to(device), strict=True))
+    for made, shift, scale in moved:
         if made.dense is not None:  # it starts as the model's pooler and shall stay that
             _rescale(made.dense, -shift / scale, 1 / scale)
-        first = made.dropout if made.dense is None else made.dense
-        handles.append(first.register_forward_pre_hook(_Shift(shift, scale)))
+        made.answer = _Standardised(made.answer, shift, scale)
     yield
-    for handle, made, shift, scale in zip(
-        handles, exits, mean.to(device), spread.to(device), strict=True
-    ):
-        handle.remove()
+    for made, shift, scale in moved:
+        del made.answer
         _rescale(made.classifier if made.dense is None else made.dense, shift, scale)
 
 
-class _Shift:
-    """A forward pre-hook."""
+class _Standardised:
+    """`PooledExit.answer` of standardised vectors."""
 
-    def __init__(self, mean: Tensor, spread: Tensor) -> None:
-        self._mean, self._spread = mean, spread
+    def __init__(self, answer: Callable[[Tensor], Tensor], mean: Tensor, spread: Tensor) -> None:
+        self._answer, self._mean, self._spread = answer, mean, spread
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        return ((inputs[0] - self._mean) / self._spread,)
+    def __call__(self, pooled: Tensor) -> Tensor:
+        return self._answer((pooled - self._mean) / self._spread)
 
 
 @torch.no_grad()
