@@ -141,3 +141,14 @@ def test_a_spec_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         ExitSpec().pooling = "mean"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mean_in_half_precision_neither_overflows_nor_miscounts_tokens(dtype: Any) -> None:
+    hidden = torch.full((2, 500, WIDTH), 200.0, dtype=dtype)
+    mask = torch.ones(2, 500, dtype=torch.long)
+    mask[1, 400:] = 0
+    assert torch.equal(mean_of_tokens(hidden, mask), hidden[:, 0])
+    halves = torch.cat((hidden[:, :389], 2 * hidden[:, 389:]), dim=1)
+    found = mean_of_tokens(halves, torch.ones_like(mask))
+    assert torch.equal(found, mean_of_tokens(halves, None))

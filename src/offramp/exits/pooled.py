@@ -95,4 +95,7 @@ def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden.mean(dim=1)
     weights = mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+    # summed in fp32 at least: in fp16 a sum of tokens overflows, in bf16 their number is rounded
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    total = (hidden * weights).sum(dim=1, dtype=wide)
+    return (total / weights.sum(dim=1, dtype=wide).clamp_min(1)).to(hidden.dtype)
