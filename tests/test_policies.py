@@ -136,6 +136,23 @@ def test_decisions_are_made_in_float32_whatever_the_scores_are():
         assert half.answer.dtype == torch.float32
 
 
+class _Sure(EvidencePolicy):
+    name = "sure"
+
+    @property
+    def bar(self):
+        return 0.901  # the nearest bf16 number is 0.90234375
+
+    def evidence(self, state, layer, output):
+        return output.signals["sure"], state
+
+
+def test_signals_are_compared_in_float32_as_the_table_holds_them():
+    sure = torch.tensor([0.8984375, 0.90234375], dtype=torch.bfloat16)
+    output = ExitOutput(torch.zeros(2, 2, dtype=torch.bfloat16), {"sure": sure})
+    assert decide(_Sure(), {}, 1, output).leave.tolist() == [False, True]
+
+
 @given(score_tables())
 @settings(deadline=None)
 def test_full_never_leaves_before_the_last_layer(scores):

@@ -37,6 +37,10 @@ class Rows:
     ids: Tensor
     lengths: Tensor
 
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on a device."""
+        return Rows(self.ids.to(device), self.lengths.to(device))
+
 
 class Step(NamedTuple):
     """What a policy says after one layer, for each row still running."""
@@ -162,8 +166,9 @@ def decide(
     Decisions are made in fp32 whatever the compute dtype. At the last layer every row
     leaves. A row with a non-finite score leaves as bad.
     """
-    if output.scores.dtype != torch.float32:
-        output = ExitOutput(output.scores.float(), output.signals)
+    # signals as well: an exit table holds them in fp32, and a replay must decide alike
+    signals = {name: signal.float() for name, signal in output.signals.items()}
+    output = ExitOutput(output.scores.float(), signals)
     leave, answer, state = policy.step(state, layer, output)
     bad = _broken(output.scores)
     if last:
