@@ -380,6 +380,14 @@ def test_shards_with_equal_headers_concatenate_to_the_whole():
         np.testing.assert_array_equal(whole.columns[name], column)
 
 
+def test_shards_of_different_data_give_a_table_of_all_of_it():
+    first, second = (make_table(data_fingerprint=name) for name in ("one", "two"))
+    whole = concatenate([first, second])
+    assert whole.rows == 120
+    assert whole.header.data_fingerprint not in ("one", "two")
+    assert concatenate([second, first]).header.data_fingerprint != whole.header.data_fingerprint
+
+
 def test_shards_that_differ_in_more_than_rows_are_refused_with_the_difference():
     with pytest.raises(TableError, match="role"):
         concatenate([make_table(role="tune"), make_table(role="test")])
@@ -391,6 +399,8 @@ def test_rows_are_taken_by_index_or_by_mask_and_never_all_dropped():
     np.testing.assert_array_equal(table.take(mask).ids, table.take(np.flatnonzero(mask)).ids)
     with pytest.raises(TableError, match="at least one"):
         table.take([False] * 60)
+    with pytest.raises(TableError, match="at least one"):
+        table.take([])
 
 
 @pytest.mark.parametrize(

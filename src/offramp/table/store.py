@@ -26,7 +26,7 @@ import torch
 from offramp.errors import OutputError, TableError
 from offramp.exits.base import ExitOutput
 from offramp.policies import Rows
-from offramp.storage import read_document, recover, whole_folder, write_document
+from offramp.storage import fingerprint, read_document, recover, whole_folder, write_document
 from offramp.table.header import Column, TableHeader
 
 Array = npt.NDArray[Any]
@@ -139,7 +139,8 @@ class ExitTable:
 
     def take(self, rows: npt.ArrayLike) -> ExitTable:
         """The table of these rows (indices or a mask), in that order, in memory."""
-        index = np.arange(self.rows)[np.asarray(rows)]
+        rows = np.asarray(rows)
+        index = np.arange(self.rows)[rows] if rows.size else rows
         if not len(index):
             raise TableError("No row is left: a table needs at least one.")
         columns = {name: np.ascontiguousarray(self.columns[name][index]) for name in self.columns}
@@ -226,11 +227,14 @@ def concatenate(shards: Sequence[ExitTable]) -> ExitTable:
         raise TableError("There is no table to concatenate.")
     first = shards[0].header
     for shard in shards[1:]:
-        if _with_rows(shard.header, 1) != _with_rows(first, 1):
-            wrong = _differences(_with_rows(first, 1), _with_rows(shard.header, 1))
+        if wrong := _differences(first, shard.header):
             raise TableError(f"Tables of different kinds cannot be joined; they differ in {wrong}.")
     columns = {name: np.concatenate([s.columns[name] for s in shards]) for name in first.columns}
-    return ExitTable(_with_rows(first, sum(shard.rows for shard in shards)), columns)
+    header = _with_rows(first, sum(shard.rows for shard in shards))
+    data = [shard.header.data_fingerprint for shard in shards]
+    if len(set(data)) > 1:
+        header = header.model_copy(update={"data_fingerprint": fingerprint(*data)})
+    return ExitTable(header, columns)
 
 
 def require_role(table: ExitTable, allowed: Sequence[str], action: str) -> None:
@@ -282,8 +286,9 @@ def _with_rows(header: TableHeader, rows: int) -> TableHeader:
 
 
 def _differences(first: TableHeader, second: TableHeader) -> str:
-    one, other = first.model_dump(), second.model_dump()
-    return ", ".join(key for key in one if one[key] != other[key])
+    """Fields that differ and do not follow from the rows."""
+    one, other = _with_rows(first, 1).model_dump(), _with_rows(second, 1).model_dump()
+    return ", ".join(key for key in one if one[key] != other[key] and key != "data_fingerprint")
 
 
 def _as_column(name: str, values: npt.ArrayLike, column: Column, rows: int) -> Array:
