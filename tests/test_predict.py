@@ -113,6 +113,12 @@ def test_the_pipeline_streams_from_an_iterator_without_end(folder: Path) -> None
     assert [next(said)["label"] for _ in range(9)] == [s["label"] for s in classify(TEXTS[:9])]
 
 
+def test_a_tuple_is_a_pair_and_not_two_texts(folder: Path) -> None:
+    classify = pipeline(folder, device="cpu")
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    assert classify((TEXTS[0], TEXTS[1])) == classify(pair)
+
+
 def test_a_word_that_is_no_text_is_named(folder: Path) -> None:
     classify = pipeline(folder, device="cpu")
     for wrong in ([3], [None], [["a", "b"]], [("a", "b", "c")], {"txt": "a"}, [b"a"]):

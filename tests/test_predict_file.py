@@ -260,3 +260,11 @@ def test_row_numbers_are_those_of_the_source_when_rows_are_sampled(tmp_path: Pat
     for entry in lines(output):
         (alone,), _ = SHARED.answer([TEXTS[entry["row"]]])
         assert entry["exit_layer"] == alone.exit_layer
+
+
+def test_a_file_of_texts_is_never_written_over(tmp_path: Path) -> None:
+    data = source(tmp_path)
+    before = data.read_bytes()
+    with pytest.raises(OutputError, match="holds the texts"):
+        predict_file(SHARED, data, tmp_path / "." / data.name, progress=False)
+    assert data.read_bytes() == before

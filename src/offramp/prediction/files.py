@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from offramp.data import data_fingerprint, load_examples
-from offramp.engines import tokenizer_fingerprint
+from offramp.errors import OutputError
 from offramp.policies import Policy
 from offramp.prediction.formats import columns as output_columns
 from offramp.prediction.formats import writer_for
@@ -79,10 +79,12 @@ def predict_file(
         columns: `text`, `text_pair`, `split`, `max_rows` ... as of `load_examples`.
 
     Raises:
-        OutputError: unknown format, or a place that cannot be written.
+        OutputError: unknown format, a place that cannot be written, or the data itself.
     """
     output = Path(output)
     write = writer_for(output)
+    if isinstance(data, str | Path) and Path(data).resolve() == output.resolve():
+        raise OutputError(f"{output} holds the texts and would be overwritten. Name another file.")
     examples = load_examples(data, **columns)
     predictor, policy = opened(model, point, device, dtype)
     settings = _settings(predictor, policy, examples, scores)
@@ -107,7 +109,7 @@ def _settings(
     return {
         "schema_version": 1,
         "model": predictor.model.fingerprint(),
-        "tokenizer": tokenizer_fingerprint(predictor.tokenizer),
+        "tokenizer": predictor.tokenizer_fingerprint,
         "data": data_fingerprint(examples),
         "policy": policy.to_dict(),
         "dtype": str(predictor.model.dtype).removeprefix("torch."),

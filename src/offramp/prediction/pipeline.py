@@ -61,15 +61,15 @@ class TextClassifier:
         """Classify one text, a list of them, or any iterable of them, lazily.
 
         Args:
-            inputs: str, or {"text": ..., "text_pair": ...}.
+            inputs: str, (text, text_pair), or {"text": ..., "text_pair": ...}.
             point: another operating point, for this call only.
             top_k: this many labels per text, best first; None is all of them.
             function_to_apply: `softmax`, `sigmoid` or `none`; by default the task's own.
 
         Returns:
             Dicts with label, score and exit_layer, nested as transformers nests them: a list
-            with one for a str, one for a dict, a list for a list; with `top_k` a list of them
-            per text. A row whose scores are not finite has `error` instead.
+            with one for a str, one for a dict or pair, a list for a list; with `top_k` a list of
+            them per text. A row whose scores are not finite has `error` instead.
         """
         chosen = self.predictor.policy if point is None else self.predictor.policy_of(point)
         apply = self._function if function_to_apply is None else function(function_to_apply)
@@ -80,7 +80,7 @@ class TextClassifier:
         if isinstance(inputs, str):
             said = answers([inputs])
             return said if top_k is _UNSET else said[0]
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping | tuple):
             return answers([inputs])[0]
         if isinstance(inputs, list):
             return answers(inputs)

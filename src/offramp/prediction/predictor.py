@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -140,11 +141,16 @@ class Predictor:
                 return Full()
             point = named
         if isinstance(point, OperatingPoint):
-            point.check(self.model.fingerprint(), tokenizer_fingerprint(self.tokenizer))
+            point.check(self.model.fingerprint(), self.tokenizer_fingerprint)
             self._warn_of_dtype(point)
             point = point.build_policy()
         point.check(self.model.problem_type, self.model.depth)
         return point
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Kept, since a point may be given with every call."""
+        return tokenizer_fingerprint(self.tokenizer)
 
     def _named(self, name: str) -> OperatingPoint | None:
         """The folder's point of that name; None is full depth."""
