@@ -50,6 +50,14 @@ def test_an_evaluation_tells_the_policy_full_depth_and_every_exit_apart() -> Non
     assert (done.role, done.rows) == ("test", 500)
 
 
+def test_rows_that_are_broken_are_counted_and_not_scored() -> None:
+    table = make_table()
+    table.columns["scores"][:3, 1] = np.nan
+    done = evaluate(table, MaxProbability(threshold=0.9))
+    assert (done.rows, done.rows_excluded) == (497, 3)
+    assert sum(done.outcome.exit_histogram) == 497
+
+
 def test_cost_reduction_is_never_called_speed_up() -> None:
     said = json.dumps(evaluate(make_table(), "max_probability").to_dict())
     assert "cost_reduction" in said

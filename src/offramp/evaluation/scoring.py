@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.calibration import OperatingPoint, Outcome, measure
-from offramp.calibration.frontier import PolicySpec
-from offramp.policies import Fixed
+from offramp.calibration import OperatingPoint, Outcome, PolicySpec
+from offramp.calibration.frontier import Judge
+from offramp.policies import Fixed, make_policy
 from offramp.table import ExitTable
 
 
@@ -18,13 +18,15 @@ class Evaluation:
     Attributes:
         outcome: score, full-depth score, cost, disagreement and exit histogram of the policy.
         exits: what answering every row after layer 1, 2, ..., depth would give.
-        role, rows: of the table.
+        role: of the table.
+        rows, rows_excluded: those the figures are of, and those with NaN or infinite scores.
     """
 
     outcome: Outcome
     exits: tuple[Outcome, ...]
     role: str
     rows: int
+    rows_excluded: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -43,6 +45,7 @@ class Evaluation:
             "exits": exits,
             "role": self.role,
             "rows": self.rows,
+            "rows_excluded": self.rows_excluded,
         }
 
 
@@ -65,6 +68,13 @@ def evaluate(
         policy.check(table.header.model_fingerprint, table.header.tokenizer_fingerprint)
         metric = metric or (policy.metric if table.labels is not None else None)
         policy = policy.build_policy()
-    exits = (measure(table, Fixed(layer=layer), metric) for layer in range(1, table.depth + 1))
-    outcome = measure(table, policy, metric, per_class=table.labels is not None)
-    return Evaluation(outcome, tuple(exits), table.header.role, table.rows)
+    policy = make_policy(policy)
+    policy.check(table.problem_type, table.depth)
+    judge = Judge(table, metric, per_class=table.labels is not None)
+    return Evaluation(
+        outcome=judge.measure(policy),
+        exits=tuple(judge.measure(Fixed(layer=layer)) for layer in range(1, table.depth + 1)),
+        role=table.header.role,
+        rows=judge.table.rows,
+        rows_excluded=judge.excluded,
+    )
