@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self._items or name in self.names()
 
     def __getitem__(self, name: str) -> T:
         if name not in self._items:
