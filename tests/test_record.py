@@ -215,3 +215,8 @@ def test_an_interrupted_recording_leaves_no_table(
         record_tiny(tmp_path, model, examples())
     assert list(tmp_path.iterdir()) == []
     assert not issubclass(KeyboardInterrupt, OfframpError)
+
+
+def test_no_rows_are_an_error_not_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no rows to record"):
+        record_tiny(tmp_path, tiny_model(), Dataset.from_dict({"text": []}))

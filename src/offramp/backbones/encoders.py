@@ -136,7 +136,7 @@ class EncoderBackbone:
         """Run everything before layer 1 and note what each layer will need."""
         self._log.calls = []
         named = {name: value for name, value in batch.items() if name in self._accepts}
-        hidden = self._skeleton(**named).last_hidden_state
+        hidden = self._skeleton(**named, return_dict=True).last_hidden_state
         calls, self._log.calls = self._log.calls, []
         if len(calls) != self.depth:
             raise ModelError(
@@ -164,15 +164,16 @@ class EncoderBackbone:
         fixed: dict[str, Any] = {}
         rows: dict[str, str] = {}
         for name, value in arguments.items():
-            if not isinstance(value, Tensor):
-                fixed[name] = value
-            elif name in self._layout.row_inputs:
+            if isinstance(value, Tensor) and name in self._layout.row_inputs:
                 rows[name] = f"{name}.{number}"
                 inputs[rows[name]] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                fixed[name] = value
             else:
                 raise ModelError(
-                    f"Layer {number} of '{self._stock.config.model_type}' takes a tensor '{name}' "
-                    "that its layout does not describe: add it to the layout's row_inputs."
+                    f"Layer {number} of '{self._stock.config.model_type}' takes a "
+                    f"{type(value).__name__.lower()} '{name}' that its layout does not describe. "
+                    "If it is a tensor with a row axis, add it to the layout's row_inputs."
                 )
         return _Call(module, fixed, rows)
 

@@ -19,7 +19,7 @@ from offramp.data import data_fingerprint, encode, encode_labels, infer_task
 from offramp.data.hashing import dataset_ids
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, collate, plan_batches
 from offramp.engines.cost import cost_model
-from offramp.errors import DataError
+from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitOutput
 from offramp.metrics import METRICS, predictions
 from offramp.model import MultiExitModel
@@ -57,7 +57,16 @@ def record(
         others: tables of other roles; rows whose input is in one of them are dropped.
         max_rows: of a batch.
         max_tokens: of a batch, padding included.
+
+    Raises:
+        ConfigError: the model is in training mode, where dropout makes scores random.
+        DataError: there are no rows, or a row or label is not usable.
+        OutputError: the folder cannot be written, or the disk is too small.
     """
+    if model.training:
+        raise ConfigError("The model is in training mode. Call model.eval() first.")
+    if not len(dataset):
+        raise DataError("There are no rows to record. Give at least one.")
     dataset, ids = _apart_from(others, _encoded(model, dataset, tokenizer), role)
     lengths = np.array(dataset["length"][:])
     labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
@@ -155,7 +164,7 @@ def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:
 def label_names(model: MultiExitModel) -> tuple[str, ...]:
     """The names of the model's labels, in the order of its scores."""
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    return tuple(names[index] for index in range(len(names)))
+    return tuple(names[index] for index in sorted(names))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

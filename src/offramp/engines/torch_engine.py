@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
 from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.errors import ConfigError
 from offramp.exits import Exit
 from offramp.policies import Decision, Policy, Rows, State, decide
 
@@ -39,8 +40,13 @@ class TorchEngine:
             batch: tokenizer output; leave `attention_mask` out where nothing is padded.
             policy: decides who leaves after which layer.
             rows: ids and lengths for policies that read them.
+
+        Raises:
+            ConfigError: the model is in training mode, where dropout makes answers random.
         """
-        rows = rows or rows_of(batch)
+        if getattr(self.model, "training", False):
+            raise ConfigError("The model is in training mode. Call model.eval() first.")
+        rows = rows_of(batch) if rows is None else rows.to(batch["input_ids"].device)
         return _Run(self.backbone, self.exits, policy, rows).through(batch)
 
 
@@ -107,4 +113,6 @@ def take_tree(tree: Any, rows: Tensor) -> Any:
         return tree.index_select(0, rows)
     if isinstance(tree, Mapping):
         return {name: take_tree(leaf, rows) for name, leaf in tree.items()}
-    return tree
+    if tree is not None:
+        raise TypeError(f"Rows cannot be taken from a {type(tree).__name__}; use tensors or dicts.")
+    return None

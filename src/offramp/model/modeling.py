@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from offramp.backbones import Batch, make_backbone
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, ModelError
 from offramp.exits import ExitOutput, ExitSpec, PooledExit
 from offramp.model import folder
 from offramp.model.configuration import MultiExitConfig
@@ -67,11 +67,19 @@ class MultiExitModel(PreTrainedModel):
         if stock is None:
             stock = AutoModelForSequenceClassification.from_config(config.stock_config())
         self.stock = stock
+        self._check_task()
         self.backbone = make_backbone(stock)
         self.exits = nn.ModuleDict(
             {str(layer): self._make_exit(layer) for layer in range(1, self.depth)}
         )
         self._known: tuple[Any, str] | None = None
+
+    def _check_task(self) -> None:
+        if self.problem_type == "regression" and self.stock.num_labels != 1:
+            raise ModelError(
+                f"A regression model answers one number; this one has {self.stock.num_labels} "
+                "labels. Set its config's problem_type, or give it a head with one label."
+            )
 
     def _make_exit(self, layer: int) -> PooledExit:
         spec = self.config.exit_spec()
@@ -140,13 +148,15 @@ class MultiExitModel(PreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> MultiExitOutput:
-        """All exits of a padded batch, (rows, tokens)."""
+        """All exits of a padded batch, (rows, tokens); other tensors reach the embedding."""
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
+            **kwargs,
         }
-        outputs = self.all_exits({n: value for n, value in given.items() if value is not None})
+        batch = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        outputs = self.all_exits(batch)
         logits = outputs[-1].scores
         loss = None if labels is None else task_loss(logits, labels, self.problem_type)
         return MultiExitOutput(loss=loss, logits=logits, exits=outputs)
@@ -174,11 +184,12 @@ class MultiExitModel(PreTrainedModel):
     def from_stock(
         cls, stock: PreTrainedModel, exits: ExitSpec | None = None, method: str = "pabee"
     ) -> MultiExitModel:
-        """Hang new exits on a classifier; its weights are shared, not copied."""
+        """Hang new exits on a classifier; its weights and its mode are shared, not copied."""
         config = MultiExitConfig(
             stock=folder.plain_config(stock.config), exits=exits or ExitSpec(), method=method
         )
         model = cls(config, stock)
+        model.train(stock.training)
         return model.to(device=stock.device, dtype=stock.dtype)  # type: ignore[call-arg]
 
     @classmethod

@@ -33,8 +33,8 @@ class Head(Strict):
 def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
     """Load a stock classifier from a folder, safetensors only.
 
-    Without `head`, every tensor must be there. With it, only the backbone must be, and the
-    names of the tensors that start anew are logged.
+    Without `head`, every tensor must be there and no other. With it, that holds for the
+    backbone only, and the names of the tensors that start anew are logged.
     """
     extent = Extent.of(path)
     extent.check(read_json(path / "config.json", ModelError), path / "config.json")
@@ -61,8 +61,12 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
 def _check_keys(stock: PreTrainedModel, info: Any, path: Path, head: Head | None) -> None:
     fresh = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     lost = [key for key in fresh if head is None or not _belongs_to_head(stock, key)]
-    if head is None:
-        lost += sorted(info["unexpected_keys"])
+    pooled = any(".pooler." in key for key, _ in stock.named_parameters())
+    for key in sorted(info["unexpected_keys"]):
+        # RoBERTa checkpoints often carry a pooler that their classifier never reads
+        unused = ".pooler." in key and not pooled
+        if not unused and (head is None or not _belongs_to_head(stock, key)):
+            lost.append(key)
     if lost:
         mend = "" if head else " Fine-tune it first, for example with `offramp train`."
         raise ModelError(
