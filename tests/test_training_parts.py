@@ -118,6 +118,7 @@ def test_the_probe_finds_the_pooling_that_the_answer_hangs_on(
 ) -> None:
     model = tiny_model("bert", "regression")
     texts = examples(300).remove_columns("label")
+    rows = encoded_rows(texts, model, tiny_tokenizer(), None)
     pool_all = probe.pooled_vectors
 
     def answer_by_pooling(views: list[MultiExitModel], batch: Batch) -> tuple[Any, torch.Tensor]:
@@ -126,9 +127,7 @@ def test_the_probe_finds_the_pooling_that_the_answer_hangs_on(
         return vectors, pooled[:, :1]
 
     monkeypatch.setattr(probe, "pooled_vectors", answer_by_pooling)
-    assert (
-        choose_pooling(model, encoded_rows(texts, model, tiny_tokenizer(), None), seed=0) == pooling
-    )
+    assert choose_pooling(model, rows, seed=0) == pooling
 
 
 def test_a_rehearsal_is_repeatable_and_leaves_the_model_alone() -> None:

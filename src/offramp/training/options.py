@@ -92,6 +92,7 @@ def training_arguments(
             weight_decay=options.weight_decay,
             gradient_accumulation_steps=options.gradient_accumulation,
             bf16=_wants_bf16(options.bf16),
+            use_cpu=not torch.accelerator.is_available(),
             seed=options.seed,
             save_strategy="steps" if options.save_steps else "no",
             save_steps=options.save_steps or 500,

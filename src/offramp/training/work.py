@@ -86,10 +86,19 @@ class WorkFolder:
             return None
 
     def once(self, name: str, decide: Callable[[], T]) -> T:
-        """A decision of this run: made the first time, read back when the run continues."""
-        path = self.path / f"{name}.json"
-        if not path.is_file():
-            write_json(path, decide())
+        """A decision of this run: made the first time, read back when the run continues.
+
+        With several processes all decide, and the main process's decision holds.
+        """
+        path, state = self.path / f"{name}.json", PartialState()
+        state.wait_for_everyone()
+        decided = path.is_file()
+        state.wait_for_everyone()
+        if not decided:
+            decision = decide()
+            if state.is_main_process:
+                write_json(path, decision)
+            state.wait_for_everyone()
         return cast(T, read_json(path))
 
     def stage(self, name: str) -> Path:
