@@ -1,28 +1,25 @@
-"""Claims about the command line: words, output, exit codes, and every mistake in one paragraph."""
+"""Claims about the command line: help, the road from rows to answers, exit codes."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
+from cli_support import ROWS, Said, tree, write_csv
 
-from offramp.cli.main import main
-from offramp.testing import save_tiny, save_tiny_stock, tiny_texts
+from offramp.testing import tiny_texts
 
-ROWS = 160
+pytest_plugins = ("cli_fixtures",)
+
 COMMANDS = (
     "tune",
     "predict",
@@ -34,66 +31,6 @@ COMMANDS = (
     "info",
     "demo",
 )
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict:
-        return json.loads(self.out)
-
-
-@pytest.fixture(autouse=True)
-def _logger_as_it_was() -> Iterator[None]:
-    logger = logging.getLogger("offramp")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
-@pytest.fixture
-def offramp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Said(code, *capsys.readouterr())
-
-    return run
-
-
-def write_csv(path: Path, rows: list[tuple], head: tuple[str, ...] = ("text", "label")) -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([head, *rows])
-    return path
-
-
-def tree(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, rows and a table that tests read and never change."""
-    folder = tmp_path_factory.mktemp("cli")
-    save_tiny_stock(folder / "stock")
-    save_tiny(folder / "exits")
-    save_tiny(folder / "other", seed=5)
-    texts = tiny_texts(ROWS)
-    write_csv(folder / "rows.csv", [(t, f"label-{n % 3}") for n, t in enumerate(texts)])
-    write_csv(folder / "texts.csv", [(text,) for text in texts], ("text",))
-    quiet = ["--quiet", "--output"]
-    assert main(["record", str(folder / "exits"), "-d", str(folder / "rows.csv"), *quiet,
-                 str(folder / "tune.table")]) == 0  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def exits(place: Path, tmp_path: Path) -> Path:
-    """A multi-exit model that a test may change."""
-    return Path(shutil.copytree(place / "exits", tmp_path / "exits"))
 
 
 # Help
@@ -327,21 +264,32 @@ def test_a_target_that_cannot_be_met_gives_full_depth_and_exit_code_3(
     assert point["policy"] == {"name": "full"}
 
 
-BUG = """
+INJECTED = """
 import sys
-import offramp.calibration as room
+import offramp.cli.info as command
 from offramp.cli.main import main
-def broken(*given, **options): raise ZeroDivisionError("a bug")
-room.calibrate = broken
-sys.exit(main(sys.argv[1:]))
+command._facts = lambda folder: {}
+sys.exit(main(["info", "."]))
 """
 
 
-def test_a_bug_stays_a_traceback_and_exit_code_1(place: Path) -> None:
-    run = run_python(BUG, "calibrate", str(place / "tune.table"), "--max-drop", "1%")
+def test_a_bug_stays_a_traceback_and_exit_code_1() -> None:
+    run = run_python(INJECTED.format("1 / 0"))
     assert run.returncode == 1
     assert "Traceback" in run.stderr
-    assert "ZeroDivisionError: a bug" in run.stderr
+    assert "ZeroDivisionError" in run.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = INJECTED.format("{str(n): 'x' * 1000 for n in range(1000)}")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
 
 
 def test_a_missing_extra_prints_the_line_that_installs_it(
@@ -357,18 +305,6 @@ def test_a_missing_extra_prints_the_line_that_installs_it(
     said = offramp("predict", place / "exits", "a film")
     assert said.code == 2
     assert "pip install 'offramp[onnx]'" in said.err
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(place: Path) -> None:
-    code = "import sys; from offramp.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "predict", str(place / "exits"), "-d",
-               str(place / "texts.csv"), "--quiet"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
-        assert process.wait(60) == 0
 
 
 def test_ctrl_c_in_the_middle_of_training_says_how_to_go_on_and_it_does(
@@ -409,189 +345,3 @@ def test_other_libraries_are_silent_unless_asked(place: Path) -> None:
     assert run.returncode == 0
     assert run.stderr == ""
     assert len(run.stdout.splitlines()) == 1
-
-
-# Mistakes
-
-
-def mistake(said: Said, pattern: str) -> None:
-    """Exit code 2 and one paragraph on stderr that says what is wrong."""
-    assert said.code == 2, said
-    error = said.err.splitlines()[-1]
-    assert error.startswith("Error: ")
-    assert re.search(pattern, error), error
-    assert "Traceback" not in said.err
-    assert said.out == ""
-
-
-CSV_MISTAKES = {
-    "empty file": ("", "the file is empty"),
-    "only a header": ("text,label\n", "no rows"),
-    "no text column": ("a,b\n1,2\n", "text"),
-    "label outside the set": ("text,label\nfilm,label-0\nplot,great\n", "Row 1.*'great'.*label-0"),
-    "mixed types": ("text,label\nfilm,label-0\nplot,3.7\n", "Row 1"),
-    "missing label": ("text,label\nfilm,label-0\nplot,\n", "Row 1"),
-    "ragged row": ("text,label\nfilm\n", "line 2 has 1 fields"),
-    "not UTF-8": ("text,label\nfilm\udcff,label-0\n", "line 2 is not UTF-8"),
-}
-
-
-@pytest.mark.parametrize("name", CSV_MISTAKES)
-def test_broken_rows_are_named(
-    place: Path, tmp_path: Path, offramp: Callable[..., Said], name: str
-) -> None:
-    content, pattern = CSV_MISTAKES[name]
-    path = tmp_path / "rows.csv"
-    path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    for command in (
-        ["tune", place / "stock", "--max-drop", "1%"],
-        ["record", place / "exits"],
-        ["train", place / "stock"],
-    ):
-        before = tree(tmp_path)
-        mistake(offramp(*command, "-d", path, "-o", tmp_path / "out"), pattern)
-        assert tree(tmp_path) == before
-
-
-def test_a_score_that_is_no_number_is_named(tmp_path: Path, offramp: Callable[..., Said]) -> None:
-    save_tiny(tmp_path / "scorer", problem_type="regression")
-    rows = write_csv(tmp_path / "rows.csv", [("film", "0.5"), ("plot", "nan")])
-    mistake(offramp("record", tmp_path / "scorer", "-d", rows, "-o", tmp_path / "t"), "Row 1.*nan")
-
-
-MISTAKES = {
-    "missing file": (["record", "{exits}", "-d", "rosw.csv", "-o", "t"], r"rosw.csv: no such file"),
-    "nearest file": (["record", "{exits}", "-d", "{place}/row.csv", "-o", "t"], "'rows.csv'"),
-    "unknown column": (["record", "{exits}", "-d", "{rows}", "--text", "txet", "-o", "t"], "txet"),
-    "unknown role": (["record", "{exits}", "-d", "{rows}", "--role", "tset", "-o", "t"], "role"),
-    "unknown command": (["trian"], r"No such command 'trian'.*'train'.*--help"),
-    "unknown option": (["info", "{exits}", "--jsno"], r"--jsno.*--json.*offramp info --help"),
-    "no argument": (["info"], "Missing argument"),
-    "not a number": (["calibrate", "{table}", "--target-speedup", "two"], "--target-speedup"),
-    "unknown method": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--method", "pabbe"],
-                       r"Unknown method 'pabbe'.*'pabee'"),
-    "unknown policy": (["calibrate", "{table}", "--max-drop", "1%", "--policy", "patince"],
-                       r"Unknown policy 'patince'.*'patience'"),
-    "unknown metric": (["calibrate", "{table}", "--max-drop", "1%", "--metric", "acuracy"],
-                       r"Unknown metric 'acuracy'.*'accuracy'"),
-    "unknown pooling": (["attach", "{stock}", "-d", "{rows}", "-o", "m", "--pooling", "men"],
-                        r"Unknown pooling 'men'.*'mean'"),
-    "unknown point": (["predict", "{exits}", "film", "--point", "fst"], "no operating point 'fst'"),
-    "unknown device": (["predict", "{exits}", "film", "--device", "gpu9"], "Device 'gpu9'"),
-    "unknown dtype": (["predict", "{exits}", "film", "--dtype", "f32"], "Unknown dtype 'f32'"),
-    "drop of 150%": (["tune", "{stock}", "-d", "{rows}", "-o", "m", "--max-drop", "150%"],
-                     "max_drop=1.5"),
-    "negative drop": (["calibrate", "{table}", "--max-drop", "-1%"], "'-1%' is not a share"),
-    "speed-up below 1": (["calibrate", "{table}", "--target-speedup", "-2"], "must be above 1|-2"),
-    "two targets": (["calibrate", "{table}", "--max-drop", "1%", "--target-speedup", "2"],
-                    "exactly one"),
-    "no target": (["tune", "{stock}", "-d", "{rows}", "-o", "m"], "exactly one"),
-    "drop without labels": (["tune", "{stock}", "-d", "{texts}", "-o", "m", "--max-drop", "1%"],
-                            "max_disagreement"),
-    "negative epochs": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--epochs", "-1"],
-                        "'epochs'.*greater than 0"),
-    "negative rows": (["record", "{exits}", "-d", "{rows}", "-o", "t", "--max-rows", "-5"], "-5"),
-    "share of 2": (["tune", "{stock}", "-d", "{rows}", "-o", "m", "--max-drop", "1%",
-                    "--tune-share", "2"], "--tune-share"),
-    "train without labels": (["train", "{stock}", "-d", "{texts}", "-o", "m"], "no labels"),
-    "no folder": (["predict", "nowhere", "film"], "nowhere"),
-    "a file as model": (["info", "{rows}"], "is a file"),
-    "stock model": (["predict", "{stock}", "film"], "without exits"),
-    "texts and data": (["predict", "{exits}", "film", "-d", "{rows}"], "either texts or --data"),
-    "unknown format": (["predict", "{exits}", "-d", "{rows}", "-o", "a.xlsx"], "unknown format"),
-    "output below a file": (["record", "{exits}", "-d", "{rows}", "-o", "{rows}/t"],
-                            "cannot be written"),
-    "model below a file": (["tune", "{stock}", "-d", "{rows}", "-o", "{rows}/m", "--max-drop",
-                            "1%"], "cannot be written"),
-    "answers below a file": (["predict", "{exits}", "-d", "{rows}", "-o", "{rows}/a.csv"],
-                             "cannot be written"),
-    "demo below a file": (["demo", "-o", "{rows}/demo"], "cannot be written"),
-    "demo over something": (["demo", "-o", "{place}"], "something else"),
-    "no table": (["calibrate", "{exits}", "--max-drop", "1%"], "no exit table"),
-    "table of another model": (["calibrate", "{table}", "--model", "{place}/other", "--max-drop",
-                                "1%"], "recorded with model"),
-    "model over itself": (["tune", "{stock}", "-d", "{rows}", "-o", "{stock}", "--max-drop", "1%"],
-                          "is the model"),
-    "exits to elsewhere": (["tune", "{exits}", "-d", "{rows}", "-o", "m", "--max-drop", "1%"],
-                           "has exits already"),
-    "name with a slash": (["calibrate", "{table}", "--max-drop", "1%", "--name", "a/b"], "name"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_paragraph_and_leaves_nothing_behind(
-    place: Path,
-    tmp_path: Path,
-    offramp: Callable[..., Said],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given, pattern = MISTAKES[name]
-    names = {
-        "place": place,
-        "stock": place / "stock",
-        "exits": place / "exits",
-        "rows": place / "rows.csv",
-        "texts": place / "texts.csv",
-        "table": place / "tune.table",
-    }
-    before = tree(place)
-    mistake(offramp(*(argument.format(**names) for argument in given)), pattern)
-    assert tree(tmp_path) == []
-    assert tree(place) == before
-
-
-def change_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-@pytest.mark.parametrize("file", ["config.json", "offramp.json", "points/default.json"])
-@pytest.mark.parametrize("change", ["unknown key", "NaN", "cut"])
-def test_a_document_that_was_changed_is_refused(
-    place: Path, exits: Path, offramp: Callable[..., Said], file: str, change: str
-) -> None:
-    offramp("calibrate", place / "tune.table", "--model", exits, "--target-speedup", "2")
-    path = exits / file
-    if change == "cut":
-        path.write_text(path.read_text()[:-10])
-    else:
-        change_json(path, **({"surprise": 1} if change == "unknown key" else {"cost": np.nan}))
-    mistake(offramp("predict", exits, "a film"), path.name)
-
-
-@pytest.mark.parametrize("change", ["missing", "truncated", "other bytes"])
-def test_weights_that_are_broken_are_refused(
-    exits: Path, offramp: Callable[..., Said], change: str
-) -> None:
-    path = exits / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    if change == "missing":
-        path.unlink()
-    elif change == "truncated":
-        path.write_bytes(data[:-100])
-    else:
-        data[-5] ^= 255
-        path.write_bytes(data)
-    mistake(offramp("info", exits), "safetensors")
-
-
-def test_a_point_of_other_weights_is_refused(
-    place: Path, exits: Path, offramp: Callable[..., Said]
-) -> None:
-    offramp("calibrate", place / "tune.table", "--model", exits, "--target-speedup", "2")
-    shutil.copytree(exits / "points", place / "other/points")
-    try:
-        mistake(offramp("predict", place / "other", "a film"), "was chosen for model")
-    finally:
-        shutil.rmtree(place / "other/points")
-
-
-def test_a_text_of_100_000_tokens_is_cut_and_counted_once(
-    place: Path, tmp_path: Path, offramp: Callable[..., Said]
-) -> None:
-    rows = write_csv(tmp_path / "rows.csv", [("film " * 100_000,), ("a plot",)], ("text",))
-    said = offramp("predict", place / "exits", "-d", rows, "--point", "full")
-    assert said.code == 0
-    assert said.err.count("1 of 2 texts are longer than 64 tokens and were cut") == 1
-    assert len(said.out.splitlines()) == 2

@@ -20,13 +20,13 @@ from offramp.calibration.frontier import PolicySpec
 from offramp.data import (
     data_fingerprint,
     drop_overlap,
-    encode,
     encode_labels,
     load_examples,
     split_examples,
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
+from offramp.data.tokens import encode_texts
 from offramp.engines import TorchEngine, collate, plan_batches, record, tokenizer_fingerprint
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, OfframpError
@@ -263,11 +263,7 @@ def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
     As many batches as take about 20 seconds in all, at most 512 rows.
     """
     order = np.argsort(draws(dataset_ids(rows), 0, "speed"), kind="stable")
-    sample, _ = encode(take(rows, order[:SPEED_ROWS]), predictor.tokenizer, predictor.max_length)
-    batches = [
-        _batch(predictor, sample, places)
-        for places in plan_batches(sample["length"][:], SPEED_BATCH)
-    ]
+    batches = _batches(predictor, take(rows, order[:SPEED_ROWS]))
     engine = TorchEngine(predictor.model)
     count = _affordable(engine, batches)
     # every so many of the batches, so that long and short rows are timed
@@ -276,10 +272,19 @@ def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
     return measure_speed(engine, predictor.model, timed, policy, SPEED_PASSES)
 
 
-def _batch(predictor: Predictor, rows: Dataset, places: np.ndarray) -> Batch:
-    names = [name for name in ("input_ids", "token_type_ids") if name in rows.column_names]
-    tokens = rows.select_columns(names)[places.tolist()]
-    return collate(tokens, predictor.tokenizer.pad_token_id, predictor.model.device)
+def _batches(predictor: Predictor, rows: Dataset) -> list[Batch]:
+    names = [name for name in ("text", "text_pair") if name in rows.column_names]
+    texts = list(zip(*(rows[name][:] for name in names), strict=True))
+    tokens, _ = encode_texts(predictor.tokenizer, texts, predictor.max_length)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    return [
+        collate(
+            {name: [ids[place] for place in places] for name, ids in tokens.items()},
+            predictor.tokenizer.pad_token_id,
+            predictor.model.device,
+        )
+        for places in plan_batches(lengths, SPEED_BATCH)
+    ]
 
 
 def _affordable(engine: TorchEngine, batches: list[Batch]) -> int:

@@ -48,17 +48,19 @@ def demo(
 
 def _show(done: Demo) -> None:
     outcome = done.evaluation.outcome
+    exits = done.evaluation.exits
     used = sum(count > 0 for count in outcome.exit_histogram)
     console.say("", "Which of seven libraries does this docstring come from?", "")
     console.facts(
         {
             "rows": ", ".join(f"{count:,} {role}" for role, count in done.rows.items()),
-            "model": f"{len(outcome.exit_histogram)} layers, {done.parameters / 1e6:.1f} million "
-            "parameters, trained here and now",
+            "model": f"{len(outcome.exit_histogram)} layers, "
+            f"{done.parameters / 1e6:.1f} million parameters",
             "TF-IDF": f"accuracy {done.baseline:.4f}, with logistic regression",
             "chosen point": report.policy_text(outcome.policy.to_dict()),
-            **report.outcome_facts(outcome),
+            **report.outcome_facts(outcome, done.calibration.point.problem_type),
             "exit layers in use": f"{used}",
+            "each exit alone": "accuracy " + " ".join(f"{one.score:.4f}" for one in exits),
             "layers saved": f"{done.layers_saved:.1%}",
             **report.speed_facts(done.speed),
         }

@@ -27,18 +27,22 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def outcome_facts(outcome: Outcome) -> dict[str, str]:
+def outcome_facts(outcome: Outcome, problem_type: str) -> dict[str, str]:
     """Scores, cost and disagreement of a policy."""
     facts = {}
     if outcome.score is not None and outcome.full_score is not None:
         facts["full depth"] = f"{outcome.metric} {outcome.full_score:.4f}"
         facts["at the point"] = f"{outcome.metric} {outcome.score:.4f}"
-    facts["disagreement"] = f"{outcome.disagreement:.2%} of the answers differ from full depth"
-    if outcome.metric in ("pearson", "spearman", "neg_mse", "neg_mae"):
-        facts["disagreement"] = f"{outcome.disagreement:.4f} standard deviations from full depth"
-    facts["cost"] = f"{outcome.cost:.1%} of the FLOPs of full depth"
-    facts["cost reduction"] = f"{outcome.cost_reduction:.2f}x"
-    return facts
+    if problem_type == "regression":
+        said = f"{outcome.disagreement:.4f} standard deviations from full depth"
+    else:
+        said = f"{outcome.disagreement:.2%} of the answers differ from full depth"
+    return {
+        **facts,
+        "disagreement": said,
+        "cost": f"{outcome.cost:.1%} of the FLOPs of full depth",
+        "cost reduction": f"{outcome.cost_reduction:.2f}x",
+    }
 
 
 def speed_facts(speed: Speed) -> dict[str, str]:

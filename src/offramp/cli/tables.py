@@ -127,10 +127,14 @@ def calibrate(
     if json:
         console.say_json({**calibration_json(found), "written": written and str(written)})
     else:
-        console.say(*found.messages, f"Written to {written}." if written else "Nothing written.")
+        console.say(*found.messages, _where(written))
         report.show_histogram(found.point.exit_histogram)
     if not found.pays:
         raise typer.Exit(NOT_WORTH_IT)
+
+
+def _where(written: Path | None) -> str:
+    return f"Written to {written}." if written else "Not written: --model FOLDER says where to."
 
 
 def joined(paths: list[Path]) -> ExitTable:
@@ -217,16 +221,16 @@ def evaluate(
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
     else:
-        _show(point, done, clock)
+        _show(point, predictor.model.problem_type, done, clock)
 
 
-def _show(point: str, done: Evaluation, clock: Speed | None) -> None:
+def _show(point: str, problem_type: str, done: Evaluation, clock: Speed | None) -> None:
     outcome = done.outcome
     console.facts(
         {
             "rows": f"{done.rows:,}",
             "point": f"{point}: {report.policy_text(outcome.policy.to_dict())}",
-            **report.outcome_facts(outcome),
+            **report.outcome_facts(outcome, problem_type),
             **(report.speed_facts(clock) if clock is not None else {}),
         }
     )

@@ -130,7 +130,7 @@ def _show(done: Tuned) -> None:
         {
             "chosen point": f"{point.name}: {report.policy_text(point.policy)}, "
             f"for a {point.target}",
-            **report.outcome_facts(outcome),
+            **report.outcome_facts(outcome, point.problem_type),
             **(report.speed_facts(done.speed) if done.speed else {}),
         }
     )
