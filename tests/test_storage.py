@@ -156,6 +156,25 @@ def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> Non
     assert sorted(os.listdir(tmp_path)) == ["link", "real"]
 
 
+def test_a_reader_who_mends_in_the_middle_of_a_save_does_not_break_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename, looks = tmp_path / "folder", os.rename, iter([True])
+    with whole_folder(folder) as staged:
+        (staged / "file").write_text("old")
+
+    def rename_and_be_looked_at(old: Path, new: Path) -> None:
+        rename(old, new)
+        if next(looks, False):
+            recover(folder)
+
+    monkeypatch.setattr("offramp.storage.os.rename", rename_and_be_looked_at)
+    with whole_folder(folder) as staged:
+        (staged / "file").write_text("new")
+    assert (folder / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_place_that_cannot_be_written_is_an_error_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")

@@ -150,7 +150,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _swap(staged: Path, path: Path) -> None:
+def _swap(staged: Path, path: Path, tries: int = 3) -> None:
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
     if path.exists():
@@ -160,6 +160,9 @@ def _swap(staged: Path, path: Path) -> None:
     except OSError:
         if aside.exists():
             os.rename(aside, path)
+        elif path.exists() and tries > 1:
+            # somebody who looked between the two renames has put the old one back
+            return _swap(staged, path, tries - 1)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
