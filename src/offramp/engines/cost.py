@@ -20,6 +20,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from offramp.engines.base import Exitable
 from offramp.policies import Policy
+from offramp.table.replay import paid
 
 Array = npt.NDArray[np.float64]
 _LONGEST = 64
@@ -51,16 +52,9 @@ class CostModel:
     def share(
         self, lengths: npt.ArrayLike, exit_layers: npt.NDArray[np.int64], policy: Policy
     ) -> float:
-        """Executed FLOPs of rows that left at `exit_layers`, as a share of full depth.
-
-        The exits that the policy reads on the way are paid for, and the one that answers.
-        """
-        layers, exits = self.layers(lengths), self.exits(lengths)
-        depth = layers.shape[1]
-        read = np.array([policy.reads(layer) for layer in range(1, depth)] + [True])
-        executed = layers + np.cumsum(exits * read, axis=1)
-        executed = executed[np.arange(len(layers)), exit_layers - 1]
-        return float(executed.sum() / (layers[:, -1] + exits[:, -1]).sum())
+        """Executed FLOPs of rows that left at `exit_layers`, as a share of full depth."""
+        executed, full = paid(self.layers(lengths), self.exits(lengths), policy)
+        return float(executed[np.arange(len(full)), exit_layers - 1].sum() / full.sum())
 
 
 def cost_model(model: Exitable) -> CostModel:

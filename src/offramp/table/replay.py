@@ -57,16 +57,25 @@ def histogram(exit_layers: Array, depth: int) -> tuple[int, ...]:
     return tuple(np.bincount(exit_layers, minlength=depth + 1)[1:].tolist())
 
 
-def executed_cost(table: ExitTable, policy: Policy) -> tuple[Array, Array]:
+def paid(layer_cost: Array, exit_cost: Array, policy: Policy) -> tuple[Array, Array]:
     """FLOPs by exit layer (rows, depth) under a policy, and of full depth (rows,).
 
     The exits that the policy reads on the way are paid for, and the one that answers. Reading
     every exit and leaving at none therefore costs slightly more than full depth.
+
+    Args:
+        layer_cost: embedding and layers 1..i, (rows, depth).
+        exit_cost: the exit after layer i alone, (rows, depth).
     """
-    layer_cost, exit_cost = table.columns["layer_cost"], table.columns["exit_cost"]
-    full = layer_cost[:, -1] + exit_cost[:, -1]
-    read = [policy.reads(layer) for layer in range(1, table.depth)] + [True]
-    executed = layer_cost + np.cumsum(exit_cost * np.array(read, dtype=np.float64), axis=1)
+    depth = layer_cost.shape[1]
+    read = np.array([policy.reads(layer) for layer in range(1, depth)] + [True])
+    executed = layer_cost + np.cumsum(exit_cost * read, axis=1)
+    return executed, layer_cost[:, -1] + exit_cost[:, -1]
+
+
+def executed_cost(table: ExitTable, policy: Policy) -> tuple[Array, Array]:
+    """`paid` for the rows of a table. Raises TableError for costs that are none."""
+    executed, full = paid(table.columns["layer_cost"], table.columns["exit_cost"], policy)
     if not (np.isfinite(executed).all() and (executed > 0).all() and (full > 0).all()):
         raise TableError("The table's costs must be finite and positive. Record it again.")
     return executed, full
