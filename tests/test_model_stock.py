@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,10 @@ def test_a_new_head_is_no_excuse_for_spare_tensors_in_the_backbone(tmp_path: Pat
     _add_tensor(folder, "bert.encoder.layer.6.output.dense.weight")
     with pytest.raises(ModelError, match=r"bert\.encoder\.layer\.6"):
         MultiExitModel.from_pretrained(folder, head=head)
+
+
+def test_a_note_in_a_config_may_hold_any_number(tmp_path: Path) -> None:
+    save_tiny_stock(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "my_seed": 4_294_967_295}))
+    assert MultiExitModel.from_pretrained(tmp_path).depth > 1

@@ -58,8 +58,6 @@ class MultiExitModel(PreTrainedModel):
     base_model_prefix = "stock"
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: MultiExitConfig, stock: PreTrainedModel | None = None) -> None:

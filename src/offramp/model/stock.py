@@ -6,7 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from offramp.errors import ModelError
 from offramp.model.bounds import UNUSABLE, Building, Extent
@@ -37,7 +42,7 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
     backbone only, and the names of the tensors that start anew are logged.
     """
     extent = Extent.of(path)
-    extent.check(read_json(path / "config.json", ModelError), path / "config.json")
+    extent.check(_sizes(read_json(path / "config.json", ModelError)), path / "config.json")
     try:
         with Building(extent, path / "config.json"):
             config = AutoConfig.from_pretrained(
@@ -56,6 +61,16 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
         raise ModelError(f"{path}: cannot be loaded as a classifier: {said}") from problem
     _check_keys(stock, info, path, head)
     return stock
+
+
+def _sizes(config: Any) -> Any:
+    """The part of a config that its architecture reads; a note of the user's is no size."""
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in CONFIG_MAPPING:
+        return config
+    default = CONFIG_MAPPING[model_type]()
+    known = {*default.to_dict(), *default.attribute_map, "num_labels"}
+    return {key: value for key, value in config.items() if key in known}
 
 
 def _check_keys(stock: PreTrainedModel, info: Any, path: Path, head: Head | None) -> None:
