@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 from cli_support import ROWS, Said, tree, write_csv
+from datasets import Dataset
 
+from offramp.data import load_examples, split_examples
 from offramp.testing import tiny_texts
+from offramp.tuning import _cut
 
 pytest_plugins = ("cli_fixtures",)
 
@@ -121,6 +124,14 @@ def test_tune_trains_and_chooses_on_different_rows(
     recipe = json.loads((tmp_path / "made/tune.json").read_text())
     assert (recipe["tune_share"], recipe["seed"]) == (0.25, 0)
     assert said.document["point"]["rows"] == table.rows
+
+
+def test_the_cut_of_tune_is_independent_of_other_cuts_with_the_same_seed() -> None:
+    rows = load_examples(Dataset.from_dict({"text": [str(number) for number in range(2000)]}))
+    part = split_examples(rows, {"train": 0.8, "test": 0.2}, seed=0)["train"]
+    cut = _cut(part, 0.2, seed=0)
+    assert 0.15 < len(cut["tune"]) / len(part) < 0.25
+    assert not set(cut["tune"]["text"]) & set(cut["train"]["text"])
 
 
 def test_tune_keeps_the_exits_of_a_model_that_has_some(

@@ -22,14 +22,13 @@ from offramp.data import (
     drop_overlap,
     encode_labels,
     load_examples,
-    split_examples,
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
 from offramp.data.tokens import encode_texts
 from offramp.engines import TorchEngine, collate, plan_batches, record, tokenizer_fingerprint
 from offramp.engines.recording import label_names
-from offramp.errors import ConfigError, OfframpError
+from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
 from offramp.exits import Pooling
 from offramp.model import MultiExitModel
@@ -182,7 +181,7 @@ def _parts(
     if share is not None:
         if not 0 < share < 1:
             raise ConfigError(f"--tune-share is {share:g}; it must lie between 0 and 1.")
-        return split_examples(rows, {"train": 1 - share, "tune": share}, seed)
+        return _cut(rows, share, seed)
     if eval_data is None:
         return {"train": rows, "tune": rows}
     chosen_on, dropped = drop_overlap(
@@ -191,6 +190,20 @@ def _parts(
     if dropped:
         logger.warning("%d rows to choose on are also trained on and were dropped.", dropped)
     return {"train": rows, "tune": chosen_on}
+
+
+def _cut(rows: Dataset, share: float, seed: int) -> dict[str, Dataset]:
+    """As `split_examples`, but independent of a cut with that which made `rows`."""
+    chosen_on = draws(dataset_ids(rows), seed, "tune") < share
+    if chosen_on.all() or not chosen_on.any():
+        raise DataError(
+            f"{len(rows)} rows are too few to train exits on one part and choose on {share:.0%}. "
+            "Give more rows, or rows to choose on as --eval-data."
+        )
+    return {
+        "train": take(rows, np.flatnonzero(~chosen_on)),
+        "tune": take(rows, np.flatnonzero(chosen_on)),
+    }
 
 
 def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> None:
