@@ -26,7 +26,7 @@ OPTIONS = TrainOptions(
 )
 
 
-def examples(count: int = 90) -> Dataset:
+def examples(count: int = 48) -> Dataset:
     texts = tiny_texts(count, longest=12)
     return Dataset.from_dict({"text": texts, "label": [len(text) % 3 for text in texts]})
 
@@ -77,7 +77,7 @@ def stop_every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
-@pytest.mark.parametrize("how", ["pabee", "deebert", "plain", "attach", "tokens"])
+@pytest.mark.parametrize("how", ["pabee", "deebert", "attach", "tokens"])
 def test_a_run_stopped_again_and_again_ends_in_the_weights_of_one_that_was_not(
     how: str, source: Path, tmp_path: Path, stop_every: Callable[[int], None]
 ) -> None:
@@ -211,7 +211,7 @@ SCRIPT = """
 import sys
 from test_training_resume import OPTIONS, run
 from pathlib import Path
-run("deebert", Path(sys.argv[1]), Path(sys.argv[2]), OPTIONS.model_copy(update={"epochs": 8.0}))
+run("pabee", Path(sys.argv[1]), Path(sys.argv[2]), OPTIONS.model_copy(update={"epochs": 12.0}))
 """
 
 
@@ -223,7 +223,7 @@ def test_a_run_killed_with_kill_9_ends_in_the_weights_of_one_that_was_not(
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths}
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    marker = WorkFolder(output).stage("stock")
+    marker = WorkFolder(output).stage("joint")
     deadline = time.monotonic() + 60
     while not list(marker.glob("checkpoint-*/trainer_state.json")):
         assert child.poll() is None
@@ -233,7 +233,7 @@ def test_a_run_killed_with_kill_9_ends_in_the_weights_of_one_that_was_not(
     child.wait()
     assert not output.exists()
 
-    long = OPTIONS.model_copy(update={"epochs": 8.0})
-    run("deebert", source, output, long)
-    run("deebert", source, tmp_path / "whole", long)
+    long = OPTIONS.model_copy(update={"epochs": 12.0})
+    run("pabee", source, output, long)
+    run("pabee", source, tmp_path / "whole", long)
     assert same(weights(output), weights(tmp_path / "whole"))

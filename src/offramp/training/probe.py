@@ -158,7 +158,8 @@ def _part(rows: Rows, places: np.ndarray) -> Rows:
 def _rehearsal_steps(count: int, options: TrainOptions) -> int:
     update = (options.batch_size or 1) * options.gradient_accumulation
     total = options.max_steps or math.ceil(count / update * (options.epochs or 1))
-    return max(1, min(MAX_STEPS, total // 8))
+    # fewer than 20 steps tell little, but even a short run must not be mostly rehearsal
+    return max(1, min(MAX_STEPS, max(total // 8, min(20, total // 2))))
 
 
 @torch.inference_mode()
