@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cli_support import Said, tree, write_csv
 
+from offramp.cli.main import main
 from offramp.testing import save_tiny
 
 pytest_plugins = ("cli_fixtures",)
@@ -115,6 +116,9 @@ MISTAKES = {
                                 "1%"], "recorded with model"),
     "model over itself": (["tune", "{stock}", "-d", "{rows}", "-o", "{stock}", "--max-drop", "1%"],
                           "is the model"),
+    "output is where one stands": (["tune", "{stock}", "-d", "{rows}", "-o", ".", "--max-drop",
+                                    "1%"], "the folder you are in"),
+    "text that is not UTF-8": (["predict", "{exits}", "a\udcff"], "cannot be written as UTF-8"),
     "exits to elsewhere": (["tune", "{exits}", "-d", "{rows}", "-o", "m", "--max-drop", "1%"],
                            "has exits already"),
     "name with a slash": (["calibrate", "{table}", "--max-drop", "1%", "--name", "a/b"], "name"),
@@ -177,6 +181,49 @@ def test_weights_that_are_broken_are_refused(
         data[-5] ^= 255
         path.write_bytes(data)
     mistake(offramp("info", exits), "safetensors")
+
+
+@pytest.mark.parametrize("kind", ["stock", "exits"])
+def test_a_model_without_its_vocabulary_is_refused(
+    place: Path, tmp_path: Path, offramp: Callable[..., Said], kind: str
+) -> None:
+    model = shutil.copytree(place / kind, tmp_path / "model")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    rows, out = place / "rows.csv", tmp_path / "out"
+    if kind == "stock":
+        said = offramp("attach", model, "-d", rows, "-o", out)
+    else:
+        said = offramp("predict", model, "-d", rows)
+    mistake(said, "no usable tokenizer")
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_answers_that_do_not_fit_on_the_disk_are_a_mistake(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["info", str(place / "exits")]) == 2
+        monkeypatch.undo()
+    assert "stdout cannot be written" in capsys.readouterr().err
+
+
+def test_a_closed_stdout_is_no_bug(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["info", str(place / "exits")]) == 0
+
+
+def test_bars_are_written_whatever_the_locale_says(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(tmp_path / "said.txt", "w", encoding="ascii") as ascii_only:
+        monkeypatch.setattr("sys.stdout", ascii_only)
+        given = ["-d", str(place / "rows.csv"), "-o", str(tmp_path / "answers.csv")]
+        assert main(["predict", str(place / "exits"), *given]) == 0
+        monkeypatch.undo()
+    assert "█" in (tmp_path / "said.txt").read_text(encoding="utf-8")
 
 
 def test_a_point_of_other_weights_is_refused(

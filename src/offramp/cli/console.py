@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from offramp.errors import OutputError
 
 _CHATTER = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -49,11 +52,35 @@ def fail(message: str) -> None:
 
 
 def say_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+    say(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def say(*lines: str) -> None:
-    print(*lines, sep="\n")
+    with _stdout():
+        print(*lines, sep="\n")
+
+
+def flush() -> None:
+    """Everything said is out, or an OutputError."""
+    if sys.stdout is not None:  # None where the caller has closed it
+        with _stdout():
+            sys.stdout.flush()
+
+
+def drop_stdout() -> None:
+    """Keep the interpreter from flushing into a stdout that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        drop_stdout()
+        raise OutputError(f"stdout cannot be written: {problem}.") from problem
 
 
 def facts(pairs: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -69,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; a bug is raised."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
+    # answers and bars are UTF-8 whatever the locale says
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         with command.make_context("offramp", given or ["--help"]) as context:
             command.invoke(context)
-        sys.stdout.flush()
+        console.flush()
     except typer.Exit as end:
         return int(end.exit_code)
     except ClickError as problem:
@@ -89,8 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return STOPPED
     except BrokenPipeError:
-        # the reader has seen enough; keep the interpreter from flushing into the closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.drop_stdout()  # the reader has seen enough
         return DONE
     return DONE
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from offramp.data.memory import with_columns
-from offramp.errors import ConfigError, DataError
+from offramp.errors import ConfigError, DataError, ModelError
 
 log = logging.getLogger("offramp")
 
@@ -22,6 +23,26 @@ log = logging.getLogger("offramp")
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
 NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved in a folder; ModelError where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as problem:
+        reason = str(problem).strip().split("\n")[0].strip(" :.")
+        raise ModelError(_no_tokenizer(folder, reason)) from problem
+    # transformers makes one of special tokens alone where the vocabulary is missing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(_no_tokenizer(folder, "its vocabulary is missing"))
+    return tokenizer
+
+
+def _no_tokenizer(folder: Path, reason: str) -> str:
+    return (
+        f"{folder}: no usable tokenizer ({reason}). Save the model's own beside it: "
+        f"AutoTokenizer.from_pretrained(...).save_pretrained('{folder}')."
+    )
 
 
 def encode(
@@ -121,8 +142,23 @@ def _call(
     tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, ...]], **options: Any
 ) -> dict[str, list[list[int]]]:
     columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)
+    try:
+        encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)
+    except TypeError:
+        _refuse_surrogates(columns)
+        raise
     return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+
+def _refuse_surrogates(columns: list[list[str]]) -> None:
+    for text in (text for column in columns for text in column):
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:
+            raise DataError(
+                f"The text {text[:80]!r} cannot be written as UTF-8 (character {problem.start}). "
+                "Decode it again, with its true encoding."
+            ) from None
 
 
 def _refuse_empty(dataset: Dataset, index: int) -> None:

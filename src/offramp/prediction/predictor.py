@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from offramp.calibration import OperatingPoint, list_points
 from offramp.data import input_id
-from offramp.data.tokens import encode_texts, token_limit
+from offramp.data.tokens import encode_texts, load_tokenizer, token_limit
 from offramp.engines import (
     Engine,
     TorchEngine,
@@ -120,7 +120,7 @@ class Predictor:
         torch.nn.Module.to(loaded, device=target)
         return cls(
             loaded,
-            _tokenizer(folder),
+            load_tokenizer(folder),
             point,
             folder=folder,
             max_rows=max_rows,
@@ -254,14 +254,3 @@ def _not_empty(tokens: Mapping[str, list[int]]) -> Mapping[str, list[int]]:
     if not tokens["input_ids"]:
         raise DataError("A text is empty and gives no token at all. Leave it out.")
     return tokens
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as problem:
-        reason = str(problem).strip().split("\n")[0]
-        raise ModelError(
-            f"{folder}: no usable tokenizer: {reason} Save it with the model: "
-            "save_pretrained(folder, tokenizer=tokenizer)."
-        ) from problem

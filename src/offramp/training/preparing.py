@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from offramp.data import Task, encode, encode_labels, infer_task, load_examples
+from offramp.data.tokens import load_tokenizer
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.model import Head, MultiExitModel, load_stock
@@ -124,13 +125,10 @@ def _start_head_anew(stock: PreTrainedModel) -> None:
 def _tokenizer(path: Path, needed: bool) -> Any:
     """The checkpoint's own tokenizer."""
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as problem:
+        return load_tokenizer(path)
+    except ModelError:
         if needed:
-            raise ModelError(
-                f"{path} holds no usable tokenizer ({str(problem).strip().splitlines()[0]}). "
-                "Give one: tokenizer=AutoTokenizer.from_pretrained(...)."
-            ) from problem
+            raise
         logger.warning("%s holds no tokenizer, so none is saved with the result.", path)
         return None
 

@@ -122,7 +122,8 @@ class ExitTrainer(Trainer):
             raise NonFiniteError(
                 f"The loss became {loss.item()} at step {self.state.global_step + 1} of stage "
                 f"'{self._stage_name()}'. Lower the learning rate (now "
-                f"{self.args.learning_rate:g}), or look for extreme labels in the data."
+                f"{self.args.learning_rate:g}), or look for extreme labels in the data and for "
+                "NaN in the checkpoint."
             )
         self._note(parts)
         return (loss, parts) if return_outputs else loss

@@ -151,6 +151,8 @@ def check_output(output: Path, source: Path) -> None:
     output = output.absolute()
     if output.resolve() == source.resolve():
         raise ConfigError(f"{output} is the model that is to be read. Give another folder.")
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise ConfigError(f"{output} is the folder you are in, or holds it. Name one of its own.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; give a folder for the model.")
     try:
