@@ -107,6 +107,11 @@ def test_the_pipeline_leaves_early_at_its_point_or_at_that_of_the_call(folder: P
     assert mean() == mean(point="default")
 
 
+def test_the_pipeline_refuses_what_is_no_text_at_once(folder: Path) -> None:
+    with pytest.raises(DataError, match="Not a text: None"):
+        pipeline(folder, "full", device="cpu")(None)
+
+
 def test_the_pipeline_streams_from_an_iterator_without_end(folder: Path) -> None:
     classify = pipeline(folder, device="cpu", max_rows=2)
     said = classify(TEXTS[row % 9] for row in itertools.count())

@@ -10,6 +10,7 @@ import torch
 
 from offramp.engines import windows
 from offramp.engines.batching import WINDOW
+from offramp.errors import DataError
 from offramp.prediction.labels import BROKEN, Labels, Scores, function
 from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor, Text
 
@@ -84,7 +85,14 @@ class TextClassifier:
             return answers([inputs])[0]
         if isinstance(inputs, list):
             return answers(inputs)
-        return self._lazily(inputs, answers)
+        try:
+            texts = iter(inputs)
+        except TypeError:
+            raise DataError(
+                f"Not a text: {inputs!r}, a {type(inputs).__name__}. Give a str, a pair, a dict "
+                "or an iterable of them."
+            ) from None
+        return self._lazily(texts, answers)
 
     def _lazily(
         self, texts: Iterable[Text], answers: Callable[[list[Text]], list[Any]]
