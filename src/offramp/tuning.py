@@ -97,6 +97,7 @@ def tune(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     eval_data: str | Path | Dataset | None = None,
+    eval_split: str | None = None,
     tune_share: float = 0.2,
     seed: int = 0,
     pooling: Pooling | None = None,
@@ -108,8 +109,10 @@ def tune(
     """Give a classifier exits and an operating point, and say what it is worth.
 
     Exits are trained on one part of the data and the point is chosen on another, cut by a
-    hash of the input. A model that has exits keeps them, and all data serve the choice. The
-    same call again continues after a kill, and repeats only what its arguments change.
+    hash of the input. Rows that the classifier was trained on are fine for the former, but
+    flatter the choice: better give new ones as `eval_data`. A model that has exits keeps
+    them, and all data serve the choice. The same call again continues after a kill, and
+    repeats only what its arguments change.
 
     Args:
         model: folder or hub id of a classifier, or of a multi-exit model.
@@ -118,7 +121,8 @@ def tune(
             gets the point in its own folder.
         target_speedup, max_drop, max_disagreement: exactly one, see `calibrate`.
         metric, per_class, policies, name: see `calibrate`.
-        eval_data: rows to choose on, instead of a part of `data`.
+        eval_data, eval_split: rows to choose on, instead of a part of `data`; a split alone
+            is one of `data`.
         tune_share: of the rows, kept from training to choose on.
         seed: of that cut.
         pooling, options: see `attach`.
@@ -139,10 +143,12 @@ def tune(
         "name": name,
     }
     Target.of(target_speedup, max_drop, max_disagreement, per_class)
+    if eval_data is None and eval_split is not None:
+        eval_data = data
     source = resolve(model)
     loaded = MultiExitModel.from_pretrained(source)
     share = None if is_ours(source) or eval_data is not None else tune_share
-    parts = _parts(loaded, data, eval_data, share, seed, columns)
+    parts = _parts(loaded, data, eval_data, share, seed, columns, eval_split)
     _rehearse(loaded, "label" in parts["tune"].column_names, demand)
     if is_ours(source):
         folder = _own_folder(source, output)
@@ -174,6 +180,7 @@ def _parts(
     share: float | None,
     seed: int,
     columns: dict[str, Any],
+    eval_split: str | None,
 ) -> dict[str, Dataset]:
     """Rows to train exits on and rows to choose on, with the model's label numbers."""
     task = task_of(model)
@@ -184,9 +191,8 @@ def _parts(
         return _cut(rows, share, seed)
     if eval_data is None:
         return {"train": rows, "tune": rows}
-    chosen_on, dropped = drop_overlap(
-        encode_labels(load_examples(eval_data, **columns), task), rows
-    )
+    others = load_examples(eval_data, **{**columns, "split": eval_split})
+    chosen_on, dropped = drop_overlap(encode_labels(others, task), rows)
     if dropped:
         logger.warning("%d rows to choose on are also trained on and were dropped.", dropped)
     return {"train": rows, "tune": chosen_on}

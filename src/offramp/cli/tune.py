@@ -36,6 +36,10 @@ def tune(
             "--eval-data", help="Rows to choose on, instead of a part.", rich_help_panel="Rows"
         ),
     ] = None,
+    eval_split: Annotated[
+        str | None,
+        typer.Option("--eval-split", help="Split to choose on.", rich_help_panel="Rows"),
+    ] = None,
     tune_share: Annotated[
         float,
         typer.Option("--tune-share", help="Part kept to choose on.", rich_help_panel="Rows"),
@@ -63,12 +67,13 @@ def tune(
     """From a classifier to a model that answers easy inputs early, in one go.
 
     Attach exits, record an exit table, choose a point, measure. Exits are trained on one part
-    of the rows and the point is chosen on another. A model that has exits keeps them. Given
-    again after a stop, the command goes on; with another target it takes seconds.
+    of the rows and the point is chosen on another. Rows that the classifier was trained on
+    flatter that choice: better give new ones as --eval-data. A model that has exits keeps
+    them. Given again after a stop, the command goes on; with another target it takes seconds.
 
     Examples:
       offramp tune my-classifier --data reviews.csv --max-drop 1%
-      offramp tune my-classifier --data reviews.csv --target-speedup 2 --name fast
+      offramp tune my-classifier --data train.csv --eval-data held-out.csv --target-speedup 2
       offramp tune my-classifier --data unlabelled.jsonl --max-disagreement 2%
     """
     console.setup(quiet, verbose)
@@ -94,6 +99,7 @@ def tune(
         policies=policy,
         name=name,
         eval_data=eval_data,
+        eval_split=eval_split,
         tune_share=tune_share,
         seed=seed,
         pooling=pooling,  # type: ignore[arg-type]
