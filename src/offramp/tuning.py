@@ -104,7 +104,11 @@ def tune(
     options: TrainOptions | None = None,
     device: Any = None,
     speed: bool = True,
-    **columns: Any,
+    split: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    max_rows: int | None = None,
 ) -> Tuned:
     """Give a classifier exits and an operating point, and say what it is worth.
 
@@ -128,12 +132,12 @@ def tune(
         pooling, options: see `attach`.
         device: None is the first GPU, or the CPU where there is none.
         speed: also measure the speed-up.
-        columns: `text`, `text_pair`, `label`, `split`, `max_rows` as of `load_examples`.
+        split, text, text_pair, label, max_rows: see `load_examples`.
 
     Raises:
         OfframpError: before the work starts, wherever that can be known.
     """
-    demand = {
+    demand: dict[str, Any] = {
         "target_speedup": target_speedup,
         "max_drop": max_drop,
         "max_disagreement": max_disagreement,
@@ -142,18 +146,31 @@ def tune(
         "policies": policies,
         "name": name,
     }
+    columns: dict[str, Any] = {
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "max_rows": max_rows,
+    }
     Target.of(target_speedup, max_drop, max_disagreement, per_class)
-    if eval_data is None and eval_split is not None:
-        eval_data = data
     source = resolve(model)
     loaded = MultiExitModel.from_pretrained(source)
-    share = None if is_ours(source) or eval_data is not None else tune_share
-    parts = _parts(loaded, data, eval_data, share, seed, columns, eval_split)
+    apart = eval_data is not None or eval_split is not None
+    share = None if is_ours(source) or apart else tune_share
+    rows = _load(loaded, data, split=split, **columns)
+    parts = {"train": rows, "tune": rows}
+    if apart:
+        others = _load(
+            loaded, data if eval_data is None else eval_data, split=eval_split, **columns
+        )
+        parts["tune"] = _unseen(others, rows)
+    elif share is not None:
+        parts = _cut(rows, share, seed)
     _rehearse(loaded, "label" in parts["tune"].column_names, demand)
     if is_ours(source):
         folder = _own_folder(source, output)
     else:
-        folder = Path(output or f"{Path(model).name}-offramp")
+        folder = Path(output or f"{Path(model).absolute().name}-offramp")
         wanted = Recipe(
             source=weights_fingerprint(loaded.stock),
             data=data_fingerprint(parts["train"]),
@@ -163,43 +180,38 @@ def tune(
             options=(options or TrainOptions()).what_changes_weights(),
         )
         _attach(source, parts["train"], folder, wanted, options)
+    return _choose(folder, parts["tune"], demand, device, speed)
+
+
+def _load(model: MultiExitModel, data: str | Path | Dataset, **columns: Any) -> Dataset:
+    """Examples with the model's label numbers."""
+    return encode_labels(load_examples(data, **columns), task_of(model))
+
+
+def _unseen(others: Dataset, rows: Dataset) -> Dataset:
+    """Those that are not trained on."""
+    kept, dropped = drop_overlap(others, rows)
+    if dropped:
+        logger.warning("%d rows to choose on are also trained on and were dropped.", dropped)
+    return kept
+
+
+def _choose(folder: Path, rows: Dataset, demand: dict[str, Any], device: Any, speed: bool) -> Tuned:
+    """Record, calibrate, save the point and measure it."""
     predictor = Predictor.load(folder, "full", device=device)
     place = folder.with_name(f"{folder.name}.tune")
-    table = _record(predictor, parts["tune"], place)
-    found = calibrate(table, **demand)  # type: ignore[arg-type]
+    table = _record(predictor, rows, place)
+    found = calibrate(table, **demand)
     found.point.save(folder)
     policy = found.point.build_policy()
-    clock = speed_on(predictor, parts["tune"], policy) if speed and found.pays else None
+    clock = speed_on(predictor, rows, policy) if speed and found.pays else None
     return Tuned(folder, place, found, evaluate(table, found.point), clock)
 
 
-def _parts(
-    model: MultiExitModel,
-    data: str | Path | Dataset,
-    eval_data: str | Path | Dataset | None,
-    share: float | None,
-    seed: int,
-    columns: dict[str, Any],
-    eval_split: str | None,
-) -> dict[str, Dataset]:
-    """Rows to train exits on and rows to choose on, with the model's label numbers."""
-    task = task_of(model)
-    rows = encode_labels(load_examples(data, **columns), task)
-    if share is not None:
-        if not 0 < share < 1:
-            raise ConfigError(f"--tune-share is {share:g}; it must lie between 0 and 1.")
-        return _cut(rows, share, seed)
-    if eval_data is None:
-        return {"train": rows, "tune": rows}
-    others = load_examples(eval_data, **{**columns, "split": eval_split})
-    chosen_on, dropped = drop_overlap(encode_labels(others, task), rows)
-    if dropped:
-        logger.warning("%d rows to choose on are also trained on and were dropped.", dropped)
-    return {"train": rows, "tune": chosen_on}
-
-
 def _cut(rows: Dataset, share: float, seed: int) -> dict[str, Dataset]:
-    """As `split_examples`, but independent of a cut with that which made `rows`."""
+    """As `split_examples`, but independent of a cut with it that made `rows`."""
+    if not 0 < share < 1:
+        raise ConfigError(f"--tune-share is {share:g}; it must lie between 0 and 1.")
     chosen_on = draws(dataset_ids(rows), seed, "tune") < share
     if chosen_on.all() or not chosen_on.any():
         raise DataError(

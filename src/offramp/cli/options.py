@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def passed(to: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that a function takes under the same name: the words are the same."""
+    known = inspect.signature(to).parameters
+    return {name: value for name, value in given.items() if name in known}
+
 
 _ROWS = "Rows"
 _TRAINING = "Training"

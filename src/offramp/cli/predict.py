@@ -59,16 +59,17 @@ def predict(
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
+    from offramp.data import load_examples
     from offramp.errors import ConfigError
     from offramp.prediction import predict as stream
     from offramp.prediction import predict_file
 
     if bool(texts) == (data is not None):
         raise ConfigError("Give either texts or --data FILE.")
-    given: dict[str, Any] = {"split": split, "text": text, "text_pair": text_pair}
-    columns = {} if texts else {**given, "max_rows": max_rows}
     how: dict[str, Any] = {"point": point, "scores": scores, "device": device, "dtype": dtype}
+    columns: dict[str, Any] = {} if texts else o.passed(load_examples, given)
     if output is None or data is None:
         for entry in stream(folder, texts or str(data), **how, **columns):
             console.say(text_of.dumps(entry, ensure_ascii=False, allow_nan=False))

@@ -17,7 +17,7 @@ def policy_text(policy: Mapping[str, Any]) -> str:
     options = {
         name: value
         for name, value in policy.items()
-        if name != "name" and value is not None and value is not False
+        if name != "name" and value is not None and not isinstance(value, bool)
     }
     said = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
     return f"{policy['name']} ({said})" if said else str(policy["name"])
@@ -48,8 +48,10 @@ def outcome_facts(outcome: Outcome, problem_type: str) -> dict[str, str]:
 def speed_facts(speed: Speed) -> dict[str, str]:
     """Wall clock, beside what the cost would allow."""
     low, high = speed.interval
+    slower = ", slower than full depth" if high < 1 else ""
     return {
-        "speed-up": f"{speed.speed_up:.2f}x measured (95 % interval {low:.2f} to {high:.2f})",
+        "speed-up": f"{speed.speed_up:.2f}x measured{slower} "
+        f"(95 % interval {low:.2f} to {high:.2f})",
         "ideal": f"{speed.ideal:.2f}x on these rows; {speed.realised_share:.0%} of it is realised",
         "timed": f"{speed.rows} rows, {speed.passes} interleaved passes; full depth "
         f"({speed.full_is}) {_seconds(speed.full_seconds)}, early exit "

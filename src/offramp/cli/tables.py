@@ -51,6 +51,7 @@ def record(
       offramp record my-offramp --data tune.csv --output tune.table
       offramp record my-offramp -d test.csv -o test.table --role test --apart-from tune.table
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.data import load_examples
     from offramp.engines import record as run
@@ -59,9 +60,7 @@ def record(
 
     others = [ExitTable.open(path) for path in apart_from or []]
     predictor = Predictor.load(folder, "full", device=device, dtype=dtype)
-    rows = load_examples(
-        data, split=split, text=text, text_pair=text_pair, label=label, max_rows=max_rows
-    )
+    rows = load_examples(data, **o.passed(load_examples, given))
     table = run(
         predictor.model,
         rows,
@@ -91,7 +90,7 @@ def calibrate(
     max_disagreement: o.MaxDisagreement = None,
     metric: o.Metric = None,
     per_class: o.PerClass = False,
-    policy: o.Policies = None,
+    policies: o.Policies = None,
     name: o.Name = "default",
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -107,22 +106,14 @@ def calibrate(
       offramp calibrate tune.table --model my-offramp --target-speedup 2 --name fast
       offramp calibrate a.table b.table --max-disagreement 2% --policy patience --json
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.calibration import calibrate as run
 
     table = joined(tables)
     if model is not None:
         table.check_model(fingerprint_of(model))
-    found = run(
-        table,
-        target_speedup=target_speedup,
-        max_drop=max_drop,
-        max_disagreement=max_disagreement,
-        metric=metric,
-        per_class=per_class,
-        policies=policy,
-        name=name,
-    )
+    found = run(table, **o.passed(run, given))
     written = found.point.save(model) if model is not None else None
     if json:
         console.say_json({**calibration_json(found), "written": written and str(written)})
@@ -196,6 +187,7 @@ def evaluate(
       offramp evaluate my-offramp --data test.csv
       offramp evaluate my-offramp -d test.csv --point fast --no-speed --json
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.data import load_examples
     from offramp.engines import record as run
@@ -204,9 +196,7 @@ def evaluate(
     from offramp.tuning import speed_on
 
     predictor = Predictor.load(folder, point, device=device, dtype=dtype)
-    rows = load_examples(
-        data, split=split, text=text, text_pair=text_pair, label=label, max_rows=max_rows
-    )
+    rows = load_examples(data, **o.passed(load_examples, given))
     with tempfile.TemporaryDirectory() as place:
         table = run(
             predictor.model,

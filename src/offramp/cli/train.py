@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,40 +62,13 @@ def train(
       offramp train my-encoder -d train.tsv --text sentence --label gold -o out --epochs 2
       torchrun --nproc-per-node 2 -m offramp train roberta-base -d train.jsonl -o out
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
-    given = training_options(
-        epochs=epochs,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=head_learning_rate,
-        gradient_accumulation=gradient_accumulation,
-        bf16=bf16,
-        seed=seed,
-        checkpoint_minutes=checkpoint_minutes,
-        report_to=report_to,
-        quiet=quiet,
-    )
+    options = training_options(given)
     check_pooling(pooling)
     from offramp.training import train as run
 
-    run(
-        model,
-        data,
-        output,
-        method=method,
-        pooling=pooling,  # type: ignore[arg-type]
-        as_released=as_released,
-        options=given,
-        problem_type=problem_type,
-        fresh_head=fresh_head,
-        max_length=max_length,
-        split=split,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        max_rows=max_rows,
-    )
+    run(model, options=options, **o.passed(run, given))
     if method != "plain":
         say_next(output)
 
@@ -132,44 +106,28 @@ def attach(
       offramp attach my-classifier --data texts.csv --output my-classifier-offramp
       offramp attach my-classifier -d texts.jsonl.gz -o out --pooling mean --max-rows 20000
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
-    given = training_options(
-        epochs=epochs,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        bf16=bf16,
-        seed=seed,
-        cache_limit=None if cache_limit is None else int(cache_limit * 1e9),
-        checkpoint_minutes=checkpoint_minutes,
-        report_to=report_to,
-        quiet=quiet,
-    )
+    options = training_options(given)
     check_pooling(pooling)
     from offramp.training import attach as run
 
-    run(
-        model,
-        data,
-        output,
-        pooling=pooling,  # type: ignore[arg-type]
-        options=given,
-        max_length=max_length,
-        split=split,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        max_rows=max_rows,
-    )
+    run(model, options=options, **o.passed(run, given))
     say_next(output)
 
 
-def training_options(**given: Any) -> TrainOptions:
-    """Those options that were given, checked. Raises ConfigError."""
+def training_options(given: Mapping[str, Any]) -> TrainOptions:
+    """Those training options that were given, checked. Raises ConfigError."""
     from offramp.storage import parse_document
     from offramp.training import TrainOptions
 
-    known = {name: value for name, value in given.items() if value is not None}
+    known = {
+        name: value
+        for name, value in given.items()
+        if name in TrainOptions.model_fields and value is not None
+    }
+    if "cache_limit" in known:
+        known["cache_limit"] = int(known["cache_limit"] * 1e9)
     return parse_document(TrainOptions, known, "Training options")
 
 

@@ -28,7 +28,7 @@ def tune(
     max_disagreement: o.MaxDisagreement = None,
     metric: o.Metric = None,
     per_class: o.PerClass = False,
-    policy: o.Policies = None,
+    policies: o.Policies = None,
     name: o.Name = "default",
     eval_data: Annotated[
         str | None,
@@ -76,42 +76,13 @@ def tune(
       offramp tune my-classifier --data train.csv --eval-data held-out.csv --target-speedup 2
       offramp tune my-classifier --data unlabelled.jsonl --max-disagreement 2%
     """
+    given = dict(locals())
     console.setup(quiet, verbose)
-    options = training_options(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-        cache_limit=None if cache_limit is None else int(cache_limit * 1e9),
-        quiet=quiet,
-    )
+    options = training_options(given)
     check_pooling(pooling)
     from offramp.tuning import tune as run
 
-    done = run(
-        model,
-        data,
-        output,
-        target_speedup=target_speedup,
-        max_drop=max_drop,
-        max_disagreement=max_disagreement,
-        metric=metric,
-        per_class=per_class,
-        policies=policy,
-        name=name,
-        eval_data=eval_data,
-        eval_split=eval_split,
-        tune_share=tune_share,
-        seed=seed,
-        pooling=pooling,  # type: ignore[arg-type]
-        options=options,
-        device=device,
-        speed=speed,
-        split=split,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        max_rows=max_rows,
-    )
+    done = run(**o.passed(run, given), options=options)
     if json:
         console.say_json(_as_json(done))
     else:
