@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,8 +11,7 @@ Batch = Mapping[str, Tensor]
 """What a tokenizer gives: input_ids, attention_mask, perhaps token_type_ids; (rows, tokens)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(NamedTuple):
     """Rows on their way through the layers.
 
     Attributes:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,7 @@ class Layout:
     row_inputs: tuple[str, ...] = ("attention_mask",)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """One recorded layer call: the module, its fixed arguments, and keys into Flow.inputs."""
 
     module: nn.Module
@@ -180,8 +180,10 @@ class EncoderBackbone:
     def layer(self, number: int, flow: Flow) -> Flow:
         """Run layer `number` (1-based) with the arguments the stock model gives it."""
         call: _Call = flow.constants[number - 1]
-        rows = {name: flow.inputs[key] for name, key in call.rows.items()}
-        hidden = call.module(flow.hidden, **call.fixed, **rows)
+        given = call.fixed
+        if call.rows:
+            given = {**given, **{name: flow.inputs[key] for name, key in call.rows.items()}}
+        hidden = call.module(flow.hidden, **given)
         return Flow(hidden, flow.mask, flow.inputs, flow.constants)
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
@@ -206,9 +208,9 @@ def _same(
     """Whether two layers get the very same arguments, as most encoders' layers do."""
     return (
         len(args) == len(other_args)
-        and kwargs.keys() == other_kwargs.keys()
-        and all(one is other for one, other in zip(args, other_args, strict=True))
-        and all(value is other_kwargs[name] for name, value in kwargs.items())
+        and all(map(operator.is_, args, other_args))
+        and list(kwargs) == list(other_kwargs)
+        and all(map(operator.is_, kwargs.values(), other_kwargs.values()))
     )
 
 

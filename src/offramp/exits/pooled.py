@@ -81,8 +81,9 @@ class PooledExit(nn.Module):
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
         if self.training:
-            pooled = self.dropout(pooled)
-        return self.classifier(pooled)
+            return self.classifier(self.dropout(pooled))
+        # `forward` because a module's call costs more than this small product itself
+        return self.classifier.forward(pooled)
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None

@@ -166,9 +166,10 @@ def decide(
     Decisions are made in fp32 whatever the compute dtype. At the last layer every row
     leaves. A row with a non-finite score leaves as bad.
     """
-    # signals as well: an exit table holds them in fp32, and a replay must decide alike
-    signals = {name: signal.float() for name, signal in output.signals.items()}
-    output = ExitOutput(output.scores.float(), signals)
+    if output.signals or output.scores.dtype != torch.float32:
+        # signals as well: an exit table holds them in fp32, and a replay must decide alike
+        signals = {name: signal.float() for name, signal in output.signals.items()}
+        output = ExitOutput(output.scores.float(), signals)
     leave, answer, state = policy.step(state, layer, output)
     bad = _broken(output.scores)
     if last:
