@@ -1,6 +1,6 @@
 """Is a layer saved time saved? The torch engine against the stock model, on real lengths.
 
-    python benchmarks/bench_engine.py [--passes 9] [--rows 64] [--device cuda]
+    python benchmarks/bench_engine.py [--passes 9] [--rows 64] [--device cuda] [--only BERT-base]
 
 Two questions, at batch 1 and 32, on the pretrained rxn-albert (reactions) and on ALBERT-base and
 BERT-base sized models (random weights, docstrings):
@@ -118,12 +118,15 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=9)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", help="one model, such as BERT-base")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {given.device}, {torch.get_num_threads()} threads\n")
     heads = "model, batch, question, mean exit layer, cost reduction, speed-up [95 %], ideal"
     heads += ", realised share, full depth is, ms a row at full depth"
     print("| " + heads.replace(", ", " | ") + " |\n" + "|---" * 10 + "|")
     for name, stock, encoded in cases(given.rows):
+        if given.only not in (None, name):
+            continue
         model = MultiExitModel.from_stock(stock, ExitSpec()).eval().to(given.device)
         for size in (1, 32):
             batches = make_batches(encoded, size, given.device)

@@ -218,9 +218,9 @@ class Runner:
         devices = ["cpu"] if self.device == "cpu" else ["cpu", self.device]
         for device in devices:
             model = model.to(device)
-            for batch_size, count in ((1, 200), (32, 640)):
+            for batch_size, count in ((1, 64), (32, 160)):
                 batches = make_batches(rows, min(count, len(rows)), batch_size, device)
-                speed = measure_speed(TorchEngine(model), model, batches, policy, passes=7)
+                speed = measure_speed(TorchEngine(model), model, batches, policy, passes=5)
                 facts = {
                     "speed_up": speed.speed_up,
                     "interval": speed.interval,

@@ -172,11 +172,13 @@ def _tsv(path: Path, data: bytes) -> Source:
 
     Only LF ends a line; the CR before it belongs to the line end where the header has one.
     """
-    lines = _text(path, data).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if lines[0].endswith("\r"):
+    *lines, rest = _text(path, data).split("\n")
+    if lines and lines[0].endswith("\r"):
         lines = [line.removesuffix("\r") for line in lines]
+    if rest:  # a last line without an end
+        lines.append(rest)
+    if not lines:
+        raise DataError(f"{path}: the file is empty.")
     header, *rows = [line.split("\t") for line in lines]
     return _delimited(path, header, rows, list(range(2, len(lines) + 1)))
 

@@ -66,7 +66,7 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
 def _sizes(config: Any) -> Any:
     """The part of a config that its architecture reads; a note of the user's is no size."""
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return config
     default = CONFIG_MAPPING[model_type]()
     known = {*default.to_dict(), *default.attribute_map, "num_labels"}
