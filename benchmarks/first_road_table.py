@@ -20,8 +20,9 @@ same. `attach` starts from the plain fine-tune and leaves it frozen. Every thres
 `tune` within 4 % of the wanted cost reduction (the nearest where there is none, as for `fixed`);
 dev was recorded once per model and only read.
 **One seed each: differences within the interval of a score (about 1.96 x the standard error, given
-beside the full-depth score) mean nothing.** Cost reduction is counted FLOPs, not time; the measured
-speed-up of these chosen policies is not on this page yet (`--part speed` adds it).
+beside the full-depth score) mean nothing.** Cost reduction is counted FLOPs, not time. The speed-up
+of the chosen policy was measured on 2 cores of a machine that was busy with other jobs; where it
+is missing, `--part speed` adds it.
 
 What it says, with one seed:
 
