@@ -65,10 +65,7 @@ class _Run:
         self.state: State = policy.start(rows)
         self.carry: Any = None
         self.where: Tensor | None = None  # original position of each running row; None = all
-        self.scores: Tensor | None = None
-        device = rows.ids.device
-        self.exit_layers = torch.zeros(self.count, dtype=torch.long, device=device)
-        self.bad = torch.zeros(self.count, dtype=torch.bool, device=device)
+        self.answers: Answers | None = None  # of the rows that have left
 
     def through(self, batch: Batch) -> Answers:
         flow = self.backbone.embed(batch)
@@ -88,25 +85,36 @@ class _Run:
             flow = self.backbone.take(flow, stay)
             self.state = take_tree(self.state, stay)
             self.carry = take_tree(self.carry, stay)
-        assert self.scores is not None  # every row left at the last layer
-        return Answers(self.scores, self.exit_layers, self.bad)
+        assert self.answers is not None  # every row left at the last layer
+        return self.answers
 
     def _answer(self, decision: Decision, layer: int) -> Tensor | None:
         """Write down the rows that leave; the rows that stay, or None where all stay."""
-        if not decision.leave.any():
-            return None
         leaving = decision.leave.nonzero().squeeze(1)
+        if leaving.numel() == 0:
+            return None
+        if leaving.numel() == self.count:  # all at once: so it is with every batch of one row
+            self.answers = _answers(decision.answer.float(), layer, decision.bad)
+            return leaving[:0]
         answer = decision.answer.index_select(0, leaving).float()
-        if self.scores is None:
-            self.scores = answer.new_zeros((self.count, answer.shape[1]))
+        if self.answers is None:
+            self.answers = _answers(answer.new_zeros((self.count, answer.shape[1])), 0, None)
         places = leaving if self.where is None else self.where.index_select(0, leaving)
-        self.scores.index_copy_(0, places, answer)
-        self.exit_layers.index_fill_(0, places, layer)
+        self.answers.scores.index_copy_(0, places, answer)
+        self.answers.exit_layers.index_fill_(0, places, layer)
         if decision.bad is not None:
-            self.bad.index_copy_(0, places, decision.bad.index_select(0, leaving))
+            self.answers.bad.index_copy_(0, places, decision.bad.index_select(0, leaving))
         stay = (~decision.leave).nonzero().squeeze(1)
         self.where = stay if self.where is None else self.where.index_select(0, stay)
         return stay
+
+
+def _answers(scores: Tensor, layer: int, bad: Tensor | None) -> Answers:
+    """Answers of rows that all left after `layer`."""
+    count, device = scores.shape[0], scores.device
+    if bad is None:
+        bad = torch.zeros(count, dtype=torch.bool, device=device)
+    return Answers(scores, torch.full((count,), layer, device=device), bad)
 
 
 def take_tree(tree: Any, rows: Tensor) -> Any:

@@ -61,7 +61,7 @@ class PooledExit(nn.Module):
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(rows, tokens, width) -> (rows, width)."""
         if self.spec.pooling == "cls":
-            return hidden[:, 0]
+            return hidden.select(1, 0)
         if self.spec.pooling == "pooler":
             return self._pooler(hidden)
         if self.spec.pooling == "mean":
@@ -81,7 +81,7 @@ class PooledExit(nn.Module):
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
         if self.training:
-            return self.classifier(self.dropout(pooled))
+            pooled = self.dropout(pooled)
         # `forward` because a module's call costs more than this small product itself
         return self.classifier.forward(pooled)
 

@@ -36,16 +36,17 @@ class _Confidence(EvidencePolicy):
         options = {"multi_label": problem_type == "multi_label_classification"}
         return [cls.model_validate(options)]
 
-    def _probabilities(self, scores: Tensor) -> Tensor:
-        """(rows, classes), or (rows, labels, 2) where each label is a yes/no question."""
-        if self.multi_label:
-            # not sigmoid: its vectorised and its scalar code differ in the last bit, so a row
-            # would depend on its place in the batch
-            scores = torch.stack((torch.zeros_like(scores), scores), dim=-1)
-        return torch.softmax(scores, dim=-1)
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        if not self.multi_label:
+            return self._sureness(torch.softmax(output.scores, dim=-1)), state
+        # each label is a yes/no question; not sigmoid: its vectorised and its scalar code
+        # differ in the last bit, so a row would depend on its place in the batch
+        questions = torch.stack((torch.zeros_like(output.scores), output.scores), dim=-1)
+        return self._sureness(torch.softmax(questions, dim=-1)).amin(dim=-1), state
 
-    def _least_sure(self, evidence: Tensor) -> Tensor:
-        return evidence.amin(dim=-1) if self.multi_label else evidence
+    def _sureness(self, probabilities: Tensor) -> Tensor:
+        """(..., classes) -> (...), larger where the answer is clearer."""
+        raise NotImplementedError
 
 
 @POLICIES.register("max_probability")
@@ -55,9 +56,8 @@ class MaxProbability(_Confidence):
     name = "max_probability"
     threshold: float = Field(default=0.9, ge=0)
 
-    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        best = self._probabilities(output.scores).amax(dim=-1)
-        return self._least_sure(best), state
+    def _sureness(self, probabilities: Tensor) -> Tensor:
+        return probabilities.amax(dim=-1)
 
 
 @POLICIES.register("margin")
@@ -67,9 +67,9 @@ class Margin(_Confidence):
     name = "margin"
     threshold: float = Field(default=0.8, ge=0)
 
-    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        top = self._probabilities(output.scores).topk(2, dim=-1).values
-        return self._least_sure(top[..., 0] - top[..., 1]), state
+    def _sureness(self, probabilities: Tensor) -> Tensor:
+        top = probabilities.topk(2, dim=-1).values
+        return top[..., 0] - top[..., 1]
 
 
 @POLICIES.register("entropy")
@@ -89,7 +89,5 @@ class Entropy(_Confidence):
     def with_bar(self, bar: float) -> Self:
         return self._with(threshold=max(-bar, 0.0))
 
-    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        probabilities = self._probabilities(output.scores)
-        entropy = torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
-        return self._least_sure(-entropy), state
+    def _sureness(self, probabilities: Tensor) -> Tensor:
+        return -torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
