@@ -21,8 +21,7 @@ same. `attach` starts from the plain fine-tune and leaves it frozen. Every thres
 dev was recorded once per model and only read.
 **One seed each: differences within the interval of a score (about 1.96 x the standard error, given
 beside the full-depth score) mean nothing.** Cost reduction is counted FLOPs, not time. The speed-up
-of the chosen policy was measured on 2 cores of a machine that was busy with other jobs; where it
-is missing, `--part speed` adds it.
+of the chosen policy was measured by `--part speed` on 4 quiet cores.
 
 What it says, with one seed:
 
