@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
-    ElectraConfig,
     PreTrainedModel,
+    RobertaPreLayerNormConfig,
 )
 
 from offramp import registry
@@ -28,11 +28,13 @@ from offramp.backbones import (
 from offramp.backbones.encoders import LAYOUTS
 from offramp.engines import TorchEngine
 from offramp.errors import ConfigError, ModelError
+from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.policies import Full
 from offramp.testing import (
     ARCHITECTURES,
     PROBLEM_TYPES,
+    RELATIVES,
     check_backbone,
     tiny_batch,
     tiny_stock,
@@ -51,6 +53,29 @@ def registered_for_this_test_only() -> Iterator[None]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_backbone_passes_the_conformance_check(arch: str, problem_type: str) -> None:
     check_backbone(tiny_stock(arch, problem_type))
+
+
+@pytest.mark.parametrize("arch", RELATIVES)
+def test_every_relative_passes_the_conformance_check(arch: str) -> None:
+    check_backbone(tiny_stock(arch))
+
+
+def test_a_modernbert_answers_from_the_pooling_its_config_names() -> None:
+    scores = []
+    for pooling in ("cls", "mean"):
+        stock = tiny_stock("modernbert")
+        stock.config.classifier_pooling = pooling
+        check_backbone(stock)
+        scores.append(stock(**tiny_batch(3)).logits)
+    assert not torch.equal(*scores)
+
+
+def test_exits_of_a_pre_norm_encoder_read_what_its_own_norm_leaves() -> None:
+    stock = tiny_stock("modernbert")
+    model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval()
+    flow = model.backbone.layer(1, model.backbone.embed(tiny_batch(3)))
+    read = model.exits["1"].pool(flow.hidden, flow.mask)
+    assert torch.equal(read, stock.model.final_norm(flow.hidden[:, 0]))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -126,72 +151,80 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
 # --- somebody else's architectures --------------------------------------------------------
 
 
-def _electra() -> PreTrainedModel:
+def _foreign() -> PreTrainedModel:
     torch.manual_seed(0)
-    config = ElectraConfig(
+    config = RobertaPreLayerNormConfig(
         vocab_size=176,
-        embedding_size=16,
         hidden_size=32,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=64,
+        max_position_embeddings=70,
         num_labels=3,
     )
     return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def _electra_pool(model: Any, hidden: Tensor) -> Tensor:
-    return torch.nn.functional.gelu(model.classifier.dense(hidden[:, 0]))
+def _pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.tanh(model.classifier.dense(hidden[:, 0]))
 
 
-def _electra_head(model: Any, pooled: Tensor) -> Tensor:
+def _head(model: Any, pooled: Tensor) -> Tensor:
     return model.classifier.out_proj(pooled)
 
 
-ELECTRA = Layout("electra.encoder.layer", _electra_pool, _electra_head, "classifier.dense")
+FOREIGN = Layout(
+    "roberta_prelayernorm.encoder.layer",
+    _pool,
+    _head,
+    "classifier.dense",
+    norm="roberta_prelayernorm.LayerNorm",
+    positions_from_padding=True,
+)
 
 
 def test_an_encoder_is_added_by_saying_where_it_keeps_its_parts() -> None:
-    with pytest.raises(ModelError, match=r"Architecture 'electra' is not supported\."):
-        make_backbone(_electra())
-    register_layout("electra", ELECTRA)
-    check_backbone(_electra())
-    model = MultiExitModel.from_stock(_electra()).eval()
+    name = "roberta-prelayernorm"
+    with pytest.raises(ModelError, match=rf"'{name}' is not supported.*docs/architecture.md"):
+        make_backbone(_foreign())
+    register_layout(name, FOREIGN)
+    check_backbone(_foreign())
+    model = MultiExitModel.from_stock(_foreign()).eval()
     answers = TorchEngine(model).run(tiny_batch(4), Full())
     assert answers.exit_layers.tolist() == [3] * 4
 
 
 def test_an_installed_package_adds_one_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint("electra", f"{__name__}:cut_electra", "offramp.backbone")
+    entry = EntryPoint("roberta-prelayernorm", f"{__name__}:cut_foreign", "offramp.backbone")
 
     def entry_points(group: str) -> list[EntryPoint]:
         return [entry] if group == "offramp.backbone" else []
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
-    assert "electra" in BACKBONES.names()
-    assert isinstance(make_backbone(_electra()), EncoderBackbone)
-    assert "electra" not in registry.Registry("policy").names()
+    assert "roberta-prelayernorm" in BACKBONES.names()
+    assert isinstance(make_backbone(_foreign()), EncoderBackbone)
+    assert "roberta-prelayernorm" not in registry.Registry("policy").names()
 
 
-def cut_electra(stock: PreTrainedModel) -> Backbone:
-    return EncoderBackbone(stock, ELECTRA)
+def cut_foreign(stock: PreTrainedModel) -> Backbone:
+    return EncoderBackbone(stock, FOREIGN)
 
 
 def test_a_name_is_taken_only_once() -> None:
     with pytest.raises(ConfigError, match="'bert' is already registered"):
-        register_layout("bert", ELECTRA)
+        register_layout("bert", FOREIGN)
 
 
 def test_a_layout_that_does_not_fit_says_what_is_wrong() -> None:
-    wrong = Layout("bert.encoder.layer", _electra_pool, _electra_head, "classifier.dense")
+    wrong = Layout("bert.encoder.layer", _pool, _head, "classifier.dense")
     with pytest.raises((ModelError, AttributeError), match=r"bert"):
-        EncoderBackbone(_electra(), wrong)
+        EncoderBackbone(_foreign(), wrong)
 
 
 def test_a_tensor_that_a_layout_does_not_describe_is_refused() -> None:
     layout = Layout(
         "bert.encoder.layer",
-        lambda model, hidden: hidden[:, 0],
+        lambda model, hidden, mask: hidden[:, 0],
         lambda model, pooled: model.classifier(pooled),
         "bert.pooler.dense",
         row_inputs=(),

@@ -313,6 +313,13 @@ def test_a_demand_that_makes_no_sense_is_refused(options, hint):
         calibrate(make_table(), **options)
 
 
+def test_a_drop_of_a_correlation_with_constant_labels_is_refused():
+    table = make_table(REGRESSION, labels=np.ones(600))
+    with pytest.raises(TableError, match="the same number"):
+        calibrate(table, max_drop=0.01, metric="pearson")
+    assert calibrate(table, max_drop=0.01, metric="neg_mae").point is not None
+
+
 def test_a_drop_without_labels_points_to_disagreement():
     with pytest.raises(TableError, match="max_disagreement"):
         calibrate(without_labels(make_table()), max_drop=0.01)

@@ -362,7 +362,7 @@ class Shares(_Wrapped):
 
     def run(self, batch: Any, policy: Policy, rows: Rows | None = None) -> Answers:
         self.policy = policy
-        time.sleep(0.001)
+        time.sleep(0.02)
         return self.inner.run(batch, self.policy, rows)
 
 

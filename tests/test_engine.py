@@ -16,6 +16,7 @@ from torch import Tensor
 
 from offramp.backbones import Batch
 from offramp.engines import Answers, TorchEngine, rows_of
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 from offramp.policies import (
@@ -417,3 +418,9 @@ def test_the_echo_model_notices_when_rows_are_mixed_up() -> None:
     _, carry = model.exit_at(1)(flow.hidden, None, None)
     with pytest.raises(AssertionError, match="other rows"):
         model.exit_at(2)(flow.hidden.flip(0), None, carry)
+
+
+def test_a_batch_without_rows_is_refused() -> None:
+    nothing = {"input_ids": torch.zeros(0, 4, dtype=torch.long)}
+    with pytest.raises(ConfigError, match="no rows"):
+        TorchEngine(tiny_model()).run(nothing, Full())

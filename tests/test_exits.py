@@ -18,7 +18,7 @@ from offramp.testing import tiny_batch, tiny_model, tiny_stock
 WIDTH = 8
 
 
-def first_token(hidden: Tensor) -> Tensor:
+def first_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return torch.tanh(hidden[:, 0])
 
 

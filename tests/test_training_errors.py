@@ -80,6 +80,15 @@ def test_a_model_is_not_written_over_its_source(run: Any, source: Path) -> None:
 
 
 @pytest.mark.parametrize("run", [train, attach])
+def test_a_model_is_not_written_over_another_stock_model(
+    run: Any, source: Path, tmp_path: Path
+) -> None:
+    other = save_tiny_stock(tmp_path / "other")
+    with pytest.raises(ConfigError, match="holds another model"):
+        run(source, examples(), other)
+
+
+@pytest.mark.parametrize("run", [train, attach])
 def test_an_output_that_cannot_be_written_is_found_before_the_work(
     run: Any, source: Path, tmp_path: Path
 ) -> None:

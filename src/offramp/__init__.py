@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from offramp.prediction.pipeline import pipeline
     from offramp.table import ExitTable
     from offramp.training import attach, train
+    from offramp.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "record",
     "train",
+    "tune",
 ]
 
 _HOME = {
@@ -57,6 +59,7 @@ _HOME = {
     "predict": "offramp.prediction",
     "record": "offramp.engines",
     "train": "offramp.training",
+    "tune": "offramp.tuning",
 }
 
 

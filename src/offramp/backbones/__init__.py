@@ -1,6 +1,7 @@
 """Models cut into embedding, layers and rest."""
 
 from offramp.backbones.base import Backbone, Batch, Flow, take_rows
+from offramp.backbones.deberta import DebertaBackbone
 from offramp.backbones.encoders import (
     BACKBONES,
     EncoderBackbone,
@@ -13,6 +14,7 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "Batch",
+    "DebertaBackbone",
     "EncoderBackbone",
     "Flow",
     "Layout",

@@ -41,6 +41,11 @@ class Backbone(Protocol):
     shared_weights: bool
     pooler: nn.Linear | None
 
+    @property
+    def max_length(self) -> int | None:
+        """Longest input in tokens, special tokens included, or None where nothing limits it."""
+        ...
+
     def embed(self, batch: Batch) -> Flow:
         """Everything before layer 1."""
         ...
@@ -57,12 +62,16 @@ class Backbone(Protocol):
         """Width of the hidden state after layer `number`."""
         ...
 
-    def pool(self, hidden: Tensor) -> Tensor:
-        """The model's own pooled vector: what its head reads, (rows, width)."""
+    def norm(self, hidden: Tensor) -> Tensor:
+        """What an exit reads: pre-norm layers leave a sum that the model norms at its end."""
         ...
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The model's own answer from the last hidden state, (rows, classes)."""
+    def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The model's own pooled vector of a normed state: what its head reads, (rows, width)."""
+        ...
+
+    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The model's own answer from the last hidden state as it is, (rows, classes)."""
         ...
 
 

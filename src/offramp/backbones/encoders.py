@@ -46,17 +46,26 @@ class Layout:
 
     Attributes:
         layers: path to the `nn.ModuleList` of layers.
-        pool: from the last hidden state to the vector the head's last linear layer reads.
-        head: from that vector to the scores.
+        pool: (model, normed hidden state, mask) to the vector the head's last linear layer reads.
+        head: (model, that vector) to the scores.
         pooler: path to the dense layer of the model's pooler.
-        row_inputs: names of layer arguments whose first axis is the row.
+        norm: path to what normalises the sum that pre-norm layers leave; None where each layer
+            ends with a norm of its own.
+        row_inputs: names of layer arguments whose first axis is the row: tensors, or tuples.
+        shared_inputs: names of tensor arguments that are the same for all rows.
+        returns_tuple: a layer returns a tuple whose first item is the hidden state.
+        positions_from_padding: positions count from `pad_token_id` + 1, as in RoBERTa.
     """
 
     layers: str
-    pool: Callable[[Any, Tensor], Tensor]
+    pool: Callable[[Any, Tensor, Tensor | None], Tensor]
     head: Callable[[Any, Tensor], Tensor]
     pooler: str
+    norm: str | None = None
     row_inputs: tuple[str, ...] = ("attention_mask",)
+    shared_inputs: tuple[str, ...] = ()
+    returns_tuple: bool = False
+    positions_from_padding: bool = False
 
 
 class _Call(NamedTuple):
@@ -64,31 +73,41 @@ class _Call(NamedTuple):
 
     module: nn.Module
     fixed: Mapping[str, Any]
-    rows: Mapping[str, str]
+    rows: Mapping[str, str | tuple[str, ...]]
+
+
+class _Recorder:
+    """Stands where a layer stood: notes its call and returns its input.
+
+    No module, because a module's call costs more.
+    """
+
+    def __init__(self, layer: nn.Module, log: threading.local, layout: Layout) -> None:
+        self._layer = layer
+        self._log = log
+        self._returns_tuple = layout.returns_tuple
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self._log.calls:
+            self._log.hidden = hidden
+        self._log.calls.append((self._layer, args, kwargs))
+        return (hidden, None) if self._returns_tuple else hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)  # ModernBERT asks a layer what attention it has
 
 
 class _Recorders(nn.Module):
-    """Stands where the list of layers stood; each item notes its call and returns its input.
+    """Stands where the list of layers stood."""
 
-    The items are plain functions, which cost less to call than modules.
-    """
-
-    def __init__(self, layers: nn.ModuleList, log: threading.local) -> None:
+    def __init__(self, layers: nn.ModuleList, log: threading.local, layout: Layout) -> None:
         super().__init__()
-        self._items = [self._recorder(layer, log) for layer in layers]
-
-    @staticmethod
-    def _recorder(layer: nn.Module, log: threading.local) -> Callable[..., Tensor]:
-        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            log.calls.append((layer, args, kwargs))
-            return hidden
-
-        return note
+        self._items = [_Recorder(layer, log, layout) for layer in layers]
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+    def __iter__(self) -> Iterator[_Recorder]:
         return iter(self._items)
 
     def __getitem__(self, index: Any) -> Any:
@@ -113,7 +132,7 @@ class EncoderBackbone:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model cuts its own layers; recorders would still point at the old ones."""
-        return EncoderBackbone, (self._stock, self._layout)
+        return type(self), (self._stock, self._layout)
 
     def _make_skeleton(self) -> nn.Module:
         """A shallow copy of the encoder with recorders for layers and no pooler."""
@@ -126,7 +145,7 @@ class EncoderBackbone:
             child = _shallow(node.get_submodule(name))
             node._modules[name] = child
             node = child
-        node._modules[path[-1]] = _Recorders(self.layers, self._log)
+        node._modules[path[-1]] = _Recorders(self.layers, self._log, self._layout)
         for name in ("pooler", "pooler_activation"):
             if name in root._modules:
                 root._modules[name] = None
@@ -136,7 +155,8 @@ class EncoderBackbone:
         """Run everything before layer 1 and note what each layer will need."""
         self._log.calls = []
         named = {name: value for name, value in batch.items() if name in self._accepts}
-        hidden = self._skeleton(**named, return_dict=True).last_hidden_state
+        self._skeleton(**named, return_dict=True)
+        hidden, self._log.hidden = self._log.hidden, None
         calls, self._log.calls = self._log.calls, []
         if len(calls) != self.depth:
             raise ModelError(
@@ -150,7 +170,7 @@ class EncoderBackbone:
                 constants.append(_Call(module, before.fixed, before.rows))
             else:
                 arguments = dict(zip(self._names, args, strict=False)) | kwargs
-                constants.append(self._describe(number, module, arguments, inputs))
+                constants.append(self._describe(number, module, arguments, inputs, len(hidden)))
         return Flow(hidden, batch.get("attention_mask"), inputs, constants)
 
     def _describe(
@@ -159,16 +179,22 @@ class EncoderBackbone:
         module: nn.Module,
         arguments: Mapping[str, Any],
         inputs: dict[str, Tensor],
+        count: int,
     ) -> _Call:
         """Sort one call's arguments into row inputs and the rest."""
         fixed: dict[str, Any] = {}
-        rows: dict[str, str] = {}
+        rows: dict[str, str | tuple[str, ...]] = {}
         for name, value in arguments.items():
-            if isinstance(value, Tensor) and name in self._layout.row_inputs:
-                rows[name] = f"{name}.{number}"
-                inputs[rows[name]] = value
-            elif value is None or isinstance(value, bool | int | float | str):
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain or name in self._layout.shared_inputs:
                 fixed[name] = value
+            elif name in self._layout.row_inputs and isinstance(value, Tensor | tuple):
+                leaves = value if isinstance(value, tuple) else (value,)
+                if count > 1 and all(leaf.shape[0] == 1 for leaf in leaves):
+                    fixed[name] = value  # one for all rows
+                    continue
+                keys = tuple(_keep(inputs, f"{name}.{number}.{i}", x) for i, x in enumerate(leaves))
+                rows[name] = keys if isinstance(value, tuple) else keys[0]
             else:
                 raise ModelError(
                     f"Layer {number} of '{self._stock.config.model_type}' takes a "
@@ -182,8 +208,10 @@ class EncoderBackbone:
         call: _Call = flow.constants[number - 1]
         given = call.fixed
         if call.rows:
-            given = {**given, **{name: flow.inputs[key] for name, key in call.rows.items()}}
+            given = {**given, **{name: _fetch(flow.inputs, key) for name, key in call.rows.items()}}
         hidden = call.module(flow.hidden, **given)
+        if self._layout.returns_tuple:
+            hidden = hidden[0]
         return Flow(hidden, flow.mask, flow.inputs, flow.constants)
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
@@ -192,11 +220,22 @@ class EncoderBackbone:
     def width(self, number: int) -> int:
         return int(self._stock.config.hidden_size)
 
-    def pool(self, hidden: Tensor) -> Tensor:
-        return self._layout.pool(self._stock, hidden)
+    @property
+    def max_length(self) -> int | None:
+        limit = getattr(self._stock.config, "max_position_embeddings", None)
+        if limit is None or not self._layout.positions_from_padding:
+            return limit
+        return int(limit) - self._stock.config.pad_token_id - 1
 
-    def head(self, hidden: Tensor) -> Tensor:
-        return self._layout.head(self._stock, self.pool(hidden))
+    def norm(self, hidden: Tensor) -> Tensor:
+        path = self._layout.norm
+        return hidden if path is None else self._stock.get_submodule(path)(hidden)
+
+    def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self._layout.pool(self._stock, hidden, mask)
+
+    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self._layout.head(self._stock, self.pool(self.norm(hidden), mask))
 
 
 def _same(
@@ -221,46 +260,118 @@ def _shallow(module: nn.Module) -> nn.Module:
     return clone
 
 
+def _keep(inputs: dict[str, Tensor], key: str, leaf: Tensor) -> str:
+    """Keep a tensor for later layers, once; the key it is found under."""
+    for known, other in inputs.items():
+        if other is leaf:
+            return known
+    inputs[key] = leaf
+    return key
+
+
+def _fetch(inputs: Mapping[str, Tensor], key: str | tuple[str, ...]) -> Any:
+    return inputs[key] if isinstance(key, str) else tuple(inputs[part] for part in key)
+
+
 def _linear_head(model: Any, pooled: Tensor) -> Tensor:
     return model.classifier(model.dropout(pooled))
 
 
-def _bert_pool(model: Any, hidden: Tensor) -> Tensor:
-    return model.bert.pooler(hidden)
+def _out_proj_head(model: Any, pooled: Tensor) -> Tensor:
+    return model.classifier.out_proj(model.classifier.dropout(pooled))
 
 
-def _albert_pool(model: Any, hidden: Tensor) -> Tensor:
+def _base_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return model.base_model.pooler(hidden)
+
+
+def _albert_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return model.albert.pooler_activation(model.albert.pooler(hidden[:, 0]))
 
 
-def _roberta_pool(model: Any, hidden: Tensor) -> Tensor:
+def _roberta_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     head = model.classifier
     return torch.tanh(head.dense(head.dropout(hidden[:, 0])))
 
 
-def _roberta_head(model: Any, pooled: Tensor) -> Tensor:
-    return model.classifier.out_proj(model.classifier.dropout(pooled))
+def _electra_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    head = model.classifier
+    return head.activation(head.dense(head.dropout(hidden[:, 0])))
 
 
-def _distilbert_pool(model: Any, hidden: Tensor) -> Tensor:
+def _distilbert_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return torch.relu(model.pre_classifier(hidden[:, 0]))
 
 
+def _modernbert_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if model.config.classifier_pooling == "cls":
+        return model.head(hidden[:, 0])
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.bool)
+    return model.head((hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+
+
+def _modernbert_head(model: Any, pooled: Tensor) -> Tensor:
+    return model.classifier(model.drop(pooled))
+
+
+ROTARY = ("attention_mask", "position_embeddings")
+
 LAYOUTS: dict[str, Layout] = {
-    "bert": Layout("bert.encoder.layer", _bert_pool, _linear_head, "bert.pooler.dense"),
+    "bert": Layout("bert.encoder.layer", _base_pool, _linear_head, "bert.pooler.dense"),
     "albert": Layout(
         "albert.encoder.albert_layer_groups", _albert_pool, _linear_head, "albert.pooler"
     ),
-    "roberta": Layout("roberta.encoder.layer", _roberta_pool, _roberta_head, "classifier.dense"),
     "distilbert": Layout(
         "distilbert.transformer.layer", _distilbert_pool, _linear_head, "pre_classifier"
     ),
+    "electra": Layout("electra.encoder.layer", _electra_pool, _out_proj_head, "classifier.dense"),
+    "ernie": Layout("ernie.encoder.layer", _base_pool, _linear_head, "ernie.pooler.dense"),
+    "modernbert": Layout(
+        "model.layers",
+        _modernbert_pool,
+        _modernbert_head,
+        "head.dense",
+        norm="model.final_norm",
+        row_inputs=ROTARY,
+    ),
+    "mpnet": Layout(
+        "mpnet.encoder.layer",
+        _roberta_pool,
+        _out_proj_head,
+        "classifier.dense",
+        row_inputs=("attention_mask", "position_bias"),
+        returns_tuple=True,
+        positions_from_padding=True,
+    ),
+    "nomic_bert": Layout(
+        "nomic_bert.layers",
+        _base_pool,
+        _linear_head,
+        "nomic_bert.pooler.dense",
+        row_inputs=(*ROTARY, "position_ids"),
+    ),
+    "jina_embeddings_v3": Layout(
+        "roberta.layers", _roberta_pool, _out_proj_head, "classifier.dense", row_inputs=ROTARY
+    ),
+}
+LAYOUTS |= {
+    like_roberta: Layout(
+        "roberta.encoder.layer",
+        _roberta_pool,
+        _out_proj_head,
+        "classifier.dense",
+        positions_from_padding=True,
+    )
+    for like_roberta in ("roberta", "camembert", "xlm-roberta")
 }
 
 
-def register_layout(model_type: str, layout: Layout) -> None:
+def register_layout(
+    model_type: str, layout: Layout, kind: type[EncoderBackbone] = EncoderBackbone
+) -> None:
     """Support an encoder architecture by saying where it keeps its parts."""
-    BACKBONES.register(model_type, lambda stock: EncoderBackbone(stock, layout))
+    BACKBONES.register(model_type, lambda stock: kind(stock, layout))
 
 
 for _model_type, _layout in LAYOUTS.items():

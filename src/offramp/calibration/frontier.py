@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.errors import ConfigError, TableError
-from offramp.metrics import METRICS, Metric, class_recalls, default_metric, predictions, strayed
+from offramp.metrics import (
+    METRICS,
+    REGRESSION,
+    Metric,
+    class_recalls,
+    default_metric,
+    predictions,
+    strayed,
+)
 from offramp.policies import POLICIES, EvidencePolicy, Policy, make_policy
 from offramp.table import ExitTable, evidence_matrix, executed_cost, histogram, replay, sweep
 from offramp.table.store import Array
@@ -93,6 +101,14 @@ class Judge:
         self._rows = np.arange(self.table.rows)
         self._costs: dict[tuple[bool, ...], tuple[Array, float]] = {}
         self.full_score = self._score(self._full)
+
+    @property
+    def correlates_with_nothing(self) -> bool:
+        """Whether the metric is a correlation and all labels are the same number."""
+        labels, metric = self.table.labels, self.metric
+        if labels is None or metric is None or metric.problem_types != (REGRESSION,):
+            return False
+        return metric.bounded and bool((labels == labels[0]).all())
 
     def measure(self, policy: Policy) -> Outcome:
         """What this policy does, by replay."""

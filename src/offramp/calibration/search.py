@@ -109,6 +109,11 @@ def _check_target(target: Target, judge: Judge) -> None:
             "max_drop needs labels, but the table has none. Use max_disagreement, which "
             "compares with full depth, or record rows with labels."
         )
+    if target.kind == "max_drop" and judge.correlates_with_nothing:
+        raise TableError(
+            "max_drop needs labels that differ; all labels of the table are the same number, "
+            "with which nothing correlates."
+        )
     bounded = {
         "target_speedup": False,
         "max_drop": judge.metric is not None and judge.metric.bounded,

@@ -77,7 +77,7 @@ def predict(
     summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)
     if json:
         console.say_json(_as_json(summary))
-    else:
+    elif not quiet:
         _show(summary)
 
 

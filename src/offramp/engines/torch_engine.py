@@ -44,10 +44,13 @@ class TorchEngine:
             rows: ids and lengths for policies that read them.
 
         Raises:
-            ConfigError: the model is in training mode, where dropout makes answers random.
+            ConfigError: the model is in training mode, where dropout makes answers random, or
+                there are no rows.
         """
         if getattr(self.model, "training", False):
             raise ConfigError("The model is in training mode. Call model.eval() first.")
+        if not len(batch["input_ids"]):
+            raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(batch["input_ids"].device)
         return _Run(self.backbone, self.exits, policy, rows).through(batch)
 

@@ -35,22 +35,33 @@ class ExitSpec(Strict):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
+
+
 class PooledExit(nn.Module):
-    """Pool, optionally a dense layer with tanh, dropout, linear.
+    """Pool what the backbone's norm leaves, optionally a dense layer with tanh, dropout, linear.
 
     Args:
         spec: see `ExitSpec`.
         width: of the hidden state it reads.
         num_scores: classes, labels, or 1 for regression.
         pooler: the backbone's `pool`; only used with pooling `pooler`, never owned.
+        norm: the backbone's `norm`, never owned.
     """
 
     def __init__(
-        self, spec: ExitSpec, width: int, num_scores: int, pooler: Callable[[Tensor], Tensor]
+        self,
+        spec: ExitSpec,
+        width: int,
+        num_scores: int,
+        pooler: Callable[[Tensor, Tensor | None], Tensor],
+        norm: Callable[[Tensor], Tensor] = _as_it_is,
     ) -> None:
         super().__init__()
         self.spec = spec
         self._pooler = pooler
+        self._norm = norm
         if spec.pooling == "attention":
             self.query = nn.Linear(width, 1, bias=False)
             self.first = nn.Parameter(torch.zeros(1))
@@ -61,9 +72,10 @@ class PooledExit(nn.Module):
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(rows, tokens, width) -> (rows, width)."""
         if self.spec.pooling == "cls":
-            return hidden.select(1, 0)
+            return self._norm(hidden.select(1, 0))
+        hidden = self._norm(hidden)
         if self.spec.pooling == "pooler":
-            return self._pooler(hidden)
+            return self._pooler(hidden, mask)
         if self.spec.pooling == "mean":
             return mean_of_tokens(hidden, mask)
         return self._attend(hidden, mask)

@@ -81,8 +81,13 @@ class MultiExitModel(PreTrainedModel):
 
     def _make_exit(self, layer: int) -> PooledExit:
         spec = self.config.exit_spec()
-        width = self.backbone.width(layer)
-        made = PooledExit(spec, width, cast(int, self.config.num_labels), self.backbone.pool)
+        made = PooledExit(
+            spec,
+            self.backbone.width(layer),
+            cast(int, self.config.num_labels),
+            self.backbone.pool,
+            self.backbone.norm,
+        )
         for linear in (m for m in made.modules() if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=0.02)
             if linear.bias is not None:
@@ -108,16 +113,7 @@ class MultiExitModel(PreTrainedModel):
     @property
     def max_length(self) -> int | None:
         """Longest input in tokens, special tokens included, or None where nothing limits it."""
-        limit = getattr(self.stock.config, "max_position_embeddings", None)
-        if limit is None:
-            return None
-        # RoBERTa counts positions from the padding index on
-        offset = (
-            self.stock.config.pad_token_id + 1
-            if self.config.stock["model_type"] == "roberta"
-            else 0
-        )
-        return int(limit) - offset
+        return self.backbone.max_length
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
         """The exit after `layer` (1-based), see `offramp.exits.Exit`."""
@@ -126,7 +122,7 @@ class MultiExitModel(PreTrainedModel):
     def _full_depth_exit(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
     ) -> tuple[ExitOutput, Any]:
-        return ExitOutput(self.backbone.head(hidden)), carry
+        return ExitOutput(self.backbone.head(hidden, mask)), carry
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """Run every layer and every exit."""

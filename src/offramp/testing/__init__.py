@@ -10,9 +10,11 @@ from offramp.testing.engines import check_bookkeeping, check_engine
 from offramp.testing.methods import check_method
 from offramp.testing.policies import check_policy
 from offramp.testing.reference import random_outputs, spread_policies, walk
+from offramp.testing.road import check_road
 from offramp.testing.tiny import (
     ARCHITECTURES,
     PROBLEM_TYPES,
+    RELATIVES,
     save_tiny,
     save_tiny_stock,
     tiny_batch,
@@ -25,6 +27,7 @@ from offramp.testing.tiny import (
 __all__ = [
     "ARCHITECTURES",
     "PROBLEM_TYPES",
+    "RELATIVES",
     "EchoModel",
     "Scripted",
     "check_backbone",
@@ -32,6 +35,7 @@ __all__ = [
     "check_engine",
     "check_method",
     "check_policy",
+    "check_road",
     "echo_batch",
     "random_outputs",
     "save_tiny",

@@ -70,13 +70,18 @@ def _check_stepping(stock: PreTrainedModel, backbone: Backbone, batch: Batch, wh
     _exactly(flow.hidden, wanted[0], f"{who}: the embedding")
     for number in range(1, backbone.depth + 1):
         flow = backbone.layer(number, flow)
-        _exactly(flow.hidden, wanted[number], f"{who}: the hidden state after layer {number}")
+        # transformers gives the last state normed where the model norms it at its end
+        normed = number == backbone.depth and not torch.equal(flow.hidden, wanted[number])
+        state = backbone.norm(flow.hidden) if normed else flow.hidden
+        _exactly(state, wanted[number], f"{who}: the hidden state after layer {number}")
         width = backbone.width(number)
         ensure(
             flow.hidden.shape[-1] == width,
             f"{who}: width({number}) says {width}, the hidden state has {flow.hidden.shape[-1]}.",
         )
-    _exactly(backbone.head(flow.hidden), stock(**batch).logits, f"{who}: the head's answer")
+    _exactly(
+        backbone.head(flow.hidden, flow.mask), stock(**batch).logits, f"{who}: the head's answer"
+    )
 
 
 def _check_take(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: str) -> None:
@@ -91,7 +96,7 @@ def _check_take(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: s
         _exactly(part.hidden, flow.hidden[chosen], f"{who}: take() after layer {after}")
         for number in range(after + 1, backbone.depth + 1):
             part = backbone.layer(number, part)
-        gap = (backbone.head(part.hidden) - alone).abs().max().item()
+        gap = (backbone.head(part.hidden, part.mask) - alone).abs().max().item()
         ensure(
             gap <= BAND * max(1.0, alone.abs().max().item()),
             f"{who}: rows taken after layer {after} end {gap:.1e} away from their own answer.",

@@ -57,6 +57,7 @@ class EchoBackbone:
 
     shared_weights = False
     pooler: nn.Linear | None = None
+    max_length = None
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
@@ -80,10 +81,13 @@ class EchoBackbone:
     def width(self, number: int) -> int:
         return 2
 
-    def pool(self, hidden: Tensor) -> Tensor:
+    def norm(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden[:, 0]
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden[:, 0].float()
 
 

@@ -27,6 +27,12 @@ from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 
 ARCHITECTURES = ("bert", "roberta", "albert", "distilbert")
+"""One of each kind: plain, positions from padding, shared weights, names of its own."""
+RELATIVES = (
+    "camembert", "deberta-v2", "electra", "ernie", "jina_embeddings_v3", "modernbert", "mpnet",
+    "nomic_bert", "xlm-roberta",
+)  # fmt: skip
+"""The other text encoders that are supported."""
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MAX_TOKENS = 64
 _ROWS = 128
@@ -106,12 +112,33 @@ def _config(arch: str, problem_type: str, num_labels: int, layers: int) -> PreTr
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "num_hidden_layers": layers,
-        # RoBERTa counts positions from the padding index on
-        "max_position_embeddings": MAX_TOKENS + (arch == "roberta"),
+        # RoBERTa and its like count positions from the padding index on
+        "max_position_embeddings": MAX_TOKENS + (arch in _COUNT_FROM_PADDING),
     }
-    if arch == "albert":
-        sizes |= {"embedding_size": 16, "num_hidden_groups": 2, "inner_group_num": 2}
-    return AutoConfig.for_model(arch, **sizes, **common)
+    return AutoConfig.for_model(arch, **sizes, **_OWN.get(arch, {}), **common)
+
+
+_COUNT_FROM_PADDING = ("roberta", "camembert", "xlm-roberta", "mpnet")
+_OWN: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16, "num_hidden_groups": 2, "inner_group_num": 2},
+    "electra": {"embedding_size": 16},
+    "modernbert": {
+        "local_attention": 8,
+        "classifier_pooling": "mean",
+        **{f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")},
+    },
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "conv_kernel_size": 3,
+        "pooler_hidden_size": 32,
+    },
+}
+"""What makes an architecture itself."""
 
 
 @torch.no_grad()
@@ -127,7 +154,8 @@ def _widen(module: nn.Module, seed: int) -> None:
             part.weight.normal_(generator=draw)
         elif isinstance(part, nn.LayerNorm):
             part.weight.normal_(mean=1.0, std=0.2, generator=draw)
-            part.bias.normal_(std=0.2, generator=draw)
+            if part.bias is not None:
+                part.bias.normal_(std=0.2, generator=draw)
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def pooled_vectors(
             for view, found in zip(views, vectors, strict=True):
                 found.append(view.exits[str(layer)].pool(flow.hidden, flow.mask))  # type: ignore[operator]
     pooled = [torch.stack(found, dim=1).float() for found in vectors]
-    return pooled, first.backbone.head(flow.hidden).float()
+    return pooled, first.backbone.head(flow.hidden, flow.mask).float()
 
 
 def _classes(model: MultiExitModel) -> int:

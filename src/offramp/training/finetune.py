@@ -90,7 +90,7 @@ def train(
     check_pooling(pooling)
     check_here(chosen)
     path, target = resolve(source), Path(output)
-    check_output(target, path)
+    check_output(target, path, plain=method == PLAIN)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
     if "label" not in dataset.column_names:
         raise DataError(

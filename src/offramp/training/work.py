@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import offramp
 from offramp.errors import ConfigError, OutputError
+from offramp.model.folder import CONFIG, is_ours
 from offramp.storage import (
     Strict,
     fingerprint,
@@ -146,8 +147,11 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
     return True
 
 
-def check_output(output: Path, source: Path) -> None:
-    """Raise now if a folder cannot be written there, not after hours of training."""
+def check_output(output: Path, source: Path, plain: bool = False) -> None:
+    """Raise now if a folder cannot be written there, not after hours of training.
+
+    Only a `plain` result, which is a stock model, may take the place of a stock model.
+    """
     output = output.absolute()
     if output.resolve() == source.resolve():
         raise ConfigError(f"{output} is the model that is to be read. Give another folder.")
@@ -155,6 +159,8 @@ def check_output(output: Path, source: Path) -> None:
         raise ConfigError(f"{output} is the folder you are in, or holds it. Name one of its own.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; give a folder for the model.")
+    if not plain and (output / CONFIG).is_file() and not is_ours(output):
+        raise ConfigError(f"{output} holds another model. Give another folder, or remove it first.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}."):

@@ -1,0 +1,103 @@
+"""What every supported classifier must do: the whole road, on a handful of texts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from offramp.calibration import calibrate
+from offramp.engines import record
+from offramp.model import MultiExitModel
+from offramp.prediction import predict
+from offramp.table import ExitTable, replay
+from offramp.testing.reference import ensure
+from offramp.testing.tiny import tiny_texts
+from offramp.training import TrainOptions, attach, train
+
+_ROWS = 40
+_OPTIONS = TrainOptions(max_steps=2, batch_size=8, quiet=True)
+
+
+def check_road(source: str | Path) -> None:
+    """Take a stock classifier through train, attach, record, calibrate, predict, save, reload.
+
+    Args:
+        source: a folder with a tokenizer; it is not changed.
+
+    Raises:
+        AssertionError: saying where the road breaks.
+        OfframpError: a part of it refuses the model.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        _check_train(Path(source), folder / "train")
+        _check_attach(Path(source), folder / "attach")
+        table = _check_record(folder / "attach", folder / "table")
+        _check_predict(folder / "attach", table)
+        _check_save(folder / "attach", folder / "again")
+
+
+def _labels(model: MultiExitModel) -> list[Any]:
+    count = model.stock.num_labels
+    if model.problem_type == "regression":
+        return [0.1 * row for row in range(_ROWS)]
+    if model.problem_type == "multi_label_classification":
+        return [[(row + label) % 2 for label in range(count)] for row in range(_ROWS)]
+    return [row % count for row in range(_ROWS)]
+
+
+def _check_train(source: Path, output: Path) -> None:
+    before = MultiExitModel.from_pretrained(source)
+    rows = Dataset.from_dict({"text": tiny_texts(_ROWS), "label": _labels(before)})
+    after = train(source, rows, output, pooling="mean", options=_OPTIONS)
+    old, new = before.stock.state_dict(), after.stock.state_dict()
+    ensure(any(not torch.equal(new[name], old[name]) for name in old), "train changes no weight.")
+    _check_loads(output, after)
+
+
+def _check_attach(source: Path, output: Path) -> None:
+    before = MultiExitModel.from_pretrained(source)
+    rows = Dataset.from_dict({"text": tiny_texts(_ROWS)})
+    after = attach(source, rows, output, pooling="mean", options=_OPTIONS)
+    old, new = before.stock.state_dict(), after.stock.state_dict()
+    ensure(
+        all(torch.equal(new[name], old[name]) for name in old),
+        "attach changes a weight of the classifier, which is to stay frozen.",
+    )
+    _check_loads(output, after)
+
+
+def _check_loads(folder: Path, made: MultiExitModel) -> None:
+    loaded = MultiExitModel.from_pretrained(folder)
+    ensure(loaded.fingerprint() == made.fingerprint(), f"{folder.name}: other weights on loading.")
+
+
+def _check_record(folder: Path, path: Path) -> ExitTable:
+    model = MultiExitModel.from_pretrained(folder).eval()
+    rows = Dataset.from_dict({"text": tiny_texts(_ROWS, seed=1)})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    table = record(model, rows, path, "tune", tokenizer=tokenizer, progress=False)
+    ensure(table.rows == _ROWS, f"The table has {table.rows} of {_ROWS} rows.")
+    return table
+
+
+def _check_predict(folder: Path, table: ExitTable) -> None:
+    point = calibrate(table, target_speedup=1.5).point
+    point.save(folder)
+    answers = list(predict(folder, tiny_texts(_ROWS, seed=1)))
+    wanted = replay(table, point.build_policy()).exit_layers.tolist()
+    layers = [answer["exit_layer"] for answer in answers]
+    ensure(layers == wanted, f"Live exit layers {layers} are not those of the replay, {wanted}.")
+
+
+def _check_save(folder: Path, again: Path) -> None:
+    model = MultiExitModel.from_pretrained(folder)
+    model.save_pretrained(again, tokenizer=AutoTokenizer.from_pretrained(folder))
+    texts = tiny_texts(_ROWS, seed=1)
+    same = list(predict(folder, texts, point="full")) == list(predict(again, texts, point="full"))
+    ensure(same, "A model that is saved again answers otherwise.")
