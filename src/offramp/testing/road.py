@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -43,7 +43,7 @@ def check_road(source: str | Path) -> None:
 
 
 def _labels(model: MultiExitModel) -> list[Any]:
-    count = model.stock.num_labels
+    count = int(cast(Any, model.stock.num_labels))
     if model.problem_type == "regression":
         return [0.1 * row for row in range(_ROWS)]
     if model.problem_type == "multi_label_classification":
@@ -54,27 +54,20 @@ def _labels(model: MultiExitModel) -> list[Any]:
 def _check_train(source: Path, output: Path) -> None:
     before = MultiExitModel.from_pretrained(source)
     rows = Dataset.from_dict({"text": tiny_texts(_ROWS), "label": _labels(before)})
-    after = train(source, rows, output, pooling="mean", options=_OPTIONS)
-    old, new = before.stock.state_dict(), after.stock.state_dict()
-    ensure(any(not torch.equal(new[name], old[name]) for name in old), "train changes no weight.")
-    _check_loads(output, after)
+    train(source, rows, output, pooling="mean", options=_OPTIONS)
+    ensure(not _same_stock(before, output), "train changes no weight of the backbone.")
 
 
 def _check_attach(source: Path, output: Path) -> None:
     before = MultiExitModel.from_pretrained(source)
     rows = Dataset.from_dict({"text": tiny_texts(_ROWS)})
-    after = attach(source, rows, output, pooling="mean", options=_OPTIONS)
-    old, new = before.stock.state_dict(), after.stock.state_dict()
-    ensure(
-        all(torch.equal(new[name], old[name]) for name in old),
-        "attach changes a weight of the classifier, which is to stay frozen.",
-    )
-    _check_loads(output, after)
+    attach(source, rows, output, pooling="mean", options=_OPTIONS)
+    ensure(_same_stock(before, output), "attach changes a weight of the frozen classifier.")
 
 
-def _check_loads(folder: Path, made: MultiExitModel) -> None:
-    loaded = MultiExitModel.from_pretrained(folder)
-    ensure(loaded.fingerprint() == made.fingerprint(), f"{folder.name}: other weights on loading.")
+def _same_stock(before: MultiExitModel, folder: Path) -> bool:
+    new = MultiExitModel.from_pretrained(folder).stock.state_dict()
+    return all(torch.equal(new[name], old) for name, old in before.stock.state_dict().items())
 
 
 def _check_record(folder: Path, path: Path) -> ExitTable:
