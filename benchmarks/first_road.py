@@ -1,6 +1,6 @@
 """The first road on real data: fine-tune, hang exits on it, choose on `tune`, read dev once.
 
-    python benchmarks/first_road.py uspto_50k   (or sst2, stsb; --seed, --rows, --work, --part)
+    python benchmarks/first_road.py uspto_50k   (or sst2, mrpc ...; --seed, --rows, --work, --part)
 
 For each set: one plain fine-tune (the reference, and the start of `attach`), its learning rate
 the best of three on `tune` with an eighth of the rows; then `train` (PABEE's loss, from the
@@ -54,9 +54,13 @@ class Study:
     tune_share: float
     train_rows: int | None = None
     problem_type: str | None = None
+    train_file: str = "train.tsv.gz"
+    dev_file: str = "dev.tsv.gz"
     batch_size: int = 32
     learning_rates: tuple[float, ...] = (5e-5, 1e-4, 3e-4)
 
+
+PAIR = {"text": "sentence1", "text_pair": "sentence2", "label": "label"}
 
 STUDIES = {
     "uspto_50k": Study(
@@ -74,6 +78,17 @@ STUDIES = {
         epochs=4,
         tune_share=0.15,
         problem_type="regression",
+    ),
+    "mrpc": Study("minilm", PAIR, epochs=4, tune_share=0.2),
+    "rte": Study("minilm", PAIR, epochs=4, tune_share=0.2),
+    "sick": Study("minilm", PAIR, epochs=4, tune_share=0.15),
+    "20newsgroups": Study(
+        "minilm",
+        {"text": "text", "label": "label"},
+        epochs=2,
+        tune_share=0.1,
+        train_file="train.jsonl.gz",
+        dev_file="test.jsonl.gz",
     ),
 }
 
@@ -105,8 +120,8 @@ class Runner:
 
     def _load(self, name: str, rows: int | None) -> tuple[Dataset, Dataset, Dataset]:
         folder = SHARED / "data" / name
-        whole = load_examples(str(folder / "train.tsv.gz"), **self.study.columns)
-        dev = load_examples(str(folder / "dev.tsv.gz"), **self.study.columns)
+        whole = load_examples(str(folder / self.study.train_file), **self.study.columns)
+        dev = load_examples(str(folder / self.study.dev_file), **self.study.columns)
         whole, dropped = drop_overlap(whole, dev)
         share = self.study.tune_share
         parts = split_examples(whole, {"train": 1 - share, "tune": share}, self.seed)
