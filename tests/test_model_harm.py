@@ -240,8 +240,9 @@ def test_what_is_no_model_folder_is_refused_with_a_reason(
 
 
 def test_an_architecture_that_is_not_known_is_refused_with_the_nearest_name() -> None:
-    config = MultiExitConfig(stock={"model_type": "camembert", "num_hidden_layers": 1})
-    with pytest.raises(ModelError, match=r"'camembert' is not supported.*Supported: albert, bert"):
+    config = MultiExitConfig(stock={"model_type": "xlm-roberta-xl", "num_hidden_layers": 1})
+    said = r"'xlm-roberta-xl' is not supported.*Did you mean 'xlm-roberta'.*Supported: albert, bert"
+    with pytest.raises(ModelError, match=said):
         MultiExitModel(config)
 
 
