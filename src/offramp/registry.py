@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Generic, TypeVar
 
 from offramp.errors import ConfigError
@@ -63,5 +63,5 @@ class Registry(Generic[T]):
             )
         return self._items[name]
 
-    def _entry_points(self):  # type: ignore[no-untyped-def]
+    def _entry_points(self) -> EntryPoints:
         return entry_points(group=f"offramp.{self.kind.replace(' ', '_')}")

@@ -88,6 +88,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_document(path: Path, document: Strict) -> None:
+    """Write a document as JSON, whole or not at all; `read_document` reads it."""
     write_json(path, document.model_dump(mode="json"))
 
 
