@@ -31,6 +31,7 @@ COMMANDS = (
     "record",
     "calibrate",
     "evaluate",
+    "report",
     "info",
     "demo",
 )

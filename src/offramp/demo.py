@@ -30,17 +30,18 @@ from offramp.errors import ConfigError
 from offramp.evaluation import Evaluation, Speed, evaluate
 from offramp.policies import Policy
 from offramp.prediction import Predictor, pipeline
+from offramp.report import write_report
 from offramp.storage import Strict, read_document, whole_folder, write_document
 from offramp.table import ExitTable, replay
 from offramp.training import TrainOptions, train
-from offramp.tuning import speed_on
+from offramp.tuning import facts_of, speed_on
 
 logger = logging.getLogger("offramp")
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 SPLITS = {"train": "train", "tune": "validation", "test": "test"}
 MEASURED = ("tune", "test")
-START, MODEL = "untrained", "model"
+START, MODEL, REPORT = "untrained", "model", "report.html"
 OURS = (START, MODEL, f"{MODEL}.work", *MEASURED)
 
 
@@ -95,6 +96,7 @@ class Demo:
         baseline: TF-IDF and logistic regression.
         speed: on one thread.
         examples: rows that left early, in the middle and late.
+        report: one HTML file that shows all of it.
     """
 
     folder: Path
@@ -106,6 +108,7 @@ class Demo:
     evaluation: Evaluation
     speed: Speed
     examples: tuple[Example, ...]
+    report: Path
     seconds: float
 
     @property
@@ -143,8 +146,8 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
     _say(5, f"choosing a point on tune: at most {settings.max_disagreement:.0%} other answers")
     calibration = calibrate(tables["tune"], max_disagreement=settings.max_disagreement)
     calibration.point.save(folder / MODEL)
-    policy = calibration.point.build_policy()
     _say(6, "reading test, once, and measuring the clock")
+    speed = _speed(predictor, splits["test"], calibration.point.build_policy())
     return Demo(
         folder=folder / MODEL,
         resumed=resumed,
@@ -153,8 +156,17 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
         baseline=baseline,
         calibration=calibration,
         evaluation=evaluate(tables["test"], calibration.point),
-        speed=_speed(predictor, splits["test"], policy),
+        speed=speed,
         examples=_examples(folder / MODEL, splits["test"], tables["test"], calibration),
+        report=write_report(
+            folder / REPORT,
+            tables["test"],
+            calibration.point,
+            title="offramp demo",
+            rows=splits["test"],
+            speed=speed,
+            made=facts_of(predictor, speed, threads=1),
+        ),
         seconds=time.monotonic() - began,
     )
 

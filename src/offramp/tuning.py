@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy
 from offramp.prediction import Predictor
+from offramp.report import write_report
 from offramp.storage import Strict, read_document, write_document
 from offramp.table import ExitTable
 from offramp.training import TrainOptions, attach
@@ -42,6 +44,7 @@ from offramp.training.preparing import task_of, weights_fingerprint
 
 logger = logging.getLogger("offramp")
 
+Facts = dict[str, str]
 RECIPE = "tune.json"
 SPEED_ROWS, SPEED_BATCH, SPEED_PASSES, SPEED_SECONDS = 512, 32, 5, 20.0
 
@@ -75,6 +78,8 @@ class Tuned:
         table: the exit table the point was chosen on; `calibrate` chooses others in seconds.
         evaluation: the point on the rows it was chosen on.
         speed: measured on a sample of these rows; None if not asked for.
+        report: one HTML file that shows all of it; beside the folder, never in it, since it may
+            hold texts and the folder may be released.
     """
 
     folder: Path
@@ -82,6 +87,7 @@ class Tuned:
     calibration: Calibration
     evaluation: Evaluation
     speed: Speed | None
+    report: Path
 
 
 def tune(
@@ -104,6 +110,7 @@ def tune(
     options: TrainOptions | None = None,
     device: Any = None,
     speed: bool = True,
+    examples: bool = True,
     split: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
@@ -132,6 +139,7 @@ def tune(
         pooling, options: see `attach`.
         device: None is the first GPU, or the CPU where there is none.
         speed: also measure the speed-up.
+        examples: show some of the rows, with their texts, in the report.
         split, text, text_pair, label, max_rows: see `load_examples`.
 
     Raises:
@@ -180,7 +188,7 @@ def tune(
             options=(options or TrainOptions()).what_changes_weights(),
         )
         _attach(source, parts["train"], folder, wanted, options)
-    return _choose(folder, parts["tune"], demand, device, speed)
+    return _choose(folder, parts["tune"], demand, device, speed, examples)
 
 
 def _load(model: MultiExitModel, data: str | Path | Dataset, **columns: Any) -> Dataset:
@@ -196,8 +204,15 @@ def _unseen(others: Dataset, rows: Dataset) -> Dataset:
     return kept
 
 
-def _choose(folder: Path, rows: Dataset, demand: dict[str, Any], device: Any, speed: bool) -> Tuned:
-    """Record, calibrate, save the point and measure it."""
+def _choose(
+    folder: Path,
+    rows: Dataset,
+    demand: dict[str, Any],
+    device: Any,
+    speed: bool,
+    examples: bool,
+) -> Tuned:
+    """Record, calibrate, save the point, measure it and report."""
     predictor = Predictor.load(folder, "full", device=device)
     place = folder.with_name(f"{folder.name}.tune")
     table = _record(predictor, rows, place)
@@ -205,7 +220,33 @@ def _choose(folder: Path, rows: Dataset, demand: dict[str, Any], device: Any, sp
     found.point.save(folder)
     policy = found.point.build_policy()
     clock = speed_on(predictor, rows, policy) if speed and found.pays else None
-    return Tuned(folder, place, found, evaluate(table, found.point), clock)
+    report = write_report(
+        folder.with_name(f"{folder.name}.report.html"),
+        table,
+        found.point,
+        title=folder.name,
+        rows=rows,
+        examples=examples,
+        speed=clock,
+        made=facts_of(predictor, clock),
+    )
+    return Tuned(folder, place, found, evaluate(table, found.point), clock, report)
+
+
+def facts_of(predictor: Predictor, speed: Speed | None, threads: int | None = None) -> Facts:
+    """What a report says of the model, and of the machine if it was timed."""
+    model = predictor.model
+    facts = {
+        "architecture": f"{model.config.stock['model_type']}, "
+        f"{model.num_parameters() / 1e6:.1f} million parameters",
+        "method": model.config.method,
+    }
+    if speed is not None:
+        where = f"{platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
+        if model.device.type == "cuda":
+            where = torch.cuda.get_device_name(model.device)
+        facts["timed on"] = f"{where}, batches of up to {SPEED_BATCH} rows"
+    return facts
 
 
 def _cut(rows: Dataset, share: float, seed: int) -> dict[str, Dataset]:

@@ -93,7 +93,8 @@ def _show_next(done: Demo) -> None:
     table = done.folder.parent / "tune"
     console.say(
         "",
-        f"The model is in {done.folder} ({again}); this took {done.seconds:.0f} s. Try:",
+        f"The model is in {done.folder} ({again}); this took {done.seconds:.0f} s.",
+        f"All of it as a page: {done.report}. Try:",
         f'  offramp predict {done.folder} "Compute the eigenvalues of a sparse matrix."',
         f"  offramp calibrate {table} --model {done.folder} --target-speedup 3 --name fast",
         f"  offramp evaluate {done.folder} --data docstrings --split test --point fast",
@@ -115,5 +116,6 @@ def _as_json(done: Demo) -> dict[str, Any]:
         "layers_saved": done.layers_saved,
         "speed": report.speed_json(done.speed),
         "examples": [asdict(row) for row in done.examples],
+        "report": str(done.report),
         "seconds": done.seconds,
     }

@@ -13,6 +13,7 @@ import typer
 from offramp.cli import console
 from offramp.cli.demo import demo
 from offramp.cli.info import info
+from offramp.cli.page import report
 from offramp.cli.predict import predict
 from offramp.cli.tables import calibrate, evaluate, record
 from offramp.cli.train import attach, train
@@ -44,7 +45,7 @@ def _help(text: str) -> str:
     return "\n\n".join(p if "\n  " in p else p.replace("\n", " ") for p in paragraphs)
 
 
-for command in (tune, predict, train, attach, record, calibrate, evaluate, info, demo):
+for command in (tune, predict, train, attach, record, calibrate, evaluate, report, info, demo):
     app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)
 
 

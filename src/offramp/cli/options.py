@@ -171,6 +171,11 @@ Point = Annotated[
     str, typer.Option("--point", help="Operating point of the folder, or 'full' for full depth.")
 ]
 
+Examples = Annotated[
+    bool,
+    typer.Option("--examples/--no-examples", help="Show inputs with their texts in the report."),
+]
+
 Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1; else a GPU if there.", rich_help_panel=_RUN),

@@ -14,17 +14,9 @@ if TYPE_CHECKING:
 
 def policy_text(policy: Mapping[str, Any]) -> str:
     """'entropy (threshold 0.12)'."""
-    options = {
-        name: value
-        for name, value in policy.items()
-        if name != "name" and value is not None and not isinstance(value, bool)
-    }
-    said = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
-    return f"{policy['name']} ({said})" if said else str(policy["name"])
+    from offramp.report.words import policy_text
 
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return policy_text(policy)
 
 
 def outcome_facts(outcome: Outcome, problem_type: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ def tune(
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the wall clock, too.")
     ] = True,
+    examples: o.Examples = True,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -98,6 +99,7 @@ def _as_json(done: Tuned) -> dict[str, Any]:
         **calibration_json(done.calibration),
         "evaluation": done.evaluation.to_dict(),
         "speed": report.speed_json(done.speed),
+        "report": str(done.report),
     }
 
 
@@ -116,7 +118,8 @@ def _show(done: Tuned) -> None:
     point_option = "" if point.name == "default" else f" --point {point.name}"
     console.say(
         "",
-        f"{done.folder} is ready; {done.table} holds the recorded rows. Next:",
+        f"{done.folder} is ready; {done.table} holds the recorded rows.",
+        f"All of it as a page: {done.report}. Next:",
         f"  offramp predict {done.folder} --data NEW.csv --output answers.csv{point_option}",
         f"  offramp evaluate {done.folder} --data TEST.csv{point_option}",
     )

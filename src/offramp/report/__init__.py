@@ -1,5 +1,5 @@
 """One HTML file that shows what a policy is worth on recorded rows."""
 
-from offramp.report.page import write_report
+from offramp.report.page import check_price, write_report
 
-__all__ = ["write_report"]
+__all__ = ["check_price", "write_report"]

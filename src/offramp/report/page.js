@@ -244,7 +244,9 @@ const curveOf = (name) => data.curves.find((curve) => curve.name === name);
 byId("policy").addEventListener("change", () => { const { dots } = curveOf(byId("policy").value); look(dots[Math.floor(dots.length / 2)]); });
 byId("setting").addEventListener("input", () => look(curveOf(byId("policy").value).dots[byId("setting").value]));
 byId("back").addEventListener("click", back);
-byId("setting").max = data.curves[0].dots.length - 1;
+const start = data.curves.find((curve) => data.chosen && curve.name.startsWith(data.chosen.said)) || data.curves.at(-1);
+byId("policy").value = start.name;
+byId("setting").max = start.dots.length - 1;
 let seen = 0;
 function redraw() {
   if (window.innerWidth === seen) return;

@@ -67,7 +67,7 @@ def write_report(
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file, such as report.html.")
-    _check_price(price_per_hour, price_per_million, speed)
+    check_price(price_per_hour, price_per_million, speed is not None)
     figures = Figures(table, point, metric)
     groups = choose(figures, texts_by_id(rows, figures)) if examples else []
     price = Price.of(figures, speed, price_per_hour, price_per_million)
@@ -112,13 +112,14 @@ class Price:
         return cls("million", 1.0 if million is None else million, lines)
 
 
-def _check_price(hour: float | None, million: float | None, speed: Speed | None) -> None:
+def check_price(hour: float | None, million: float | None, timed: bool) -> None:
+    """At most one price, above 0; one per hour needs a clock. Raises ConfigError."""
     for given in (hour, million):
         if given is not None and not (math.isfinite(given) and given > 0):
             raise ConfigError(f"A price must be a number above 0, not {given:g}.")
     if hour is not None and million is not None:
         raise ConfigError("Give a price per hour or a price per million inputs, not both.")
-    if hour is not None and speed is None:
+    if hour is not None and not timed:
         raise ConfigError(
             "A price per hour needs measured times, and none were measured. Give a price per "
             "million inputs at full depth, or let the clock be measured."
@@ -190,7 +191,7 @@ def _data(figures: Figures, curves: Sequence[Curve]) -> dict[str, Any]:
         "rows": figures.table.rows,
         "metric": outcome.metric,
         "spread": figures.regression,
-        "chosen": None if outcome.policy.name == "full" else _dot(outcome, "chosen"),
+        "chosen": None if outcome.policy.name == "full" else _dot(outcome, outcome.policy.name),
         "curves": [
             {
                 "name": curve.name,
