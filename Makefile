@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint types walls bench-deps clean
+.PHONY: help demo test lint types walls style docs bench-deps clean
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -33,6 +33,13 @@ types: $(STAMP)  ## Mypy
 walls: $(STAMP)  ## Which room may import which
 	$(BIN)/lint-imports
 
+style: $(STAMP)  ## The figures of the house style over src/
+	$(BIN)/python tools/house_style.py
+
+docs: $(STAMP)  ## The documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/check_site.py build/site
+
 bench-deps: $(STAMP)  ## What the benchmarks need on top
 	$(PIP) --build-constraint constraints.txt --editable '.[bench]'
 
@@ -47,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
 	@$(PIP) pip
-	@$(PIP) --build-constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --build-constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import shlex
@@ -9,19 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import Said, write_csv
+from cli_support import Said
+from docs_support import ROOT, blocks, commands, missing_links, names, write_rows
 
-from offramp.testing import save_tiny_stock, tiny_texts
+from offramp.testing import save_tiny_stock
 
 pytest_plugins = ("cli_fixtures",)
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROWS = 250
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def test_the_python_example_runs_as_it_stands(
@@ -29,37 +25,14 @@ def test_the_python_example_runs_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny_stock("my-classifier")
-    Path("texts.csv").write_text("text\n" + "\n".join(tiny_texts(ROWS)) + "\n")
-    (example,) = blocks("python")
+    write_rows("texts.csv", seed=0)
+    (example,) = blocks(README, "python")
     assert len(example.strip().splitlines()) <= 11
     Path("example.py").write_text(example)
     runpy.run_path("example.py")
     out = capsys.readouterr().out
     assert "not a guarantee" in out
     assert len(re.findall(r"^label-\d 0\.\d+ \d$", out, re.MULTILINE)) == 2
-
-
-def commands() -> list[tuple[str, str]]:
-    """(command, the output the README shows) of all console blocks, in order."""
-    found = []
-    for block in blocks("console"):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            whole = part.replace("\\\n", " ")
-            command, _, output = whole.partition("\n")
-            found.append((command, output))
-    return found
-
-
-def names(output: str) -> set[str]:
-    """What a line is about: its words up to the first figure or gap."""
-    heads = (re.split(r"  |\d|:|\(", line.strip())[0].strip() for line in output.splitlines())
-    return {head for head in heads if re.fullmatch(r"[a-z][a-z -]+", head)}
-
-
-def write_rows(name: str, seed: int, labelled: bool = True) -> None:
-    texts = tiny_texts(ROWS, seed)
-    rows = [[text, f"label-{n % 3}"][: 1 + labelled] for n, text in enumerate(texts)]
-    write_csv(Path(name), rows, ("text", "label")[: 1 + labelled])
 
 
 def test_the_walk_through_runs_and_prints_what_is_shown(
@@ -69,10 +42,10 @@ def test_the_walk_through_runs_and_prints_what_is_shown(
     save_tiny_stock("my-classifier")
     save_tiny_stock("my-encoder")
     for seed, name in enumerate(("reviews.csv", "held-out.csv", "test.csv")):
-        write_rows(name, seed)
-    write_rows("new.csv", seed=9, labelled=False)
+        write_rows(name, seed, itertools.cycle(f"label-{n}" for n in range(3)))
+    write_rows("new.csv", seed=9)
     shown_commands = set()
-    for command, shown in commands():
+    for command, shown in commands(README):
         _, *arguments = shlex.split(command)
         shown_commands.add(arguments[0])
         if arguments[0] == "tune":
@@ -92,5 +65,4 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    assert missing_links(ROOT / "README.md") == []

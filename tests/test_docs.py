@@ -1,0 +1,154 @@
+"""Claims about docs/: its examples run as they stand, and its reference leaves nothing out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import runpy
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import Said, write_csv
+from docs_support import ROOT, ROWS, blocks, commands, missing_links, names, write_rows
+from transformers import AutoTokenizer
+
+import offramp as library
+from offramp.backbones import BACKBONES
+from offramp.cli.main import app
+from offramp.engines import record
+from offramp.methods import METHODS
+from offramp.metrics import METRICS
+from offramp.model import MultiExitModel
+from offramp.policies import POLICIES
+from offramp.registry import Registry
+from offramp.testing import save_tiny, save_tiny_stock, tiny_stock, tiny_texts, tiny_tokenizer
+
+pytest_plugins = ("cli_fixtures",)
+
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
+WITH_PYTHON = [name for name, path in PAGES.items() if blocks(path.read_text(), "python")]
+WITH_COMMANDS = [name for name, path in PAGES.items() if commands(path.read_text())]
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture(autouse=True)
+def registered_for_this_test_only() -> Iterator[None]:
+    registries: tuple[Registry, ...] = (BACKBONES, POLICIES, METHODS, METRICS)
+    before = [dict(registry._items) for registry in registries]
+    yield
+    for registry, items in zip(registries, before, strict=True):
+        registry._items.clear()
+        registry._items.update(items)
+
+
+def _save_encoder(folder: str) -> None:
+    """A pretrained encoder: no head yet."""
+    tiny_stock().base_model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def _write_pairs(name: str, seed: int) -> None:
+    rows = zip(tiny_texts(ROWS, seed), tiny_texts(ROWS, seed + 50), strict=True)
+    scored = [(one, other, len(one) / 40 + 0.1) for one, other in rows]
+    write_csv(Path(name), scored, ("sentence1", "sentence2", "score"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the models and rows that the pages name; the models are tiny."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_stock("my-classifier")
+    _save_encoder("my-encoder")
+    write_rows("texts.csv", seed=0)
+    for seed, name in enumerate(("reviews.csv", "held-out.csv", "test.csv")):
+        write_rows(name, seed, itertools.cycle(f"label-{n}" for n in range(3)))
+    for seed, name in enumerate(("pairs.csv", "held-out-pairs.csv", "test-pairs.csv")):
+        _write_pairs(name, seed)
+    return tmp_path
+
+
+def _add_results() -> None:
+    """What the pages on later steps find ready: a multi-exit model and its table."""
+    folder = save_tiny("my-offramp")
+    model = MultiExitModel.from_pretrained(folder)
+    rows = library.load_examples("held-out.csv")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    record(model, rows, "held-out.table", "tune", tokenizer=tokenizer, progress=False)
+
+
+MAKES_ITS_OWN = {"index.md": "my-offramp", "howto/resume.md": "my-offramp"}
+MAKES_ITS_TABLE = {"concepts/exit-table.md": "held-out.table"}
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs_as_it_stands(
+    page: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if page in MAKES_ITS_TABLE:
+        save_tiny("my-offramp")
+    elif page not in MAKES_ITS_OWN:
+        _add_results()
+    example = "\n".join(blocks(PAGES[page].read_text(), "python"))
+    Path("example.py").write_text(example)
+    with torch.random.fork_rng():
+        runpy.run_path("example.py")
+    printed = capsys.readouterr().out.strip()
+    assert bool(printed) == ("print(" in example)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_the_commands_of_a_page_run_and_print_what_is_shown(
+    page: str, place: Path, offramp: Callable[..., Said]
+) -> None:
+    _save_encoder(ENCODER)  # a folder of the name that is a hub id elsewhere
+    for command, shown in commands(PAGES[page].read_text()):
+        program, *arguments = shlex.split(command)
+        assert program == "offramp"
+        if "--max-drop" in arguments:
+            # these models know nothing, so early exit pays for a generous target only
+            arguments[arguments.index("--max-drop") + 1] = "30%"
+        if arguments[0] == "train":
+            arguments += ["--max-steps", "30", "--quiet"]
+        elif "docstrings" in arguments:
+            arguments += ["--max-rows", "200"]
+        said = offramp(*arguments)
+        assert said.code == 0, f"{command}: {said.err}"
+        missing = names(shown) - names(said.out)
+        assert not missing, f"{command}: {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    assert missing_links(PAGES[page]) == []
+
+
+def test_every_page_is_in_the_menu_or_in_the_list_of_results() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text()
+    results = PAGES["results/README.md"].read_text()
+    for name in PAGES:
+        listed = (
+            menu if not name.startswith("results/") else menu + results.replace("(", "(results/")
+        )
+        assert name in listed, name
+
+
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(PAGES[name].read_text() for name in PAGES if name.startswith("reference/"))
+    documented = set(re.findall(r"^::: \S+\.(\w+)$", pages, re.MULTILINE))
+    # the errors are shown as one module
+    assert set(library.__all__) - documented <= {"OfframpError", "__version__"}
+
+
+def test_the_reference_has_every_command() -> None:
+    page = PAGES["reference/cli.md"].read_text()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"`offramp {command.callback.__name__}`" in page
+
+
+def test_there_is_a_page_for_every_method() -> None:
+    assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(METHODS)
