@@ -43,6 +43,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Group:
+    """Rows that tell the same thing."""
+
     title: str
     why: str
     examples: tuple[Example, ...]

@@ -121,7 +121,7 @@ function draw() {
   const mark = data.chosen || data.full;
   add(svg, "circle", { class: "mark", cx: at[0](mark), cy: at[1](mark), r: 6 });
   add(svg, "text", {
-    x: at[0](mark), y: at[1](mark) + 22, "text-anchor": mark.cost > 0.8 ? "end" : "middle",
+    x: at[0](mark) + (mark.cost > 0.8 ? -4 : 10), y: at[1](mark) + 20, "text-anchor": mark.cost > 0.8 ? "end" : "start",
   }, data.chosen ? "chosen" : "full depth");
   if (tried) add(svg, "circle", { class: "hover", cx: at[0](tried), cy: at[1](tried), r: 9 });
   hover(svg, dots, at, width, height);
@@ -160,6 +160,7 @@ function hover(svg, dots, at, width, height) {
 
 // Trying a setting
 
+const hint = byId("tried").textContent;
 const heading = byId("which").textContent;
 const chosenLeft = [...byId("left").tBodies[0].rows].map((row) => [...row.cells].slice(1, 3).map((cell) => cell.textContent));
 const chosenBars = [...byId("left").querySelectorAll("i")].map((bar) => bar.style.width);
@@ -187,7 +188,7 @@ function show(cells, bars) {
 
 function back() {
   tried = null;
-  byId("tried").textContent = "";
+  byId("tried").textContent = hint;
   byId("which").textContent = heading;
   show(chosenLeft, chosenBars);
   draw();
@@ -233,7 +234,7 @@ byId("rate").addEventListener("input", () => {
   const rate = Number(byId("rate").value);
   for (const cell of document.querySelectorAll("[data-unit]")) {
     const cost = Number(cell.dataset.unit) * rate;
-    cell.textContent = Number.isFinite(cost) ? Number(cost.toPrecision(4)).toString() : "–";
+    cell.textContent = cost.toLocaleString("en", { maximumSignificantDigits: 4 });
   }
 });
 

@@ -20,7 +20,7 @@ from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Speed
 from offramp.report.examples import Group, choose, texts_by_id
 from offramp.report.figures import Curve, Figures, by_budget
-from offramp.report.words import options_text, policy_text
+from offramp.report.words import money, options_text, policy_text
 from offramp.storage import whole_file
 from offramp.table import ExitTable
 
@@ -229,6 +229,7 @@ def _pages() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.filters["money"] = money
     pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return pages
 

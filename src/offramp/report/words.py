@@ -34,5 +34,10 @@ def series_names(kinds: Sequence[Policy]) -> list[str]:
     return names
 
 
+def money(value: float) -> str:
+    """Four digits that count: '0.8985', '12,340'."""
+    return f"{float(f'{value:.4g}'):,.10g}"
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
