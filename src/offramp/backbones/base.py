@@ -40,6 +40,8 @@ class Backbone(Protocol):
     depth: int
     shared_weights: bool
     pooler: nn.Linear | None
+    norm: nn.Module | None
+    """Pre-norm layers leave a sum, which the model norms at its end; exits read it normed, too."""
 
     @property
     def max_length(self) -> int | None:
@@ -60,10 +62,6 @@ class Backbone(Protocol):
 
     def width(self, number: int) -> int:
         """Width of the hidden state after layer `number`."""
-        ...
-
-    def norm(self, hidden: Tensor) -> Tensor:
-        """What an exit reads: pre-norm layers leave a sum that the model norms at its end."""
         ...
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -88,9 +88,10 @@ class _Recorder:
         self._returns_tuple = layout.returns_tuple
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self._log.calls:
+        calls = self._log.calls
+        if not calls:
             self._log.hidden = hidden
-        self._log.calls.append((self._layer, args, kwargs))
+        calls.append((self._layer, args, kwargs))
         return (hidden, None) if self._returns_tuple else hidden
 
     def __getattr__(self, name: str) -> Any:
@@ -125,6 +126,7 @@ class EncoderBackbone:
         self.depth = int(stock.config.num_hidden_layers)
         self.shared_weights = len(self.layers) < self.depth
         self.pooler: nn.Linear | None = stock.get_submodule(layout.pooler)  # type: ignore[assignment]
+        self.norm = None if layout.norm is None else stock.get_submodule(layout.norm)
         # names of what a layer takes after the hidden state; all layers of a stack agree
         self._names = tuple(inspect.signature(self.layers[0].forward).parameters)[1:]
         self._skeleton = self._make_skeleton()
@@ -227,15 +229,12 @@ class EncoderBackbone:
             return limit
         return int(limit) - self._stock.config.pad_token_id - 1
 
-    def norm(self, hidden: Tensor) -> Tensor:
-        path = self._layout.norm
-        return hidden if path is None else self._stock.get_submodule(path)(hidden)
-
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._layout.pool(self._stock, hidden, mask)
 
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._layout.head(self._stock, self.pool(self.norm(hidden), mask))
+        normed = hidden if self.norm is None else self.norm(hidden)
+        return self._layout.head(self._stock, self.pool(normed, mask))
 
 
 def _same(

@@ -35,10 +35,6 @@ class ExitSpec(Strict):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-def _as_it_is(hidden: Tensor) -> Tensor:
-    return hidden
-
-
 class PooledExit(nn.Module):
     """Pool what the backbone's norm leaves, optionally a dense layer with tanh, dropout, linear.
 
@@ -47,7 +43,7 @@ class PooledExit(nn.Module):
         width: of the hidden state it reads.
         num_scores: classes, labels, or 1 for regression.
         pooler: the backbone's `pool`; only used with pooling `pooler`, never owned.
-        norm: the backbone's `norm`, never owned.
+        norm: the backbone's final norm, if it has one; never owned.
     """
 
     def __init__(
@@ -56,12 +52,12 @@ class PooledExit(nn.Module):
         width: int,
         num_scores: int,
         pooler: Callable[[Tensor, Tensor | None], Tensor],
-        norm: Callable[[Tensor], Tensor] = _as_it_is,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self._pooler = pooler
-        self._norm = norm
+        self._norm: Callable[[Tensor], Tensor] | None = None if norm is None else norm.__call__
         if spec.pooling == "attention":
             self.query = nn.Linear(width, 1, bias=False)
             self.first = nn.Parameter(torch.zeros(1))
@@ -72,8 +68,10 @@ class PooledExit(nn.Module):
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(rows, tokens, width) -> (rows, width)."""
         if self.spec.pooling == "cls":
-            return self._norm(hidden.select(1, 0))
-        hidden = self._norm(hidden)
+            first = hidden.select(1, 0)
+            return first if self._norm is None else self._norm(first)
+        if self._norm is not None:
+            hidden = self._norm(hidden)
         if self.spec.pooling == "pooler":
             return self._pooler(hidden, mask)
         if self.spec.pooling == "mean":

@@ -171,7 +171,9 @@ def decide(
         signals = {name: signal.float() for name, signal in output.signals.items()}
         output = ExitOutput(output.scores.float(), signals)
     leave, answer, state = policy.step(state, layer, output)
-    bad = _broken(output.scores)
+    # one sum says that all is finite in nearly every case
+    fine = math.isfinite(output.scores.sum().item())
+    bad = None if fine else _broken(output.scores)
     if last:
         leave = torch.ones_like(leave)
     elif bad is not None:
@@ -180,8 +182,6 @@ def decide(
 
 
 def _broken(scores: Tensor) -> Tensor | None:
-    """Rows with a non-finite score, or None: one sum says so in nearly every case."""
-    if math.isfinite(scores.sum().item()):
-        return None
+    """Rows with a non-finite score, or None; the sum of finite scores may overflow."""
     finite = torch.isfinite(scores).all(dim=-1)
     return None if finite.all() else ~finite

@@ -57,6 +57,7 @@ class EchoBackbone:
 
     shared_weights = False
     pooler: nn.Linear | None = None
+    norm: nn.Module | None = None
     max_length = None
 
     def __init__(self, depth: int) -> None:
@@ -80,9 +81,6 @@ class EchoBackbone:
 
     def width(self, number: int) -> int:
         return 2
-
-    def norm(self, hidden: Tensor) -> Tensor:
-        return hidden
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden[:, 0]
