@@ -99,8 +99,13 @@ def test_tune_takes_a_classifier_without_labels_to_answers(
     assert "ideal" in first.out or first.code == 3
     assert "offramp predict stock-offramp --data NEW.csv" in first.out
     assert "not a guarantee" in first.out
+    page = Path("stock-offramp.report.html")
+    assert str(page) in first.out
+    assert "Inputs, layer by layer" in page.read_text(encoding="utf-8")
 
-    again = offramp("tune", place / "stock", "-d", place / "texts.csv", *wish, "--no-speed")
+    again = offramp("tune", place / "stock", "-d", place / "texts.csv", *wish, "--no-speed",
+                    "--no-examples")  # fmt: skip
+    assert "Inputs, layer by layer" not in page.read_text(encoding="utf-8")
     assert "has these exits already" in again.err
     assert "holds these rows already" in again.err
 

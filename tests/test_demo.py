@@ -47,6 +47,7 @@ def test_the_demo_trains_chooses_on_tune_and_reads_test(first: Demo) -> None:
     assert 0 < first.baseline < 1
     assert first.speed.speed_up > 0
     assert 0 <= first.layers_saved < 1
+    assert first.report.is_file()
 
 
 def test_examples_leave_at_different_layers_early_ones_first(first: Demo) -> None:
@@ -73,7 +74,8 @@ def test_the_command_prints_every_figure(
     said = capsys.readouterr()
     for word in ("TF-IDF", "full depth", "chosen point", "at the point", "exit layers in use",
                  "layers saved", "cost reduction", "speed-up", "ideal", "layer  4",
-                 "exit layer 1", str(folder / "model"), "offramp predict"):  # fmt: skip
+                 "exit layer 1", str(folder / "model"), str(folder / "report.html"),
+                 "offramp predict"):  # fmt: skip
         assert word in said.out, word
     assert "Using the model of an earlier run" in said.err
     assert main(["demo", "--output", str(folder), "--json", "--quiet"]) == 0

@@ -55,7 +55,7 @@ def test_the_walk_through_runs_and_prints_what_is_shown(
         assert said.code == 0, f"{command}: {said.err}"
         missing = names(shown) - names(said.out)
         assert not missing, f"{command}: {missing}"
-    assert shown_commands == {"tune", "evaluate", "calibrate", "info", "predict", "train"}
+    assert shown_commands == {"tune", "evaluate", "calibrate", "info", "predict", "report", "train"}
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -197,13 +197,10 @@ function back() {
 // The exits
 
 function drawExits() {
-  const lines = [["score", data.metric, "--s0", ""], ["auroc", "AUROC", "--s1", "5 3"]]
+  const first = scored ? ["score", data.metric] : ["disagreement", "disagreement"];
+  const lines = [[...first, "--s0", ""], ["auroc", "AUROC", "--s1", "5 3"]]
     .map((line) => [...line, data.exits.filter((one) => one[line[0]] !== null)])
     .filter((line) => line[4].length);
-  if (!lines.length) {
-    byId("exit-chart").remove();
-    return;
-  }
   const values = lines.flatMap(([key, , , , dots]) => dots.map((dot) => dot[key]));
   const every = Math.ceil(data.exits.length / 16);
   const { svg, x, y, width } = axes(

@@ -202,7 +202,12 @@ def _data(figures: Figures, curves: Sequence[Curve]) -> dict[str, Any]:
         ],
         "full": {"score": outcome.full_score, "disagreement": 0.0, "cost": 1.0},
         "exits": [
-            {"layer": exit.layer, "score": exit.outcome.score, "auroc": exit.auroc}
+            {
+                "layer": exit.layer,
+                "score": exit.outcome.score,
+                "disagreement": exit.outcome.disagreement,
+                "auroc": exit.auroc,
+            }
             for exit in figures.exits()
         ],
     }
