@@ -34,8 +34,8 @@ What it says, with one seed:
   to come. At 1.5x and 2x no policy is told apart from `fixed` here.
 - STS-B: patience with a tolerance does not beat `fixed`; the chosen tolerance is so wide that
   everyone leaves at one layer.
-- MRPC: confidence policies keep full depth's score at 2x on `attach` (79.7), where `fixed` has 73.0;
-  patience loses 2.7 to 3.2 points near 1.5x.
+- MRPC: confidence policies keep full depth's score at 2x on `attach` (79.7), where `fixed` has
+  73.0; patience loses 2.7 to 3.2 points near 1.5x.
 - RTE: full depth itself is hardly above the larger class (53 %), so the set decides nothing for
   this model; 1,974 rows are too few for it.
 - PABEE's claim, patience as good as full depth at about 1.5x: within the interval of full depth on
