@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.backbones.base import Flow
-from offramp.backbones.encoders import EncoderBackbone, Layout, register_layout
+from offramp.backbones.encoders import EncoderBackbone, Layout, linear_head, register_layout
 
 
 class DebertaBackbone(EncoderBackbone):
@@ -36,14 +36,10 @@ def _pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return model.pooler(hidden)
 
 
-def _head(model: Any, pooled: Tensor) -> Tensor:
-    return model.classifier(model.dropout(pooled))
-
-
 LAYOUT = Layout(
     "deberta.encoder.layer",
     _pool,
-    _head,
+    linear_head,
     "pooler.dense",
     shared_inputs=("relative_pos", "rel_embeddings"),
     returns_tuple=True,

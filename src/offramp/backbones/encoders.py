@@ -272,7 +272,8 @@ def _fetch(inputs: Mapping[str, Tensor], key: str | tuple[str, ...]) -> Any:
     return inputs[key] if isinstance(key, str) else tuple(inputs[part] for part in key)
 
 
-def _linear_head(model: Any, pooled: Tensor) -> Tensor:
+def linear_head(model: Any, pooled: Tensor) -> Tensor:
+    """Scores of a head that ends with `dropout` and `classifier`."""
     return model.classifier(model.dropout(pooled))
 
 
@@ -317,15 +318,15 @@ def _modernbert_head(model: Any, pooled: Tensor) -> Tensor:
 ROTARY = ("attention_mask", "position_embeddings")
 
 LAYOUTS: dict[str, Layout] = {
-    "bert": Layout("bert.encoder.layer", _base_pool, _linear_head, "bert.pooler.dense"),
+    "bert": Layout("bert.encoder.layer", _base_pool, linear_head, "bert.pooler.dense"),
     "albert": Layout(
-        "albert.encoder.albert_layer_groups", _albert_pool, _linear_head, "albert.pooler"
+        "albert.encoder.albert_layer_groups", _albert_pool, linear_head, "albert.pooler"
     ),
     "distilbert": Layout(
-        "distilbert.transformer.layer", _distilbert_pool, _linear_head, "pre_classifier"
+        "distilbert.transformer.layer", _distilbert_pool, linear_head, "pre_classifier"
     ),
     "electra": Layout("electra.encoder.layer", _electra_pool, _out_proj_head, "classifier.dense"),
-    "ernie": Layout("ernie.encoder.layer", _base_pool, _linear_head, "ernie.pooler.dense"),
+    "ernie": Layout("ernie.encoder.layer", _base_pool, linear_head, "ernie.pooler.dense"),
     "modernbert": Layout(
         "model.layers",
         _modernbert_pool,
@@ -346,7 +347,7 @@ LAYOUTS: dict[str, Layout] = {
     "nomic_bert": Layout(
         "nomic_bert.layers",
         _base_pool,
-        _linear_head,
+        linear_head,
         "nomic_bert.pooler.dense",
         row_inputs=(*ROTARY, "position_ids"),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from offramp.cli import console
 from offramp.cli import options as o
-from offramp.cli.tables import fingerprint_of, joined
+from offramp.cli.tables import fingerprint_of, joined, recorded
 
 if TYPE_CHECKING:
     from offramp.calibration import OperatingPoint
@@ -130,7 +129,6 @@ def _of_tables(given: Mapping[str, Any]) -> Path:
 
 def _of_model(given: Mapping[str, Any]) -> Path:
     """From rows that are run through the model now."""
-    from offramp.engines import record
     from offramp.prediction import Predictor
     from offramp.report import write_report
     from offramp.tuning import facts_of, speed_on
@@ -139,15 +137,7 @@ def _of_model(given: Mapping[str, Any]) -> Path:
     predictor = Predictor.load(folder, given["point"], device=given["device"], dtype=given["dtype"])
     rows = _rows(given)
     early = predictor.policy.name != "full"
-    with tempfile.TemporaryDirectory() as place:
-        table = record(
-            predictor.model,
-            rows,
-            Path(place, "table"),
-            "test",
-            tokenizer=predictor.tokenizer,
-            progress=not given["quiet"],
-        )
+    with recorded(predictor, rows, given["quiet"]) as table:
         clock = speed_on(predictor, rows, predictor.policy) if given["speed"] and early else None
         return write_report(
             given["output"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,11 @@ from offramp.cli import console, report
 from offramp.cli import options as o
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from offramp.calibration import Calibration
     from offramp.evaluation import Evaluation, Speed
+    from offramp.prediction import Predictor
     from offramp.table import ExitTable
 
 NOT_WORTH_IT = 3
@@ -159,6 +164,22 @@ def fingerprint_of(folder: Path) -> str:
     return read_document(Manifest, folder / MANIFEST, ModelError).fingerprint
 
 
+@contextmanager
+def recorded(predictor: Predictor, rows: Dataset, quiet: bool) -> Iterator[ExitTable]:
+    """A table of rows to be read only, which is gone after the block."""
+    from offramp.engines import record as run
+
+    with tempfile.TemporaryDirectory() as place:
+        yield run(
+            predictor.model,
+            rows,
+            Path(place, "table"),
+            "test",
+            tokenizer=predictor.tokenizer,
+            progress=not quiet,
+        )
+
+
 def evaluate(
     folder: o.Folder,
     data: o.Data,
@@ -190,22 +211,13 @@ def evaluate(
     given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.data import load_examples
-    from offramp.engines import record as run
     from offramp.evaluation import evaluate as judge
     from offramp.prediction import Predictor
     from offramp.tuning import speed_on
 
     predictor = Predictor.load(folder, point, device=device, dtype=dtype)
     rows = load_examples(data, **o.passed(load_examples, given))
-    with tempfile.TemporaryDirectory() as place:
-        table = run(
-            predictor.model,
-            rows,
-            Path(place, "table"),
-            "test",
-            tokenizer=predictor.tokenizer,
-            progress=not quiet,
-        )
+    with recorded(predictor, rows, quiet) as table:
         done = judge(table, predictor.policy, metric)
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
