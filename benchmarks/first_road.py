@@ -190,7 +190,7 @@ class Runner:
         if path.is_dir():
             return ExitTable.open(path)
         rows = self.encoded(model, self.tune_rows if role == "tune" else self.dev_rows)
-        return record(model, rows, path, role, tokenizer=self.tokenizer, progress=False)
+        return record(model, rows, path, role, processor=self.tokenizer, progress=False)
 
     def exits(self, mode: str, path: Path) -> None:
         """Everything that is reported of one multi-exit model."""

@@ -367,7 +367,7 @@ def _saved(tmp_path_factory, point):
 @pytest.fixture(name="point", scope="module")
 def _point() -> OperatingPoint:
     return calibrate(
-        make_table(model_fingerprint="m1", tokenizer_fingerprint="t1"), max_drop="2%"
+        make_table(model_fingerprint="m1", processor_fingerprint="t1"), max_drop="2%"
     ).point
 
 

@@ -77,7 +77,7 @@ def _add_results() -> None:
     model = MultiExitModel.from_pretrained(folder)
     rows = library.load_examples("held-out.csv")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    record(model, rows, "held-out.table", "tune", tokenizer=tokenizer, progress=False)
+    record(model, rows, "held-out.table", "tune", processor=tokenizer, progress=False)
 
 
 MAKES_ITS_OWN = {"index.md": "my-offramp", "howto/resume.md": "my-offramp"}

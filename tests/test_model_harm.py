@@ -45,7 +45,7 @@ Tensors = dict[str, Tensor]
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder of ours; tests copy it before they harm it."""
     folder = tmp_path_factory.mktemp("ours") / "model"
-    tiny_model(layers=2).save_pretrained(folder, tokenizer=tiny_tokenizer())
+    tiny_model(layers=2).save_pretrained(folder, processor=tiny_tokenizer())
     return folder
 
 

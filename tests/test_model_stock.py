@@ -74,7 +74,7 @@ def test_a_model_in_training_mode_is_neither_run_nor_recorded(tmp_path: Path) ->
         TorchEngine(model).run(tiny_batch(2), Full())
     data = Dataset.from_dict({"text": tiny_texts(2)})
     with pytest.raises(ConfigError, match=r"model\.eval\(\)"):
-        record(model, data, tmp_path / "table", "tune", tokenizer=tiny_tokenizer())
+        record(model, data, tmp_path / "table", "tune", processor=tiny_tokenizer())
 
 
 @pytest.mark.parametrize("arch", ["roberta", "distilbert"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import offramp
 from offramp.calibration import OperatingPoint, calibrate
 from offramp.data import encode
-from offramp.engines import record, tokenizer_fingerprint
+from offramp.engines import processor_fingerprint, record
 from offramp.errors import ConfigError, DataError, ModelError, PointError
 from offramp.policies import Entropy, Fixed, Full, Margin, MaxProbability, Patience, Policy
 from offramp.prediction import Predictor, pipeline, predict
@@ -43,7 +43,7 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tiny(tmp_path_factory.mktemp("model") / "tiny")
     model, tokenizer = tiny_model(), tiny_tokenizer()
     dataset, _ = encode(Dataset.from_dict({"text": tiny_texts(300)}), tokenizer)
-    table = record(model, dataset, folder.parent / "table", "tune", tokenizer=tokenizer)
+    table = record(model, dataset, folder.parent / "table", "tune", processor=tokenizer)
     for name, target in (("default", 1.3), ("fast", 3.0)):
         point = calibrate(table, target_speedup=target).point
         point.model_copy(update={"name": name}).save(folder)
@@ -204,7 +204,7 @@ def test_a_point_of_another_model_is_refused(folder: Path) -> None:
         other.policy_of(point)
     wrong_tokenizer = tiny_tokenizer()
     wrong_tokenizer.add_tokens(["offramp"])
-    assert tokenizer_fingerprint(wrong_tokenizer) != point.tokenizer_fingerprint
+    assert processor_fingerprint(wrong_tokenizer) != point.processor_fingerprint
     with pytest.raises(PointError, match="was chosen for tokenizer"):
         Predictor(tiny_model(), wrong_tokenizer, point)
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from offramp.data import encode, encode_labels, infer_task, input_id
-from offramp.engines import TorchEngine, collate, cost_model, record, tokenizer_fingerprint
+from offramp.engines import TorchEngine, collate, cost_model, processor_fingerprint, record
 from offramp.errors import DataError, OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import (
@@ -41,7 +41,7 @@ def examples(arch: str = "bert", count: int = COUNT, labelled: bool = False) -> 
 
 
 def record_tiny(folder: Path, model: MultiExitModel, dataset: Dataset, **options) -> ExitTable:
-    options = {"role": "tune", "tokenizer": tiny_tokenizer(), "progress": False, **options}
+    options = {"role": "tune", "processor": tiny_tokenizer(), "progress": False, **options}
     return record(model, dataset, folder / "table", **options)
 
 
@@ -148,11 +148,11 @@ def test_examples_that_are_not_encoded_yet_are_encoded_for_the_model(tmp_path: P
 
 def test_the_tokenizer_has_one_name_however_it_was_used() -> None:
     tokenizer = tiny_tokenizer()
-    before = tokenizer_fingerprint(tokenizer)
+    before = processor_fingerprint(tokenizer)
     tokenizer(["a film", "a"], padding=True, truncation=True, max_length=8)
-    assert tokenizer_fingerprint(tokenizer) == before
+    assert processor_fingerprint(tokenizer) == before
     tokenizer.add_tokens(["offramp"])
-    assert tokenizer_fingerprint(tokenizer) != before
+    assert processor_fingerprint(tokenizer) != before
 
 
 def test_rows_that_recur_in_another_role_are_dropped_and_counted(

@@ -218,7 +218,7 @@ tokenizer = tiny_tokenizer()
 def start():
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    models[0].save_pretrained(folder, tokenizer=tokenizer)
+    models[0].save_pretrained(folder, processor=tokenizer)
     (folder / "notes.txt").write_text("mine")
     (folder / "points").mkdir()
     (folder / "points" / "old.json").write_text("{}")
@@ -240,7 +240,7 @@ def killed_at(step):
                 os.kill(os.getpid(), signal.SIGKILL)
     def work():
         sys.addaudithook(hook)
-        models[1].save_pretrained(folder, tokenizer=tokenizer)
+        models[1].save_pretrained(folder, processor=tokenizer)
     return os.waitstatus_to_exitcode(os.waitpid(child(work), 0)[1])
 
 def found():
@@ -266,7 +266,7 @@ def sweep():
 def forever():
     turn = 1
     while True:
-        models[turn].save_pretrained(folder, tokenizer=tokenizer)
+        models[turn].save_pretrained(folder, processor=tokenizer)
         turn = 1 - turn
 
 def random_kills(count):

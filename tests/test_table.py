@@ -72,7 +72,7 @@ def table_of(scores) -> ExitTable:
 
 def huge_header() -> TableHeader:
     """Valid, and of 4 petabytes."""
-    prints = ("model_fingerprint", "tokenizer_fingerprint", "data_fingerprint")
+    prints = ("model_fingerprint", "processor_fingerprint", "data_fingerprint")
     return TableHeader.plan(
         rows=10**9,
         depth=1000,

@@ -295,7 +295,7 @@ def test_plain_writes_an_ordinary_checkpoint_over_one_of_ours(tmp_path: Path) ->
 
 
 def test_a_model_with_exits_gets_no_fresh_head(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path / "ours", tokenizer=tiny_tokenizer())
+    tiny_model().save_pretrained(tmp_path / "ours", processor=tiny_tokenizer())
     with pytest.raises(ConfigError, match="exits for its own task"):
         train(tmp_path / "ours", examples(), tmp_path / "out", fresh_head=True)
 

@@ -282,7 +282,7 @@ def _config(settings: DemoSettings, pieces: int, labels: list[str]) -> BertConfi
 
 
 def _record(predictor: Predictor, rows: Dataset, path: Path, role: str) -> ExitTable:
-    return record(predictor.model, rows, path, role, tokenizer=predictor.tokenizer)
+    return record(predictor.model, rows, path, role, processor=predictor.processor)
 
 
 def _speed(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:

@@ -27,7 +27,7 @@ from offramp.data import (
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
 from offramp.data.tokens import encode_texts
-from offramp.engines import TorchEngine, collate, plan_batches, record, tokenizer_fingerprint
+from offramp.engines import TorchEngine, collate, plan_batches, processor_fingerprint, record
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
@@ -311,11 +311,11 @@ def _made_as(folder: Path, wanted: Recipe) -> bool:
 
 def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
     """The exit table of these rows, recorded unless it is there."""
-    model, tokenizer = predictor.model, predictor.tokenizer
+    model, tokenizer = predictor.model, predictor.processor
     wanted = {
         "role": "tune",
         "model_fingerprint": model.fingerprint(),
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "processor_fingerprint": processor_fingerprint(tokenizer),
         "data_fingerprint": data_fingerprint(rows),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
@@ -326,7 +326,7 @@ def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
             return table
     except OfframpError:
         pass
-    return record(model, rows, place, "tune", tokenizer=tokenizer)
+    return record(model, rows, place, "tune", processor=tokenizer)
 
 
 def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
@@ -347,12 +347,12 @@ def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
 def _batches(predictor: Predictor, rows: Dataset) -> list[Batch]:
     names = [name for name in ("text", "text_pair") if name in rows.column_names]
     texts = list(zip(*(rows[name][:] for name in names), strict=True))
-    tokens, _ = encode_texts(predictor.tokenizer, texts, predictor.max_length)
+    tokens, _ = encode_texts(predictor.processor, texts, predictor.max_length)
     lengths = [len(ids) for ids in tokens["input_ids"]]
     return [
         collate(
             {name: [ids[place] for place in places] for name, ids in tokens.items()},
-            predictor.tokenizer.pad_token_id,
+            predictor.processor.pad_token_id,
             predictor.model.device,
         )
         for places in plan_batches(lengths, SPEED_BATCH)

@@ -57,7 +57,7 @@ class OperatingPoint(Strict):
     cost_reduction: float = Field(gt=0)
     exit_histogram: tuple[Annotated[int, Field(ge=0)], ...]
     model_fingerprint: str
-    tokenizer_fingerprint: str
+    processor_fingerprint: str
     data_fingerprint: str
     engine: str
     dtype: str
@@ -78,11 +78,11 @@ class OperatingPoint(Strict):
         """The policy, ready for an engine or a replay."""
         return make_policy(self.policy)
 
-    def check(self, model_fingerprint: str, tokenizer_fingerprint: str | None = None) -> None:
+    def check(self, model_fingerprint: str, processor_fingerprint: str | None = None) -> None:
         """Refuse a point that was chosen for another model or tokenizer. Raises PointError."""
         for what, mine, other in (
             ("model", self.model_fingerprint, model_fingerprint),
-            ("tokenizer", self.tokenizer_fingerprint, tokenizer_fingerprint),
+            ("processor", self.processor_fingerprint, processor_fingerprint),
         ):
             if other is not None and mine != other:
                 raise PointError(

@@ -71,7 +71,7 @@ def record(
         rows,
         output,
         role,
-        tokenizer=predictor.tokenizer,
+        processor=predictor.processor,
         others=others,
         progress=not quiet,
     )
@@ -175,7 +175,7 @@ def recorded(predictor: Predictor, rows: Dataset, quiet: bool) -> Iterator[ExitT
             rows,
             Path(place, "table"),
             "test",
-            tokenizer=predictor.tokenizer,
+            processor=predictor.processor,
             progress=not quiet,
         )
 

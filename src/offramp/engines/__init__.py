@@ -3,7 +3,7 @@
 from offramp.engines.base import Answers, Engine, Exitable, rows_of
 from offramp.engines.batching import collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
-from offramp.engines.recording import label_names, record, tokenizer_fingerprint
+from offramp.engines.recording import label_names, processor_fingerprint, record
 from offramp.engines.settings import as_device, as_dtype
 from offramp.engines.torch_engine import TorchEngine, take_tree
 
@@ -20,9 +20,9 @@ __all__ = [
     "in_batches",
     "label_names",
     "plan_batches",
+    "processor_fingerprint",
     "record",
     "rows_of",
     "take_tree",
-    "tokenizer_fingerprint",
     "windows",
 ]

@@ -38,7 +38,7 @@ def record(
     path: str | Path,
     role: str,
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: PreTrainedTokenizerBase,
     others: Sequence[ExitTable] = (),
     max_rows: int = MAX_ROWS,
     max_tokens: int = MAX_TOKENS,
@@ -67,14 +67,14 @@ def record(
         raise ConfigError("The model is in training mode. Call model.eval() first.")
     if not len(dataset):
         raise DataError("There are no rows to record. Give at least one.")
-    dataset, ids = _apart_from(others, _encoded(model, dataset, tokenizer), role)
+    dataset, ids = _apart_from(others, _encoded(model, dataset, processor), role)
     lengths = np.array(dataset["length"][:])
     labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
-    header = _header(model, dataset, role, tokenizer)
+    header = _header(model, dataset, role, processor)
     costs = cost_model(model)
     with TableWriter(path, header) as writer, _bar(len(dataset), role, progress) as bar:
         for rows in plan_batches(lengths, max_rows, max_tokens):
-            columns = _columns(_run(model, dataset, rows, tokenizer))
+            columns = _columns(_run(model, dataset, rows, processor))
             if labels is not None:
                 columns["labels"] = labels[rows]
             writer.write(
@@ -92,12 +92,12 @@ def record(
 
 
 def _encoded(
-    model: MultiExitModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+    model: MultiExitModel, dataset: Dataset, processor: PreTrainedTokenizerBase
 ) -> Dataset:
     if "input_ids" in dataset.column_names:
         return dataset
     task = infer_task(dataset, model.problem_type, dict(enumerate(label_names(model))))
-    return encode(encode_labels(dataset, task), tokenizer, model.max_length)[0]
+    return encode(encode_labels(dataset, task), processor, model.max_length)[0]
 
 
 def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tuple[Dataset, Array]:
@@ -123,9 +123,9 @@ def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tup
 
 
 def _header(
-    model: MultiExitModel, dataset: Dataset, role: str, tokenizer: PreTrainedTokenizerBase
+    model: MultiExitModel, dataset: Dataset, role: str, processor: PreTrainedTokenizerBase
 ) -> TableHeader:
-    probe = _columns(_run(model, dataset, np.array([0]), tokenizer))
+    probe = _columns(_run(model, dataset, np.array([0]), processor))
     _, depth, num_scores = probe["scores"].shape
     return TableHeader.plan(
         rows=len(dataset),
@@ -137,7 +137,7 @@ def _header(
         role=role,
         label_names=label_names(model),
         model_fingerprint=model.fingerprint(),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        processor_fingerprint=processor_fingerprint(processor),
         data_fingerprint=data_fingerprint(dataset),
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -145,12 +145,12 @@ def _header(
 
 @torch.inference_mode()
 def _run(
-    model: MultiExitModel, dataset: Dataset, rows: Array, tokenizer: PreTrainedTokenizerBase
+    model: MultiExitModel, dataset: Dataset, rows: Array, processor: PreTrainedTokenizerBase
 ) -> tuple[ExitOutput, ...]:
     """What every exit says about row indices `rows`."""
     names = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
     tokens = dataset.select_columns(names)[rows.tolist()]
-    return model.all_exits(collate(tokens, tokenizer.pad_token_id, model.device))
+    return model.all_exits(collate(tokens, processor.pad_token_id, model.device))
 
 
 def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:
@@ -167,11 +167,11 @@ def label_names(model: MultiExitModel) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def processor_fingerprint(processor: PreTrainedTokenizerBase) -> str:
     """A name for how text becomes tokens; padding and truncation are the caller's affair."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(processor, "backend_tokenizer", None)
     if backend is None:
-        return fingerprint(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+        return fingerprint(json.dumps(processor.get_vocab(), sort_keys=True))
     rules = json.loads(backend.to_str())
     for setting in ("padding", "truncation"):
         rules.pop(setting, None)

@@ -65,7 +65,7 @@ def evaluate(
         PointError: a point that was chosen for another model.
     """
     if isinstance(policy, OperatingPoint):
-        policy.check(table.header.model_fingerprint, table.header.tokenizer_fingerprint)
+        policy.check(table.header.model_fingerprint, table.header.processor_fingerprint)
         metric = metric or (policy.metric if table.labels is not None else None)
         policy = policy.build_policy()
     policy = make_policy(policy)

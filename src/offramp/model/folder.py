@@ -175,7 +175,7 @@ def _check_fit(path: Path, model: Mapping[str, Tensor], tensors: Mapping[str, Te
 
 
 def save(
-    model: MultiExitModel, path: Path, tensors: dict[str, Tensor] | None, tokenizer: Any
+    model: MultiExitModel, path: Path, tensors: dict[str, Tensor] | None, processor: Any
 ) -> None:
     """Write a folder of ours; see `MultiExitModel.save_pretrained`."""
     state = tensors if tensors is not None else model.state_dict()
@@ -187,8 +187,8 @@ def save(
         save_file(state, staged / WEIGHTS, metadata={"format": "pt"})
         write_json(staged / CONFIG, model.config.to_dict())
         write_document(staged / MANIFEST, manifest)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staged)
+        if processor is not None:
+            processor.save_pretrained(staged)
 
 
 def _fingerprint_on_disk(path: Path) -> str | None:

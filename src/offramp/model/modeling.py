@@ -235,7 +235,7 @@ class MultiExitModel(PreTrainedModel):
         self,
         save_directory: str | os.PathLike[str],
         *,
-        tokenizer: Any = None,
+        processor: Any = None,
         state_dict: dict[str, Tensor] | None = None,
         is_main_process: bool = True,
         push_to_hub: bool = False,
@@ -246,7 +246,7 @@ class MultiExitModel(PreTrainedModel):
         Other files in the folder stay. Operating points of other weights are removed.
         """
         if is_main_process:
-            folder.save(self, Path(save_directory), state_dict, tokenizer)
+            folder.save(self, Path(save_directory), state_dict, processor)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 

@@ -109,7 +109,7 @@ def _settings(
     return {
         "schema_version": 1,
         "model": predictor.model.fingerprint(),
-        "tokenizer": predictor.tokenizer_fingerprint,
+        "processor": predictor.processor_fingerprint,
         "data": data_fingerprint(examples),
         "policy": policy.to_dict(),
         "dtype": str(predictor.model.dtype).removeprefix("torch."),

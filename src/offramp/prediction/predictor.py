@@ -25,7 +25,7 @@ from offramp.engines import (
     as_dtype,
     collate,
     in_batches,
-    tokenizer_fingerprint,
+    processor_fingerprint,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
 from offramp.errors import DataError, ModelError, PointError
@@ -60,7 +60,7 @@ class Predictor:
 
     Args:
         model: in evaluation mode, on its device, in its compute dtype.
-        tokenizer: the model's.
+        processor: the model's tokenizer.
         point: where rows leave unless a call says otherwise. `default` is the folder's point
             of that name; without one, every row runs to full depth, and that is said aloud.
         folder: where named points lie.
@@ -71,7 +71,7 @@ class Predictor:
     def __init__(
         self,
         model: MultiExitModel,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: PreTrainedTokenizerBase,
         point: Point = DEFAULT,
         *,
         folder: str | Path | None = None,
@@ -80,13 +80,13 @@ class Predictor:
         max_length: int | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.processor = processor
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self._folder = None if folder is None else Path(folder)
         self._engine: Engine = TorchEngine(model)
         self._lock = threading.Lock()
         lengths = [length for length in (max_length, model.max_length) if length is not None]
-        self.max_length = token_limit(tokenizer, min(lengths, default=None), pairs=True)
+        self.max_length = token_limit(processor, min(lengths, default=None), pairs=True)
         self.policy = self.policy_of(point)
 
     @classmethod
@@ -141,16 +141,16 @@ class Predictor:
                 return Full()
             point = named
         if isinstance(point, OperatingPoint):
-            point.check(self.model.fingerprint(), self.tokenizer_fingerprint)
+            point.check(self.model.fingerprint(), self.processor_fingerprint)
             self._warn_of_dtype(point)
             point = point.build_policy()
         point.check(self.model.problem_type, self.model.depth)
         return point
 
     @cached_property
-    def tokenizer_fingerprint(self) -> str:
+    def processor_fingerprint(self) -> str:
         """Kept, since a point may be given with every call."""
-        return tokenizer_fingerprint(self.tokenizer)
+        return processor_fingerprint(self.processor)
 
     def _named(self, name: str) -> OperatingPoint | None:
         """The folder's point of that name; None is full depth."""
@@ -216,7 +216,7 @@ class Predictor:
             chosen = [texts[place] for place in places]
             # fast tokenizers keep their truncation setting on themselves
             with self._lock:
-                columns, long = encode_texts(self.tokenizer, chosen, self.max_length)
+                columns, long = encode_texts(self.processor, chosen, self.max_length)
             cut += long
             for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
                 tokens = dict(zip(columns, values, strict=True))
@@ -228,7 +228,7 @@ class Predictor:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([len(tokens) for tokens in columns["input_ids"]], device=device)
-        tokens = collate(columns, self.tokenizer.pad_token_id, device)
+        tokens = collate(columns, self.processor.pad_token_id, device)
         answers = self._engine.run(tokens, policy, Rows(ids, lengths))
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         return list(map(Answer, scores, layers, answers.bad.tolist()))

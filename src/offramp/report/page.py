@@ -177,7 +177,7 @@ def _made(figures: Figures, point: OperatingPoint | None) -> dict[str, object]:
         "rows left out": f"{figures.judge.excluded:,}, whose scores are NaN or infinite",
         "task": header.problem_type.replace("_", " "),
         "model": header.model_fingerprint,
-        "tokenizer": header.tokenizer_fingerprint,
+        "processor": header.processor_fingerprint,
         "data": header.data_fingerprint,
         "recorded with": f"offramp {header.offramp}, engine {header.engine}, {header.dtype}",
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by offramp {__version__}",

@@ -61,7 +61,7 @@ class TableHeader(Strict):
     num_scores: int = Field(ge=1, le=1_000_000)
     label_names: tuple[str, ...] = ()
     model_fingerprint: str
-    tokenizer_fingerprint: str
+    processor_fingerprint: str
     data_fingerprint: str
     dtype: str = "float32"
     engine: str = "torch"

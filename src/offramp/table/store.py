@@ -264,7 +264,7 @@ def _memory_header(
     scores: Array, problem_type: str, labelled: bool, signals: Mapping[str, Array], fields: Any
 ) -> TableHeader:
     rows, depth, num_scores = scores.shape
-    names = ("model_fingerprint", "tokenizer_fingerprint", "data_fingerprint")
+    names = ("model_fingerprint", "processor_fingerprint", "data_fingerprint")
     defaults = {"role": "tune", **dict.fromkeys(names, "memory")}
     return TableHeader.plan(
         rows=rows,

@@ -74,7 +74,7 @@ def _check_record(folder: Path, path: Path) -> ExitTable:
     model = MultiExitModel.from_pretrained(folder).eval()
     rows = Dataset.from_dict({"text": tiny_texts(_ROWS, seed=1)})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = record(model, rows, path, "tune", tokenizer=tokenizer, progress=False)
+    table = record(model, rows, path, "tune", processor=tokenizer, progress=False)
     ensure(table.rows == _ROWS, f"The table has {table.rows} of {_ROWS} rows.")
     return table
 
@@ -90,7 +90,7 @@ def _check_predict(folder: Path, table: ExitTable) -> None:
 
 def _check_save(folder: Path, again: Path) -> None:
     model = MultiExitModel.from_pretrained(folder)
-    model.save_pretrained(again, tokenizer=AutoTokenizer.from_pretrained(folder))
+    model.save_pretrained(again, processor=AutoTokenizer.from_pretrained(folder))
     texts = tiny_texts(_ROWS, seed=1)
     same = list(predict(folder, texts, point="full")) == list(predict(again, texts, point="full"))
     ensure(same, "A model that is saved again answers otherwise.")

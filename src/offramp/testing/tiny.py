@@ -223,7 +223,7 @@ def save_tiny(
 ) -> Path:
     """Write a `tiny_model` with its tokenizer; returns the folder."""
     model = tiny_model(arch, problem_type, num_labels, spec, seed=seed)
-    model.save_pretrained(folder, tokenizer=tiny_tokenizer(arch))
+    model.save_pretrained(folder, processor=tiny_tokenizer(arch))
     return Path(folder)
 
 

@@ -49,7 +49,7 @@ def attach(
     pooling: Pooling | None = None,
     exits: ExitSpec | None = None,
     options: TrainOptions | None = None,
-    tokenizer: Any = None,
+    processor: Any = None,
     max_length: int | None = None,
     split: str | None = None,
     text: str | None = None,
@@ -74,7 +74,7 @@ def attach(
         exits: the exits in full, instead of `pooling`.
         options: see `TrainOptions`; the defaults are `ATTACH` and, where vectors are not
             cached, `ATTACH_TOKENS`.
-        tokenizer: without it, the checkpoint's.
+        processor: without it, the checkpoint's.
         max_length: in tokens, special tokens included.
         split, text, text_pair, label, max_rows: see `load_examples`.
 
@@ -87,7 +87,7 @@ def attach(
     path, target = resolve(source), Path(output)
     check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
-    material = gather(path, dataset, None, given.seed, tokenizer, max_length)
+    material = gather(path, dataset, None, given.seed, processor, max_length)
     wish = exits or (None if pooling is None else ExitSpec(pooling=pooling))
     run = _Run(material, given, wish)
     work = WorkFolder(target)
@@ -95,7 +95,7 @@ def attach(
     with says_how_to_continue(work):
         model = run.go(work)
     move(model, material.released_type)
-    release(model, target, material.tokenizer, work)
+    release(model, target, material.processor, work)
     return model
 
 

@@ -48,7 +48,7 @@ def train(
     options: TrainOptions | None = None,
     problem_type: str | None = None,
     fresh_head: bool = False,
-    tokenizer: Any = None,
+    processor: Any = None,
     max_length: int | None = None,
     split: str | None = None,
     text: str | None = None,
@@ -74,7 +74,7 @@ def train(
         options: see `TrainOptions`; the defaults are `TRAIN`.
         problem_type: as in transformers, where the labels do not tell.
         fresh_head: give a classifier a new head for the labels of `data`.
-        tokenizer: without it, the checkpoint's.
+        processor: without it, the checkpoint's.
         max_length: in tokens, special tokens included.
         split, text, text_pair, label, max_rows: see `load_examples`.
 
@@ -98,7 +98,7 @@ def train(
             "use `attach`, which hangs exits on a finished classifier without labels."
         )
     head = head_for(path, dataset, problem_type, fresh_head)
-    material = gather(path, dataset, head, chosen.seed, tokenizer, max_length)
+    material = gather(path, dataset, head, chosen.seed, processor, max_length)
     _check_problem_type(method, material.model.problem_type)
     wish = spec.pooling if as_released or method == PLAIN else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
@@ -106,7 +106,7 @@ def train(
     work.open({**run.asked(), "method": method, "pooling": wish})
     with says_how_to_continue(work):
         model = run.go(work, method, spec, wish)
-    release(model, target, material.tokenizer, work, plain=method == PLAIN)
+    release(model, target, material.processor, work, plain=method == PLAIN)
     return model.stock if method == PLAIN else model
 
 

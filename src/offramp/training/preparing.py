@@ -1,4 +1,4 @@
-"""From what the user names to what is trained: a classifier, a tokenizer, encoded rows."""
+"""From what the user names to what is trained: a classifier, a processor, encoded rows."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Material:
     Attributes:
         model: fp32, in evaluation mode, with untrained exits.
         rows: encoded.
-        tokenizer: None where the rows came encoded and the checkpoint has none.
+        processor: None where the rows came encoded and the checkpoint has none.
         released_type: the dtype of the checkpoint.
     """
 
     model: MultiExitModel
     rows: Rows
-    tokenizer: Any
+    processor: Any
     released_type: torch.dtype
 
 
@@ -85,14 +85,14 @@ def read_examples(data: Data, columns: Columns) -> Dataset:
 
 
 def gather(
-    path: Path, dataset: Dataset, head: Head | None, seed: int, tokenizer: Any, longest: int | None
+    path: Path, dataset: Dataset, head: Head | None, seed: int, processor: Any, longest: int | None
 ) -> Material:
     """Load the classifier in `path` and encode the rows for it.
 
     Args:
         head: a new one; None keeps the checkpoint's.
         seed: of the weights of a new head.
-        tokenizer: None for the checkpoint's.
+        processor: None for the checkpoint's.
         longest: tokens per row; the model's own limit holds as well.
     """
     set_seed(seed)
@@ -102,10 +102,10 @@ def gather(
     released_type = stock.dtype
     model = MultiExitModel.from_stock(stock.float())
     model.eval()
-    if tokenizer is None:
-        tokenizer = _tokenizer(path, needed="input_ids" not in dataset.column_names)
-    rows = encoded_rows(dataset, model, tokenizer, longest)
-    return Material(model, rows, tokenizer, released_type)
+    if processor is None:
+        processor = _processor(path, needed="input_ids" not in dataset.column_names)
+    rows = encoded_rows(dataset, model, processor, longest)
+    return Material(model, rows, processor, released_type)
 
 
 def _stock(path: Path, head: Head | None) -> PreTrainedModel:
@@ -122,28 +122,28 @@ def _start_head_anew(stock: PreTrainedModel) -> None:
             torch.nn.init.zeros_(part.bias)
 
 
-def _tokenizer(path: Path, needed: bool) -> Any:
-    """The checkpoint's own tokenizer."""
+def _processor(path: Path, needed: bool) -> Any:
+    """The checkpoint's own processor."""
     try:
         return load_tokenizer(path)
     except ModelError:
         if needed:
             raise
-        logger.warning("%s holds no tokenizer, so none is saved with the result.", path)
+        logger.warning("%s holds no processor, so none is saved with the result.", path)
         return None
 
 
 def encoded_rows(
-    dataset: Dataset, model: MultiExitModel, tokenizer: Any, longest: int | None
+    dataset: Dataset, model: MultiExitModel, processor: Any, longest: int | None
 ) -> Rows:
     """Rows as numbers: tokens and, where there, labels of the model's task."""
     if "input_ids" not in dataset.column_names:
         limits = [limit for limit in (longest, model.max_length) if limit is not None]
-        dataset, _ = encode(dataset, tokenizer, min(limits, default=None))
+        dataset, _ = encode(dataset, processor, min(limits, default=None))
     if "label" in dataset.column_names:
         dataset = encode_labels(dataset, task_of(model))
     config: Any = model.stock.config
-    return Rows.of(dataset, config.pad_token_id if tokenizer is None else tokenizer.pad_token_id)
+    return Rows.of(dataset, config.pad_token_id if processor is None else processor.pad_token_id)
 
 
 def task_of(model: MultiExitModel) -> Task:
@@ -188,23 +188,23 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
 
 
 def release(
-    model: MultiExitModel, output: Path, tokenizer: Any, work: WorkFolder, plain: bool = False
+    model: MultiExitModel, output: Path, processor: Any, work: WorkFolder, plain: bool = False
 ) -> None:
     """Save on the main process, whole or not at all, then drop the work folder."""
     state = PartialState()
     if state.is_main_process:
         if plain:
-            _release_stock(model, output, tokenizer)
+            _release_stock(model, output, processor)
         else:
-            model.save_pretrained(output, tokenizer=tokenizer)
+            model.save_pretrained(output, processor=processor)
         work.remove()
         logger.info("Saved to %s.", output)
     state.wait_for_everyone()
 
 
-def _release_stock(model: MultiExitModel, output: Path, tokenizer: Any) -> None:
+def _release_stock(model: MultiExitModel, output: Path, processor: Any) -> None:
     # a multi-exit model that lay there before must not leave its manifest and points behind
     with whole_folder(output, keep_others=True, leave_behind=(MANIFEST, POINTS)) as staged:
         model.stock.save_pretrained(staged)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staged)
+        if processor is not None:
+            processor.save_pretrained(staged)
