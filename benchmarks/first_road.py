@@ -81,7 +81,7 @@ STUDIES = {
     ),
     "mrpc": Study("minilm", PAIR, epochs=4, tune_share=0.2),
     "rte": Study("minilm", PAIR, epochs=4, tune_share=0.2),
-    "sick": Study("minilm", PAIR, epochs=4, tune_share=0.15),
+    "sick": Study("minilm", PAIR, epochs=4, tune_share=0.15, dev_file="test.tsv.gz"),
     "20newsgroups": Study(
         "minilm",
         {"text": "text", "label": "label"},

@@ -389,7 +389,7 @@ def test_a_point_for_another_model_or_tokenizer_is_refused(point):
     point.check("m1", "t1")
     with pytest.raises(PointError, match="model m1, not for m2"):
         point.check("m2", "t1")
-    with pytest.raises(PointError, match="tokenizer t1, not for t2"):
+    with pytest.raises(PointError, match="processor t1, not for t2"):
         point.check("m1", "t2")
 
 

@@ -205,7 +205,7 @@ def test_a_point_of_another_model_is_refused(folder: Path) -> None:
     wrong_tokenizer = tiny_tokenizer()
     wrong_tokenizer.add_tokens(["offramp"])
     assert processor_fingerprint(wrong_tokenizer) != point.processor_fingerprint
-    with pytest.raises(PointError, match="was chosen for tokenizer"):
+    with pytest.raises(PointError, match="was chosen for processor"):
         Predictor(tiny_model(), wrong_tokenizer, point)
 
 
