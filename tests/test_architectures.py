@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from offramp.backbones import BACKBONES
-from offramp.testing import ARCHITECTURES, RELATIVES, check_road, save_tiny_stock
+from offramp.testing import (
+    ARCHITECTURES,
+    IMAGE_ARCHITECTURES,
+    RELATIVES,
+    check_road,
+    save_tiny_stock,
+)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES + RELATIVES)
+@pytest.mark.parametrize("arch", ARCHITECTURES + RELATIVES + IMAGE_ARCHITECTURES)
 def test_the_whole_road_is_open(arch: str, tmp_path: Path) -> None:
     check_road(save_tiny_stock(tmp_path / "stock", arch))
 
@@ -21,4 +27,4 @@ def test_the_whole_road_is_open_for_every_task(problem_type: str, tmp_path: Path
 
 
 def test_every_architecture_that_is_registered_is_tried_here() -> None:
-    assert set(BACKBONES.names()) == set(ARCHITECTURES + RELATIVES)
+    assert set(BACKBONES.names()) == set(ARCHITECTURES + RELATIVES + IMAGE_ARCHITECTURES)

@@ -33,6 +33,7 @@ from offramp.model import MultiExitModel
 from offramp.policies import Full
 from offramp.testing import (
     ARCHITECTURES,
+    IMAGE_ARCHITECTURES,
     PROBLEM_TYPES,
     RELATIVES,
     check_backbone,
@@ -55,7 +56,7 @@ def test_every_backbone_passes_the_conformance_check(arch: str, problem_type: st
     check_backbone(tiny_stock(arch, problem_type))
 
 
-@pytest.mark.parametrize("arch", RELATIVES)
+@pytest.mark.parametrize("arch", RELATIVES + IMAGE_ARCHITECTURES)
 def test_every_relative_passes_the_conformance_check(arch: str) -> None:
     check_backbone(tiny_stock(arch))
 
@@ -185,7 +186,7 @@ FOREIGN = Layout(
 
 def test_an_encoder_is_added_by_saying_where_it_keeps_its_parts() -> None:
     name = "roberta-prelayernorm"
-    with pytest.raises(ModelError, match=rf"'{name}' is not supported.*docs/architecture.md"):
+    with pytest.raises(ModelError, match=rf"'{name}' is not supported.*docs/howto/backbone.md"):
         make_backbone(_foreign())
     register_layout(name, FOREIGN)
     check_backbone(_foreign())

@@ -101,7 +101,7 @@ MISTAKES = {
     "no folder": (["predict", "nowhere", "film"], "nowhere"),
     "a file as model": (["info", "{rows}"], "is a file"),
     "stock model": (["predict", "{stock}", "film"], "without exits"),
-    "texts and data": (["predict", "{exits}", "film", "-d", "{rows}"], "either texts or --data"),
+    "texts and data": (["predict", "{exits}", "film", "-d", "{rows}"], "either inputs or --data"),
     "unknown format": (["predict", "{exits}", "-d", "{rows}", "-o", "a.xlsx"], "unknown format"),
     "output below a file": (["record", "{exits}", "-d", "{rows}", "-o", "{rows}/t"],
                             "cannot be written"),

@@ -30,6 +30,7 @@ from offramp.policies import (
 )
 from offramp.testing import (
     ARCHITECTURES,
+    IMAGE_ARCHITECTURES,
     PROBLEM_TYPES,
     check_bookkeeping,
     check_engine,
@@ -86,7 +87,7 @@ def test_every_method_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES + IMAGE_ARCHITECTURES)
 def test_the_torch_engine_passes_on_every_architecture_and_task(
     arch: str, problem_type: str
 ) -> None:

@@ -311,6 +311,6 @@ def test_a_row_with_nan_gets_its_own_error_and_its_neighbours_their_answers() ->
         else:
             assert entry["exit_layer"] == ALONE[text].exit_layer
             assert entry["label"] == f"label-{ALONE[text].scores.argmax()}"
-    said_once = offramp.prediction.TextClassifier(broken)(["never", "a film"])
+    said_once = offramp.prediction.Classifier(broken)(["never", "a film"])
     assert "error" in said_once[0]
     assert "label" in said_once[1]

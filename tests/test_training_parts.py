@@ -123,7 +123,7 @@ def test_the_probe_finds_the_pooling_that_the_answer_hangs_on(
 
     def answer_by_pooling(views: list[MultiExitModel], batch: Batch) -> tuple[Any, torch.Tensor]:
         vectors, _ = pool_all(views, batch)
-        pooled = vectors[probe.PROBED.index(pooling)].mean(dim=1)
+        pooled = torch.stack(vectors[probe.PROBED.index(pooling)]).mean(dim=0)
         return vectors, pooled[:, :1]
 
     monkeypatch.setattr(probe, "pooled_vectors", answer_by_pooling)
@@ -171,7 +171,7 @@ def test_exits_fitted_on_standardised_vectors_give_the_same_from_plain_ones(
     with torch.no_grad():
         (vectors,), _ = pooled_vectors([model], batch)
         before = [output.scores for output in model.all_exits(batch)]
-        with standardised(model, *moments([vectors[:10], vectors[10:]])):
+        with standardised(model, moments(zip(*(v.split(16) for v in vectors), strict=True))):
             inside = [output.scores for output in model.all_exits(batch)]
         after = [output.scores for output in model.all_exits(batch)]
     for one, two, three in zip(before[:-1], inside, after, strict=False):
@@ -183,10 +183,12 @@ def test_exits_fitted_on_standardised_vectors_give_the_same_from_plain_ones(
 
 
 def test_moments_are_those_of_all_rows() -> None:
-    parts = torch.randn(90, 3, 5, generator=torch.Generator().manual_seed(0)) * 7 + 2
-    mean, spread = moments(parts.split(40))
-    torch.testing.assert_close(mean, parts.mean(dim=0))
-    torch.testing.assert_close(spread, parts.std(dim=0, correction=0))
+    draw = torch.Generator().manual_seed(0)
+    exits = [torch.randn(90, width, generator=draw) * 7 + width for width in (3, 5)]
+    found = moments(zip(*(vectors.split(40) for vectors in exits), strict=True))
+    for vectors, (mean, spread) in zip(exits, found, strict=True):
+        torch.testing.assert_close(mean, vectors.mean(dim=0))
+        torch.testing.assert_close(spread, vectors.std(dim=0, correction=0))
 
 
 def test_cached_vectors_are_those_the_exits_pool(tmp_path: Path) -> None:
@@ -197,7 +199,8 @@ def test_cached_vectors_are_those_the_exits_pool(tmp_path: Path) -> None:
         cache.fill(quiet=True)
         batch = cache.__getitems__([5, 3])
         one, scores = pooled_vectors([model], rows.batch([5]))
-        torch.testing.assert_close(batch["pooled"][:1], one[0], rtol=tolerance, atol=tolerance)
+        whole = torch.cat(one[0], dim=1)
+        torch.testing.assert_close(batch["pooled"][:1], whole, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(batch["teacher"][:1], scores, rtol=1e-5, atol=1e-5)
         assert batch["labels"].tolist() == [rows.dataset[5]["label"], rows.dataset[3]["label"]]
 
@@ -236,7 +239,7 @@ def test_an_estimate_counts_steps_and_tokens_and_changes_no_weights() -> None:
     options = TrainOptions(epochs=2, batch_size=8, gradient_accumulation=2).filled(TRAIN)
     made = estimate(model, METHODS["deebert"].objective(), rows, options)
     assert made.steps == 2 * 2 * 4  # stages, epochs, updates of 16 of 50 rows
-    assert made.tokens == 2 * 2 * int(rows.lengths.sum())
+    assert made.units == 2 * 2 * int(rows.lengths.sum())
     assert made.rows == 50
     assert made.minutes > 0
     assert weights_fingerprint(model) == before

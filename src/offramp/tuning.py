@@ -26,8 +26,7 @@ from offramp.data import (
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
-from offramp.data.tokens import encode_texts
-from offramp.engines import TorchEngine, collate, plan_batches, processor_fingerprint, record
+from offramp.engines import TorchEngine, plan_batches, processor_fingerprint, record
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
@@ -36,6 +35,7 @@ from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy
 from offramp.prediction import Predictor
+from offramp.prediction.stream import rows_of_examples
 from offramp.report import write_report
 from offramp.storage import Strict, read_document, write_document
 from offramp.table import ExitTable
@@ -114,6 +114,7 @@ def tune(
     split: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
     label: str | None = None,
     max_rows: int | None = None,
 ) -> Tuned:
@@ -127,7 +128,7 @@ def tune(
 
     Args:
         model: folder or hub id of a classifier, or of a multi-exit model.
-        data: text like that the model will see, see `load_examples`; labels only help.
+        data: inputs like those the model will see, see `load_examples`; labels only help.
         output: folder to write, by default `<model's name>-offramp`; a model that has exits
             gets the point in its own folder.
         target_speedup, max_drop, max_disagreement: exactly one, see `calibrate`.
@@ -140,7 +141,7 @@ def tune(
         device: None is the first GPU, or the CPU where there is none.
         speed: also measure the speed-up.
         examples: show some of the rows, with their texts, in the report.
-        split, text, text_pair, label, max_rows: see `load_examples`.
+        split, text, text_pair, image, label, max_rows: see `load_examples`.
 
     Raises:
         OfframpError: before the work starts, wherever that can be known.
@@ -157,6 +158,7 @@ def tune(
     columns: dict[str, Any] = {
         "text": text,
         "text_pair": text_pair,
+        "image": image,
         "label": label,
         "max_rows": max_rows,
     }
@@ -345,17 +347,10 @@ def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
 
 
 def _batches(predictor: Predictor, rows: Dataset) -> list[Batch]:
-    names = [name for name in ("text", "text_pair") if name in rows.column_names]
-    texts = list(zip(*(rows[name][:] for name in names), strict=True))
-    tokens, _ = encode_texts(predictor.processor, texts, predictor.max_length)
-    lengths = [len(ids) for ids in tokens["input_ids"]]
+    items, _ = predictor.items.read([item for _, item in rows_of_examples(rows)])
     return [
-        collate(
-            {name: [ids[place] for place in places] for name, ids in tokens.items()},
-            predictor.processor.pad_token_id,
-            predictor.model.device,
-        )
-        for places in plan_batches(lengths, SPEED_BATCH)
+        predictor.items.batch([items[place] for place in places], predictor.model.device)
+        for places in plan_batches([item.length for item in items], SPEED_BATCH)
     ]
 
 

@@ -1,6 +1,10 @@
 """Models cut into embedding, layers and rest."""
 
 from offramp.backbones.base import Backbone, Batch, Flow, take_rows
+from offramp.backbones.cifar_resnet import (
+    CifarResNetConfig,
+    CifarResNetForImageClassification,
+)
 from offramp.backbones.deberta import DebertaBackbone
 from offramp.backbones.encoders import (
     BACKBONES,
@@ -14,6 +18,8 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "Batch",
+    "CifarResNetConfig",
+    "CifarResNetForImageClassification",
     "DebertaBackbone",
     "EncoderBackbone",
     "Flow",

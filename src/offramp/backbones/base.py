@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from offramp.exits import Pooling
+
 Batch = Mapping[str, Tensor]
-"""What a tokenizer gives: input_ids, attention_mask, perhaps token_type_ids; (rows, tokens)."""
+"""What a processor gives: input_ids, attention_mask, perhaps token_type_ids, (rows, tokens); or
+pixel_values, (rows, channels, height, width)."""
 
 
 class Flow(NamedTuple):
     """Rows on their way through the layers.
 
     Attributes:
-        hidden: (rows, tokens, width), the state after the layers run so far.
+        hidden: (rows, tokens, width), the state after the layers run so far; (rows, width, y, x)
+            in a convolutional network.
         mask: (rows, tokens), 1 = real token, or None where every token is real.
         inputs: what the layers need besides the hidden state; each tensor in it has the row
             as its first axis.
@@ -39,13 +44,22 @@ class Backbone(Protocol):
 
     depth: int
     shared_weights: bool
+    reads: str
+    """`text` or `image`."""
+    poolings: tuple[Pooling, ...]
+    """Those that make sense for its states; the first one is the plainest."""
     pooler: nn.Linear | None
-    norm: nn.Module | None
-    """Pre-norm layers leave a sum, which the model norms at its end; exits read it normed, too."""
+    view: nn.Module | None
+    """What exits read of a state: pre-norm layers leave a sum, which the model norms at its end;
+    a convolution leaves a map, whose pixels are tokens. None where they read it as it is."""
 
     @property
     def max_length(self) -> int | None:
         """Longest input in tokens, special tokens included, or None where nothing limits it."""
+        ...
+
+    def example(self, tokens: int, device: torch.device | str) -> Batch:
+        """The smallest batch: one row of so many tokens, which images do not have."""
         ...
 
     def embed(self, batch: Batch) -> Flow:
@@ -65,7 +79,7 @@ class Backbone(Protocol):
         ...
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The model's own pooled vector of a normed state: what its head reads, (rows, width)."""
+        """The model's own pooled vector of a viewed state: what its head reads, (rows, width)."""
         ...
 
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:

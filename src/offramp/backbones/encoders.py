@@ -1,4 +1,4 @@
-"""Hugging Face text encoders, cut into embedding, layers and rest without a fork.
+"""Hugging Face encoders, cut into embedding, layers and rest without a fork.
 
 The stock forward is run once on a skeleton: a shallow copy of the encoder whose layers are
 recorders that return their input. That costs only the embedding and yields, in order, every
@@ -14,7 +14,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,13 @@ from transformers import PreTrainedModel
 
 from offramp.backbones.base import Backbone, Batch, Flow, take_rows
 from offramp.errors import ModelError
+from offramp.exits import POOLINGS
 from offramp.registry import Registry, nearest
 
 BACKBONES: Registry[Callable[[PreTrainedModel], Backbone]] = Registry("backbone")
 """Maps a config's `model_type` to what cuts its sequence classifier into layers."""
+
+HOW_TO_ADD = "docs/howto/backbone.md"
 
 
 def make_backbone(stock: PreTrainedModel) -> Backbone:
@@ -35,7 +38,7 @@ def make_backbone(stock: PreTrainedModel) -> Backbone:
         known = BACKBONES.names()
         raise ModelError(
             f"Architecture '{model_type}' is not supported.{nearest(model_type, known)} "
-            f"Supported: {', '.join(known)}. One file adds another: see docs/architecture.md."
+            f"Supported: {', '.join(known)}. One file adds another: see {HOW_TO_ADD}."
         )
     return BACKBONES[model_type](stock)
 
@@ -48,24 +51,26 @@ class Layout:
         layers: path to the `nn.ModuleList` of layers.
         pool: (model, normed hidden state, mask) to the vector the head's last linear layer reads.
         head: (model, that vector) to the scores.
-        pooler: path to the dense layer of the model's pooler.
+        pooler: path to the dense layer of the model's pooler, if it has one.
         norm: path to what normalises the sum that pre-norm layers leave; None where each layer
             ends with a norm of its own.
         row_inputs: names of layer arguments whose first axis is the row: tensors, or tuples.
         shared_inputs: names of tensor arguments that are the same for all rows.
         returns_tuple: a layer returns a tuple whose first item is the hidden state.
         positions_from_padding: positions count from `pad_token_id` + 1, as in RoBERTa.
+        reads: `text` or `image`.
     """
 
     layers: str
     pool: Callable[[Any, Tensor, Tensor | None], Tensor]
     head: Callable[[Any, Tensor], Tensor]
-    pooler: str
+    pooler: str | None = None
     norm: str | None = None
     row_inputs: tuple[str, ...] = ("attention_mask",)
     shared_inputs: tuple[str, ...] = ()
     returns_tuple: bool = False
     positions_from_padding: bool = False
+    reads: Literal["text", "image"] = "text"
 
 
 class _Call(NamedTuple):
@@ -119,14 +124,21 @@ class EncoderBackbone:
     """A Hugging Face encoder with a classification head, run one layer at a time."""
 
     def __init__(self, stock: PreTrainedModel, layout: Layout) -> None:
+        if not hasattr(stock, "classifier"):  # DeiT with a teacher has two
+            raise ModelError(
+                f"{type(stock).__name__} is not supported: exits need a model with one classifier. "
+                f"See {HOW_TO_ADD}."
+            )
         self._stock = stock
         self._layout = layout
         self._log = threading.local()
         self.layers: nn.ModuleList = stock.get_submodule(layout.layers)  # type: ignore[assignment]
         self.depth = int(stock.config.num_hidden_layers)
         self.shared_weights = len(self.layers) < self.depth
-        self.pooler: nn.Linear | None = stock.get_submodule(layout.pooler)  # type: ignore[assignment]
-        self.norm = None if layout.norm is None else stock.get_submodule(layout.norm)
+        self.reads: str = layout.reads
+        self.poolings = POOLINGS
+        self.pooler: nn.Linear | None = _part(stock, layout.pooler)  # type: ignore[assignment]
+        self.view = _part(stock, layout.norm)
         # names of what a layer takes after the hidden state; all layers of a stack agree
         self._names = tuple(inspect.signature(self.layers[0].forward).parameters)[1:]
         self._skeleton = self._make_skeleton()
@@ -152,6 +164,14 @@ class EncoderBackbone:
             if name in root._modules:
                 root._modules[name] = None
         return root
+
+    def example(self, tokens: int, device: torch.device | str) -> Batch:
+        if self.reads == "text":
+            return {"input_ids": torch.zeros((1, tokens), dtype=torch.long, device=device)}
+        size: Any = self._stock.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        channels: Any = self._stock.config.num_channels
+        return {"pixel_values": torch.zeros((1, channels, height, width), device=device)}
 
     def embed(self, batch: Batch) -> Flow:
         """Run everything before layer 1 and note what each layer will need."""
@@ -233,8 +253,8 @@ class EncoderBackbone:
         return self._layout.pool(self._stock, hidden, mask)
 
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        normed = hidden if self.norm is None else self.norm(hidden)
-        return self._layout.head(self._stock, self.pool(normed, mask))
+        viewed = hidden if self.view is None else self.view(hidden)
+        return self._layout.head(self._stock, self.pool(viewed, mask))
 
 
 def _same(
@@ -257,6 +277,10 @@ def _shallow(module: nn.Module) -> nn.Module:
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     return clone
+
+
+def _part(model: nn.Module, path: str | None) -> nn.Module | None:
+    return None if path is None else model.get_submodule(path)
 
 
 def _keep(inputs: dict[str, Tensor], key: str, leaf: Tensor) -> str:
@@ -311,6 +335,14 @@ def _modernbert_pool(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return model.head((hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
+def _first_token(model: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return hidden[:, 0]
+
+
+def _bare_head(model: Any, pooled: Tensor) -> Tensor:
+    return model.classifier(pooled)
+
+
 def _modernbert_head(model: Any, pooled: Tensor) -> Tensor:
     return model.classifier(model.drop(pooled))
 
@@ -354,6 +386,8 @@ LAYOUTS: dict[str, Layout] = {
     "jina_embeddings_v3": Layout(
         "roberta.layers", _roberta_pool, _out_proj_head, "classifier.dense", row_inputs=ROTARY
     ),
+    "vit": Layout("vit.layers", _first_token, _bare_head, norm="vit.layernorm", reads="image"),
+    "deit": Layout("deit.layers", _first_token, _bare_head, norm="deit.layernorm", reads="image"),
 }
 LAYOUTS |= {
     like_roberta: Layout(

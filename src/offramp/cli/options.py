@@ -35,7 +35,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help="CSV, TSV, JSONL or Parquet file (plain or .gz), hub id, or 'docstrings'.",
+        help="CSV, TSV, JSONL or Parquet file (plain or .gz), folder of images, hub id, "
+        "'docstrings' or 'digits'.",
         rich_help_panel=_ROWS,
         show_default=False,
     ),
@@ -51,6 +52,12 @@ Text = Annotated[
 TextPair = Annotated[
     str | None,
     typer.Option("--text-pair", help="Column of the second text.", rich_help_panel=_ROWS),
+]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        "--image", help="Column of the image or its path, if not found.", rich_help_panel=_ROWS
+    ),
 ]
 Label = Annotated[
     str | None,
@@ -173,7 +180,7 @@ Point = Annotated[
 
 Examples = Annotated[
     bool,
-    typer.Option("--examples/--no-examples", help="Show inputs with their texts in the report."),
+    typer.Option("--examples/--no-examples", help="Show some of the inputs in the report."),
 ]
 
 Device = Annotated[

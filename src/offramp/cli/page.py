@@ -62,6 +62,7 @@ def report(
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
+    image: o.Image = None,
     label: o.Label = None,
     max_rows: o.MaxRows = None,
     speed: Annotated[

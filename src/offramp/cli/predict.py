@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def predict(
     folder: o.Folder,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", show_default=False)
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", show_default=False)
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             "-d",
-            help="CSV, TSV, JSONL or Parquet file (plain or .gz), or a hub id.",
+            help="CSV, TSV, JSONL or Parquet file (plain or .gz), folder of images, or hub id.",
             rich_help_panel="Rows",
         ),
     ] = None,
@@ -40,6 +40,7 @@ def predict(
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
+    image: o.Image = None,
     max_rows: o.MaxRows = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -49,13 +50,14 @@ def predict(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Answer texts, each at the layer where the answer is good enough.
+    """Answer texts or images, each at the layer where the answer is good enough.
 
     Without --output, one JSON line per row goes to stdout. With it, a run that was stopped
     goes on where it was when the same command is given again.
 
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
+      offramp predict my-vit-offramp cat.jpg
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
     """
@@ -66,12 +68,12 @@ def predict(
     from offramp.prediction import predict as stream
     from offramp.prediction import predict_file
 
-    if bool(texts) == (data is not None):
-        raise ConfigError("Give either texts or --data FILE.")
+    if bool(inputs) == (data is not None):
+        raise ConfigError("Give either inputs or --data FILE.")
     how: dict[str, Any] = {"point": point, "scores": scores, "device": device, "dtype": dtype}
-    columns: dict[str, Any] = {} if texts else o.passed(load_examples, given)
+    columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
     if output is None or data is None:
-        for entry in stream(folder, texts or str(data), **how, **columns):
+        for entry in stream(folder, inputs or str(data), **how, **columns):
             console.say(text_of.dumps(entry, ensure_ascii=False, allow_nan=False))
         return
     summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)

@@ -41,6 +41,7 @@ def record(
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
+    image: o.Image = None,
     label: o.Label = None,
     max_rows: o.MaxRows = None,
     device: o.Device = None,
@@ -188,6 +189,7 @@ def evaluate(
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
+    image: o.Image = None,
     label: o.Label = None,
     max_rows: o.MaxRows = None,
     speed: Annotated[

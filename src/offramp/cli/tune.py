@@ -47,6 +47,7 @@ def tune(
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
+    image: o.Image = None,
     label: o.Label = None,
     max_rows: o.MaxRows = None,
     pooling: o.Pooling = None,

@@ -1,4 +1,4 @@
-"""Which column is the text, its pair and the label; and their values as typed Arrow arrays."""
+"""Which column is the input and which the label; their values as typed Arrow arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from offramp.data.images import NAMES as IMAGES
 from offramp.data.sources import Source
 from offramp.errors import ConfigError, DataError
 from offramp.registry import nearest
@@ -40,23 +41,29 @@ LABELS = (
 
 
 class Chosen(NamedTuple):
-    """Names of the columns to use."""
+    """Names of the columns to use; the input is a text, two texts or an image."""
 
-    text: str
+    text: str | None
     text_pair: str | None
+    image: str | None
     label: str | None
 
 
 def choose_columns(
-    source: Source, text: str | None, text_pair: str | None, label: str | None
+    source: Source,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None,
+    image: str | None = None,
 ) -> Chosen:
-    """The columns named by the options, the others by convention (see PAIRS, TEXTS, LABELS).
+    """The columns named by the options, the others by convention (PAIRS, TEXTS, IMAGES, LABELS).
 
     Convention goes by the lower-case name. `text` wins over all, then a known pair, then a
     single known column; `label` wins over `labels`, then a single known column. Two that fit
     equally well are an error, not a guess. No label column is fine.
     """
-    for option, column in (("text", text), ("text-pair", text_pair), ("label", label)):
+    given = (("text", text), ("text-pair", text_pair), ("image", image), ("label", label))
+    for option, column in given:
         if column is not None and column not in source.columns:
             raise DataError(
                 f"{source.name}: no column '{column}' (--{option}).{nearest(column, _all(source))} "
@@ -64,38 +71,56 @@ def choose_columns(
             )
     if text is None and text_pair is not None:
         raise ConfigError("--text-pair names the second text, so --text must name the first.")
-    if text is None:
-        text, text_pair = _conventional_text(source)
+    if text is not None and image is not None:
+        raise ConfigError("The input is a text (--text) or an image (--image); name one of them.")
+    if text is None and image is None:
+        text, text_pair, image = _conventional_input(source)
     if label is None:
-        label = _conventional_label(source, {text, text_pair})
-    used = [column for column in (text, text_pair, label) if column is not None]
+        label = _conventional_label(source, {text, text_pair, image})
+    used = [column for column in (text, text_pair, image, label) if column is not None]
     if len(set(used)) < len(used):
         raise DataError(f"{source.name}: one column is named twice: {', '.join(used)}.")
-    return Chosen(text, text_pair, label)
+    return Chosen(text, text_pair, image, label)
 
 
-def _conventional_text(source: Source) -> tuple[str, str | None]:
-    known = {column.lower(): column for column in reversed(source.columns)}
-    if "text" in known:
-        return known["text"], known.get("text_pair")
-    found: list[tuple[str, str | None]] = [
-        (known[first], known[second]) for first, second in PAIRS if {first, second} <= set(known)
-    ]
-    found = found or [(known[name], None) for name in TEXTS if name in known]
+def _conventional_input(source: Source) -> tuple[str | None, str | None, str | None]:
+    """The text, its pair and the image, at least two of them None."""
+    texts = [(*names, None) for names in _known_texts(source)]
+    found = texts + [(None, None, image) for image in _known_images(source)]
     if len(found) == 1:
         return found[0]
     if found:
         options = ", ".join(" + ".join(filter(None, columns)) for columns in found)
         raise DataError(
-            f"{source.name}: more than one column could be the text: {options}. Say which with "
-            "--text COLUMN, and --text-pair COLUMN for a second one."
+            f"{source.name}: more than one column could be the input: {options}. Say which with "
+            "--text COLUMN (and --text-pair COLUMN for a second one) or --image COLUMN."
         )
     hints = [hint for name in TEXTS if (hint := nearest(name, _all(source)))]
     raise DataError(
         f"{source.name}: no column is known as text ({', '.join(TEXTS)}, or a pair such as "
-        f"sentence1 + sentence2).{hints[0] if hints else ''} {_listing(source)} Say which with "
-        "--text COLUMN."
+        f"sentence1 + sentence2) or as image ({', '.join(IMAGES)}).{hints[0] if hints else ''} "
+        f"{_listing(source)} Say which with --text COLUMN or --image COLUMN."
     )
+
+
+def _known_texts(source: Source) -> list[tuple[str, str | None]]:
+    """Texts and their pairs by convention."""
+    columns = [column for column in source.columns if column not in source.images]
+    known = {column.lower(): column for column in reversed(columns)}
+    if "text" in known:
+        return [(known["text"], known.get("text_pair"))]
+    pairs: list[tuple[str, str | None]] = [
+        (known[first], known[second]) for first, second in PAIRS if {first, second} <= set(known)
+    ]
+    return pairs or [(known[name], None) for name in TEXTS if name in known]
+
+
+def _known_images(source: Source) -> list[str]:
+    """Columns that hold images, or where there is none, that are called so."""
+    if source.images:
+        return list(source.images)
+    known = {column.lower(): column for column in reversed(source.columns)}
+    return [known[name] for name in IMAGES if name in known]
 
 
 def _conventional_label(source: Source, taken: set[str | None]) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset
 
+from offramp.data.images import image_files
 from offramp.data.memory import take
 from offramp.errors import ConfigError, DataError
 from offramp.storage import fingerprint
@@ -24,8 +25,15 @@ def input_id(text: str, text_pair: str | None = None) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
+def image_id(file: bytes) -> int:
+    """A stable 63-bit name of an image: that of the bytes of its file."""
+    return int.from_bytes(hashlib.blake2b(file, digest_size=8).digest(), "little") >> 1
+
+
 def dataset_ids(dataset: Dataset) -> np.ndarray:
-    """The `input_id` of every row, int64 (rows,)."""
+    """The `input_id` (or `image_id`) of every row, int64 (rows,)."""
+    if "image" in dataset.column_names:
+        return np.array([image_id(file) for file in image_files(dataset)], dtype=np.int64)
     texts = dataset["text"][:]
     if "text_pair" in dataset.column_names:
         pairs = zip(texts, dataset["text_pair"][:], strict=True)

@@ -1,20 +1,24 @@
-"""From any source to the one shape that everything else reads: text, text_pair, label, row."""
+"""From any source to the one shape that everything else reads: input, label, row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from offramp.data import docstrings
-from offramp.data.columns import choose_columns, read_label, read_text
+from offramp.data import digits, docstrings
+from offramp.data.columns import Chosen, choose_columns, read_label, read_text
 from offramp.data.hashing import dataset_ids, draws
+from offramp.data.images import image_feature, read_images
 from offramp.data.memory import take
 from offramp.data.sources import Source, open_source
 from offramp.errors import ConfigError, DataError
+
+BUILT_IN = {"docstrings": docstrings.load, "digits": digits.load}
 
 
 def load_examples(
@@ -23,49 +27,54 @@ def load_examples(
     split: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
     label: str | None = None,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load examples into memory, with the columns text, row and, where there, text_pair, label.
+    """Load examples, with the columns text (and text_pair) or image, row and, where there, label.
 
     Args:
         source: a CSV, TSV, JSONL or Parquet file (plain or .gz), a hub id (`owner/name` or
-            `owner/name:config`), a Dataset or DatasetDict, or `docstrings`, the built-in set.
+            `owner/name:config`), a Dataset or DatasetDict, a folder of images with one
+            subfolder per class, or a built-in set: `docstrings` (texts) or `digits` (images).
             TSV means tabs and no quoting: every line is a row.
         split: which split, where the source has several.
-        text, text_pair, label: column names; without them they are found by convention
-            (text, sentence1 + sentence2, label, score, ...), and two candidates are an error.
+        text, text_pair, image, label: column names; without them they are found by convention
+            (text, sentence1 + sentence2, image, label, score, ...), and two candidates are an
+            error. In files, images are paths, relative to the file they stand in.
         max_rows: keep this many rows, drawn by a hash of the input and `seed`: not the head
             of the file, and the same rows wherever they stand. Duplicates count as rows.
 
     Returns:
-        `text` and `text_pair` as str, `label` as it stands in the source (str, int, float or
-        a list; numbers are read from CSV and TSV cells), `row` = number in the source, from 0.
+        `text` and `text_pair` as str, `image` as a PIL image (RGB), `label` as it stands in the
+        source (str, int, float or a list; numbers are read from CSV and TSV cells), `row` =
+        number in the source, from 0.
 
     Raises:
         DataError: what is wrong with the file, column or row, and what to do.
     """
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"--max-rows is {max_rows}; it must be at least 1.")
-    opened = open_source(docstrings.load() if source == "docstrings" else source, split)
+    built_in = BUILT_IN.get(source) if isinstance(source, str) else None
+    opened = open_source(built_in() if built_in else source, split)
     if not opened.rows:
         raise DataError(f"{opened.name}: there are no rows, only column names.")
-    dataset = _examples(opened, text, text_pair, label)
+    dataset = _examples(opened, choose_columns(opened, text, text_pair, label, image))
     if max_rows is None or len(dataset) <= max_rows:
         return dataset
     order = np.argsort(draws(dataset_ids(dataset), seed, "sample"), kind="stable")
     return take(dataset, np.sort(order[:max_rows]))
 
 
-def _examples(
-    source: Source, text: str | None, text_pair: str | None, label: str | None
-) -> Dataset:
-    chosen = choose_columns(source, text, text_pair, label)
-    columns = {"text": read_text(source, chosen.text)}
-    if chosen.text_pair is not None:
-        columns["text_pair"] = read_text(source, chosen.text_pair)
-    features = {name: Value("string") for name in columns}
+def _examples(source: Source, chosen: Chosen) -> Dataset:
+    columns: dict[str, pa.ChunkedArray] = {}
+    features: dict[str, Any] = {}
+    for name, column in (("text", chosen.text), ("text_pair", chosen.text_pair)):
+        if column is not None:
+            columns[name], features[name] = read_text(source, column), Value("string")
+    if chosen.image is not None:
+        columns["image"], features["image"] = read_images(source, chosen.image), image_feature()
     if chosen.label is not None:
         labels = read_label(source, chosen.label)
         if labels is not None:

@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from offramp.errors import DataError
 from offramp.registry import nearest
@@ -39,6 +39,8 @@ class Source:
         place: row number (from 0) -> how errors name it.
         untyped: True where every cell is text (CSV, TSV), so numbers are still to be read.
         class_names: for columns that hold numbers of named classes, the names.
+        images: columns that hold images.
+        folder: what paths in it are relative to.
     """
 
     name: str
@@ -48,10 +50,12 @@ class Source:
     place: Callable[[int], str] = "row {}".format
     untyped: bool = False
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
+    folder: Path = Path()
 
 
 def open_source(source: str | Path | Dataset | DatasetDict, split: str | None) -> Source:
-    """Open a file, a hub id (`name` or `name:config`), a Dataset or a DatasetDict."""
+    """Open a file, a folder of images, a hub id (`name:config`), a Dataset or a DatasetDict."""
     if isinstance(source, DatasetDict):
         return _dataset(_one_split(source, split), "the given DatasetDict")
     if isinstance(source, Dataset):
@@ -63,6 +67,8 @@ def open_source(source: str | Path | Dataset | DatasetDict, split: str | None) -
             "a datasets.Dataset or DatasetDict (a streaming dataset is not supported)."
         )
     path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return _folder(path, split)
     if os.path.exists(path) or isinstance(source, Path) or _looks_like_a_file(source):
         _refuse_split(str(path), split)
         return _file(path)
@@ -115,12 +121,57 @@ def _dataset(dataset: Dataset, name: str) -> Source:
         rows=len(dataset),
         read=read,
         class_names=_class_names(dataset.features),
+        images=_images(dataset.features),
     )
 
 
 def _class_names(features: Features) -> dict[str, list[str]]:
     inner = {column: getattr(kind, "feature", kind) for column, kind in features.items()}
     return {column: kind.names for column, kind in inner.items() if isinstance(kind, ClassLabel)}
+
+
+def _images(features: Features) -> tuple[str, ...]:
+    return tuple(column for column, kind in features.items() if isinstance(kind, Image))
+
+
+# --- a folder of images ---------------------------------------------------------------
+
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def _folder(path: Path, split: str | None) -> Source:
+    """FOLDER/CLASS/file, FOLDER/SPLIT/CLASS/file, or files without classes."""
+    root = path if split is None else path / split
+    found = (file for file in root.rglob("*") if file.suffix.lower() in IMAGE_FILES)
+    files = sorted(file.relative_to(root) for file in found)
+    if not files:
+        raise DataError(
+            f"{root}: holds no images ({', '.join(IMAGE_FILES)}). Data is a file, a hub id, or a "
+            "folder of images with one subfolder per class."
+        )
+    depths = {len(file.parts) for file in files}
+    if depths == {3} and split is None:
+        names = sorted({file.parts[0] for file in files})
+        raise DataError(
+            f"{path} has the splits {', '.join(names)} and no split was given. "
+            "Name one with --split (split=...)."
+        )
+    if depths not in ({1}, {2}):
+        raise DataError(
+            f"{root}: images lie at different depths ({files[0]}, {files[-1]}). Give every "
+            "class one subfolder, or lay all images into one folder."
+        )
+    columns = {"image": [str(file) for file in files]}
+    if depths == {2}:
+        columns["label"] = [file.parts[0] for file in files]
+    return Source(
+        name=str(root),
+        columns=tuple(columns),
+        rows=len(files),
+        read=lambda column: list(columns[column]),
+        place=lambda row: f"row {row} ({files[row]})",
+        folder=root,
+    )
 
 
 # --- files ----------------------------------------------------------------------------
@@ -227,6 +278,7 @@ def _delimited(path: Path, header: list[str], rows: list[list[str]], lines: list
         read=read,
         place=lambda row: f"row {row} (line {lines[row]})",
         untyped=True,
+        folder=path.parent,
     )
 
 
@@ -243,6 +295,7 @@ def _jsonl(path: Path, data: bytes) -> Source:
         rows=len(records),
         read=lambda column: [record.get(column) for record in records],
         place=lambda row: f"row {row} (line {lines[row]})",
+        folder=path.parent,
     )
 
 
@@ -263,7 +316,7 @@ def _parquet(path: Path, data: bytes) -> Source:
     try:
         table = pq.ParquetFile(pa.BufferReader(data))
         schema = table.schema_arrow
-        names = _class_names(Features.from_arrow_schema(schema))
+        features = Features.from_arrow_schema(schema)
     except (pa.ArrowException, OSError, ValueError) as problem:
         raise DataError(f"{path}: not a readable Parquet file: {problem}.") from None
 
@@ -278,7 +331,9 @@ def _parquet(path: Path, data: bytes) -> Source:
         columns=tuple(schema.names),
         rows=table.metadata.num_rows,
         read=read,
-        class_names=names,
+        class_names=_class_names(features),
+        images=_images(features),
+        folder=path.parent,
     )
 
 

@@ -3,6 +3,7 @@
 from offramp.engines.base import Answers, Engine, Exitable, rows_of
 from offramp.engines.batching import collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
+from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
 from offramp.engines.recording import label_names, processor_fingerprint, record
 from offramp.engines.settings import as_device, as_dtype
 from offramp.engines.torch_engine import TorchEngine, take_tree
@@ -12,13 +13,18 @@ __all__ = [
     "CostModel",
     "Engine",
     "Exitable",
+    "ImageInputs",
+    "Inputs",
+    "TextInputs",
     "TorchEngine",
     "as_device",
     "as_dtype",
     "collate",
     "cost_model",
     "in_batches",
+    "inputs_of",
     "label_names",
+    "load_processor",
     "plan_batches",
     "processor_fingerprint",
     "record",

@@ -48,9 +48,13 @@ class Engine(Protocol):
 
 
 def rows_of(batch: Batch) -> Rows:
-    """Default row ids (the position in the batch) and lengths of a padded batch."""
-    ids = batch["input_ids"]
+    """Default row ids (the position in the batch) and lengths of a batch."""
+    leaf = next(iter(batch.values()))
+    count, device = len(leaf), leaf.device
     mask = batch.get("attention_mask")
-    count, tokens = ids.shape
-    lengths = torch.full((count,), tokens, device=ids.device) if mask is None else mask.sum(dim=1)
-    return Rows(torch.arange(count, device=ids.device), lengths)
+    if mask is not None:
+        lengths = mask.sum(dim=1)
+    else:
+        length = leaf.shape[1] if "input_ids" in batch else 1  # an image is one unit
+        lengths = torch.full((count,), length, device=device)
+    return Rows(torch.arange(count, device=device), lengths)

@@ -92,10 +92,10 @@ def _count(model: Exitable, tokens: int, device: str) -> Array:
             yield
         seen.append(float(counter.get_total_flops()))
 
-    ids = torch.zeros((1, tokens), dtype=torch.long, device=device)
+    batch = model.backbone.example(tokens, device)
     carry = None
     with counted():
-        flow = model.backbone.embed({"input_ids": ids})
+        flow = model.backbone.embed(batch)
     for layer in range(1, model.depth + 1):
         with counted():
             flow = model.backbone.layer(layer, flow)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +12,21 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from offramp.data import data_fingerprint, encode, encode_labels, infer_task
+from offramp.data import data_fingerprint, encode_labels, infer_task
 from offramp.data.hashing import dataset_ids
-from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, collate, plan_batches
+from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, plan_batches
 from offramp.engines.cost import cost_model
+from offramp.engines.inputs import Inputs, inputs_of
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitOutput
 from offramp.metrics import METRICS, predictions
 from offramp.model import MultiExitModel
-from offramp.storage import fingerprint
 from offramp.table import ExitTable, TableHeader, TableWriter
 
 logger = logging.getLogger("offramp")
 
 Array = npt.NDArray[Any]
-TOKEN_COLUMNS = ("input_ids", "token_type_ids")
 
 
 def record(
@@ -38,7 +35,7 @@ def record(
     path: str | Path,
     role: str,
     *,
-    processor: PreTrainedTokenizerBase,
+    processor: Any,
     others: Sequence[ExitTable] = (),
     max_rows: int = MAX_ROWS,
     max_tokens: int = MAX_TOKENS,
@@ -54,6 +51,7 @@ def record(
             `encode_labels` and `encode` already applied.
         path: the table's folder; it appears whole or not at all.
         role: `tune`, `calibrate` or `test`.
+        processor: the model's tokenizer or image processor.
         others: tables of other roles; rows whose input is in one of them are dropped.
         max_rows: of a batch.
         max_tokens: of a batch, padding included.
@@ -67,14 +65,15 @@ def record(
         raise ConfigError("The model is in training mode. Call model.eval() first.")
     if not len(dataset):
         raise DataError("There are no rows to record. Give at least one.")
-    dataset, ids = _apart_from(others, _encoded(model, dataset, processor), role)
+    inputs = inputs_of(processor)
+    dataset, ids = _apart_from(others, _encoded(model, dataset, inputs), role)
     lengths = np.array(dataset["length"][:])
     labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
-    header = _header(model, dataset, role, processor)
+    header = _header(model, dataset, role, inputs)
     costs = cost_model(model)
     with TableWriter(path, header) as writer, _bar(len(dataset), role, progress) as bar:
         for rows in plan_batches(lengths, max_rows, max_tokens):
-            columns = _columns(_run(model, dataset, rows, processor))
+            columns = _columns(_run(model, dataset, rows, inputs))
             if labels is not None:
                 columns["labels"] = labels[rows]
             writer.write(
@@ -91,13 +90,11 @@ def record(
     return table
 
 
-def _encoded(
-    model: MultiExitModel, dataset: Dataset, processor: PreTrainedTokenizerBase
-) -> Dataset:
-    if "input_ids" in dataset.column_names:
+def _encoded(model: MultiExitModel, dataset: Dataset, inputs: Inputs) -> Dataset:
+    if "length" in dataset.column_names:
         return dataset
     task = infer_task(dataset, model.problem_type, dict(enumerate(label_names(model))))
-    return encode(encode_labels(dataset, task), processor, model.max_length)[0]
+    return inputs.encode(encode_labels(dataset, task), model.max_length)
 
 
 def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tuple[Dataset, Array]:
@@ -122,10 +119,8 @@ def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tup
     return dataset.select(np.flatnonzero(keep)), ids[keep]
 
 
-def _header(
-    model: MultiExitModel, dataset: Dataset, role: str, processor: PreTrainedTokenizerBase
-) -> TableHeader:
-    probe = _columns(_run(model, dataset, np.array([0]), processor))
+def _header(model: MultiExitModel, dataset: Dataset, role: str, inputs: Inputs) -> TableHeader:
+    probe = _columns(_run(model, dataset, np.array([0]), inputs))
     _, depth, num_scores = probe["scores"].shape
     return TableHeader.plan(
         rows=len(dataset),
@@ -137,7 +132,7 @@ def _header(
         role=role,
         label_names=label_names(model),
         model_fingerprint=model.fingerprint(),
-        processor_fingerprint=processor_fingerprint(processor),
+        processor_fingerprint=inputs.fingerprint(),
         data_fingerprint=data_fingerprint(dataset),
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -145,12 +140,12 @@ def _header(
 
 @torch.inference_mode()
 def _run(
-    model: MultiExitModel, dataset: Dataset, rows: Array, processor: PreTrainedTokenizerBase
+    model: MultiExitModel, dataset: Dataset, rows: Array, inputs: Inputs
 ) -> tuple[ExitOutput, ...]:
     """What every exit says about row indices `rows`."""
-    names = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
-    tokens = dataset.select_columns(names)[rows.tolist()]
-    return model.all_exits(collate(tokens, processor.pad_token_id, model.device))
+    names = [name for name in inputs.columns if name in dataset.column_names]
+    columns = dataset.select_columns(names)[rows.tolist()]
+    return model.all_exits(inputs.collate(columns, model.device))
 
 
 def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:
@@ -167,15 +162,9 @@ def label_names(model: MultiExitModel) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
-def processor_fingerprint(processor: PreTrainedTokenizerBase) -> str:
-    """A name for how text becomes tokens; padding and truncation are the caller's affair."""
-    backend = getattr(processor, "backend_tokenizer", None)
-    if backend is None:
-        return fingerprint(json.dumps(processor.get_vocab(), sort_keys=True))
-    rules = json.loads(backend.to_str())
-    for setting in ("padding", "truncation"):
-        rules.pop(setting, None)
-    return fingerprint(json.dumps(rules, sort_keys=True))
+def processor_fingerprint(processor: Any) -> str:
+    """A name for how examples become numbers."""
+    return inputs_of(processor).fingerprint()
 
 
 def _bar(rows: int, role: str, progress: bool) -> Any:

@@ -36,10 +36,11 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
-        """Answer every row of a padded batch, (rows, tokens).
+        """Answer every row of a batch.
 
         Args:
-            batch: tokenizer output; leave `attention_mask` out where nothing is padded.
+            batch: what the model's processor gives; leave `attention_mask` out where nothing is
+                padded.
             policy: decides who leaves after which layer.
             rows: ids and lengths for policies that read them.
 
@@ -49,9 +50,10 @@ class TorchEngine:
         """
         if getattr(self.model, "training", False):
             raise ConfigError("The model is in training mode. Call model.eval() first.")
-        if not len(batch["input_ids"]):
+        first = next(iter(batch.values()))
+        if not len(first):
             raise ConfigError("The batch has no rows.")
-        rows = rows_of(batch) if rows is None else rows.to(batch["input_ids"].device)
+        rows = rows_of(batch) if rows is None else rows.to(first.device)
         return _Run(self.backbone, self.exits, policy, rows).through(batch)
 
 

@@ -118,7 +118,7 @@ def _time(
 
 
 def _clock(run: Callable[[Batch], object], batch: Batch) -> float:
-    on_gpu = batch["input_ids"].is_cuda
+    on_gpu = next(iter(batch.values())).is_cuda
     start = time.perf_counter()
     run(batch)
     if on_gpu:

@@ -36,14 +36,14 @@ class ExitSpec(Strict):
 
 
 class PooledExit(nn.Module):
-    """Pool what the backbone's norm leaves, optionally a dense layer with tanh, dropout, linear.
+    """Pool the backbone's view of a state, optionally a dense layer with tanh, dropout, linear.
 
     Args:
         spec: see `ExitSpec`.
         width: of the hidden state it reads.
         num_scores: classes, labels, or 1 for regression.
         pooler: the backbone's `pool`; only used with pooling `pooler`, never owned.
-        norm: the backbone's final norm, if it has one; never owned.
+        view: the backbone's, what is read of a state; never owned.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class PooledExit(nn.Module):
         width: int,
         num_scores: int,
         pooler: Callable[[Tensor, Tensor | None], Tensor],
-        norm: nn.Module | None = None,
+        view: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self._pooler = pooler
-        self._norm: Callable[[Tensor], Tensor] | None = None if norm is None else norm.__call__
+        self._view: Callable[[Tensor], Tensor] | None = None if view is None else view.__call__
         if spec.pooling == "attention":
             self.query = nn.Linear(width, 1, bias=False)
             self.first = nn.Parameter(torch.zeros(1))
@@ -69,9 +69,9 @@ class PooledExit(nn.Module):
         """(rows, tokens, width) -> (rows, width)."""
         if self.spec.pooling == "cls":
             first = hidden.select(1, 0)
-            return first if self._norm is None else self._norm(first)
-        if self._norm is not None:
-            hidden = self._norm(hidden)
+            return first if self._view is None else self._view(first)
+        if self._view is not None:
+            hidden = self._view(hidden)
         if self.spec.pooling == "pooler":
             return self._pooler(hidden, mask)
         if self.spec.pooling == "mean":

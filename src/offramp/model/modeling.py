@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from offramp.backbones import Batch, make_backbone
@@ -18,7 +23,7 @@ from offramp.errors import ConfigError, ModelError
 from offramp.exits import ExitOutput, ExitSpec, PooledExit
 from offramp.model import folder
 from offramp.model.configuration import MultiExitConfig
-from offramp.model.stock import Head, load_stock
+from offramp.model.stock import Head, auto_class, load_stock
 from offramp.objectives import task_loss
 from offramp.registry import nearest
 
@@ -43,7 +48,7 @@ class MultiExitOutput(ModelOutput):
 
 
 class MultiExitModel(PreTrainedModel):
-    """A stock sequence classifier with an exit after each of its layers.
+    """A stock classifier of texts or images with an exit after each of its layers.
 
     The exit after the last layer is the stock model's own head, so full-depth answers are
     those of the stock model bit for bit, and `stock` is that model whenever it is wanted back.
@@ -63,8 +68,10 @@ class MultiExitModel(PreTrainedModel):
     def __init__(self, config: MultiExitConfig, stock: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if stock is None:
-            stock = AutoModelForSequenceClassification.from_config(config.stock_config())
+            inner = config.stock_config()
+            stock = auto_class(inner).from_config(inner)
         self.stock = stock
+        self.main_input_name = stock.main_input_name
         self._check_task()
         self.backbone = make_backbone(stock)
         self.exits = nn.ModuleDict(
@@ -81,12 +88,17 @@ class MultiExitModel(PreTrainedModel):
 
     def _make_exit(self, layer: int) -> PooledExit:
         spec = self.config.exit_spec()
+        if spec.pooling not in self.backbone.poolings:
+            raise ConfigError(
+                f"Pooling '{spec.pooling}' makes no sense for {self.config.stock['model_type']}. "
+                f"Poolings: {', '.join(self.backbone.poolings)}."
+            )
         made = PooledExit(
             spec,
             self.backbone.width(layer),
             cast(int, self.config.num_labels),
             self.backbone.pool,
-            self.backbone.norm,
+            self.backbone.view,
         )
         for linear in (m for m in made.modules() if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=0.02)
@@ -139,14 +151,16 @@ class MultiExitModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> MultiExitOutput:
-        """All exits of a padded batch, (rows, tokens); other tensors reach the embedding."""
+        """All exits of a batch; other tensors reach the embedding."""
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
             **kwargs,
         }
         batch = {name: value for name, value in given.items() if isinstance(value, Tensor)}
@@ -169,9 +183,10 @@ class MultiExitModel(PreTrainedModel):
         self._known = (self._weights(), fingerprint)
 
     def _weights(self) -> tuple[tuple[int, int], ...]:
-        """Changes when a parameter is replaced or written to, not when it moves or is cast."""
+        """Changes when a weight is replaced or written to, not when it moves or is cast."""
         return tuple(
-            (id(leaf), 0 if leaf.is_inference() else leaf._version) for leaf in self.parameters()
+            (id(leaf), 0 if leaf.is_inference() else leaf._version)
+            for leaf in itertools.chain(self.parameters(), self.buffers())
         )
 
     @classmethod
@@ -179,9 +194,10 @@ class MultiExitModel(PreTrainedModel):
         cls, stock: PreTrainedModel, exits: ExitSpec | None = None, method: str = "pabee"
     ) -> MultiExitModel:
         """Hang new exits on a classifier; its weights and its mode are shared, not copied."""
-        config = MultiExitConfig(
-            stock=folder.plain_config(stock.config), exits=exits or ExitSpec(), method=method
-        )
+        spec = exits or ExitSpec(pooling=make_backbone(stock).poolings[0])
+        # some architectures have several heads, which only this tells apart
+        plain = {**folder.plain_config(stock.config), "architectures": [type(stock).__name__]}
+        config = MultiExitConfig(stock=plain, exits=spec, method=method)
         model = cls(config, stock)
         model.train(stock.training)
         return model.to(device=stock.device, dtype=stock.dtype)  # type: ignore[call-arg]
@@ -262,3 +278,4 @@ def _check_options(given: Mapping[str, Any]) -> None:
 
 
 AutoModelForSequenceClassification.register(MultiExitConfig, MultiExitModel)
+AutoModelForImageClassification.register(MultiExitConfig, MultiExitModel)

@@ -8,8 +8,11 @@ from typing import Any
 
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -35,6 +38,13 @@ class Head(Strict):
         }
 
 
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes a classifier of such a config."""
+    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return AutoModelForImageClassification
+    return AutoModelForSequenceClassification
+
+
 def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
     """Load a stock classifier from a folder, safetensors only.
 
@@ -48,7 +58,7 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(
                 path, trust_remote_code=False, **(head.config() if head else {})
             )
-            stock, info = AutoModelForSequenceClassification.from_pretrained(
+            stock, info = auto_class(config).from_pretrained(
                 path,
                 config=config,
                 trust_remote_code=False,

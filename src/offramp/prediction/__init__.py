@@ -1,8 +1,8 @@
-"""Answers for texts and files, early where that is good enough."""
+"""Answers for texts, images and files, early where that is good enough."""
 
 from offramp.prediction.files import Summary, predict_file
-from offramp.prediction.pipeline import TextClassifier, pipeline
+from offramp.prediction.pipeline import Classifier, pipeline
 from offramp.prediction.predictor import Predictor
 from offramp.prediction.stream import predict
 
-__all__ = ["Predictor", "Summary", "TextClassifier", "pipeline", "predict", "predict_file"]
+__all__ = ["Classifier", "Predictor", "Summary", "pipeline", "predict", "predict_file"]

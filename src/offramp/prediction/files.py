@@ -1,4 +1,4 @@
-"""From a file of texts to a file of answers."""
+"""From a file of examples to a file of answers."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def predict_file(
     Args:
         model, point, scores, device, dtype: as of `predict`.
         data: a file, hub id or dataset as `load_examples` takes them.
-        output: .jsonl, .csv or .parquet; text also as .gz.
-        columns: `text`, `text_pair`, `split`, `max_rows` ... as of `load_examples`.
+        output: .jsonl, .csv or .parquet; .jsonl and .csv also as .gz.
+        columns: `text`, `text_pair`, `image`, `split`, `max_rows` ... as of `load_examples`.
 
     Raises:
         OutputError: unknown format, a place that cannot be written, or the data itself.
@@ -84,7 +84,9 @@ def predict_file(
     output = Path(output)
     write = writer_for(output)
     if isinstance(data, str | Path) and Path(data).resolve() == output.resolve():
-        raise OutputError(f"{output} holds the texts and would be overwritten. Name another file.")
+        raise OutputError(
+            f"{output} holds the examples and would be overwritten. Name another file."
+        )
     examples = load_examples(data, **columns)
     predictor, policy = opened(model, point, device, dtype)
     settings = _settings(predictor, policy, examples, scores)

@@ -1,4 +1,4 @@
-"""What transformers' text-classification pipeline returns, and the exit layer."""
+"""What transformers' classification pipelines return, and the exit layer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from offramp.engines import windows
 from offramp.engines.batching import WINDOW
 from offramp.errors import DataError
+from offramp.prediction.items import Item
 from offramp.prediction.labels import BROKEN, Labels, Scores, function
-from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor, Text
+from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
 
 _UNSET: Any = object()
 
@@ -24,8 +25,9 @@ def pipeline(
     device: str | int | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     **options: Any,
-) -> TextClassifier:
-    """A callable like `transformers.pipeline("text-classification", model)`.
+) -> Classifier:
+    """A callable like `transformers.pipeline("text-classification", model)`, or for images like
+    `transformers.pipeline("image-classification", model)`.
 
     Args:
         model: a folder or hub id of a multi-exit model.
@@ -40,11 +42,11 @@ def pipeline(
         >>> classify("A dull story.")
         [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
     """
-    return TextClassifier(Predictor.load(model, point, device=device, dtype=dtype, **options))
+    return Classifier(Predictor.load(model, point, device=device, dtype=dtype, **options))
 
 
-class TextClassifier:
-    """Classifies texts; any number of threads may share one."""
+class Classifier:
+    """Classifies texts or images; any number of threads may share one."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -53,32 +55,38 @@ class TextClassifier:
 
     def __call__(
         self,
-        inputs: Text | Iterable[Text],
+        inputs: Item | Iterable[Item],
         *,
         point: Point | None = None,
         top_k: int | None = _UNSET,
         function_to_apply: str | None = None,
     ) -> Any:
-        """Classify one text, a list of them, or any iterable of them, lazily.
+        """Classify one item, a list of them, or any iterable of them, lazily.
 
         Args:
-            inputs: str, (text, text_pair), or {"text": ..., "text_pair": ...}.
+            inputs: a str, (text, text_pair) or {"text": ..., "text_pair": ...}; of a model that
+                reads images the path of a file, a PIL image or {"image": ...}.
             point: another operating point, for this call only.
-            top_k: this many labels per text, best first; None is all of them.
+            top_k: this many labels per item, best first; None is all of them.
             function_to_apply: `softmax`, `sigmoid` or `none`; by default the task's own.
 
         Returns:
             Dicts with label, score and exit_layer, nested as transformers nests them: a list
-            with one for a str, one for a dict or pair, a list for a list; with `top_k` a list of
-            them per text. A row whose scores are not finite has `error` instead.
+            with one for a str, one for a dict or pair, a list for a list; with `top_k`, which is
+            5 for images, a list of them per item. A row whose scores are not finite has `error`
+            instead.
         """
         chosen = self.predictor.policy if point is None else self.predictor.policy_of(point)
         apply = self._function if function_to_apply is None else function(function_to_apply)
 
-        def answers(texts: list[Text]) -> list[Any]:
-            return [self._said(a, apply, top_k) for a in self.predictor.answer(texts, chosen)[0]]
+        items = self.predictor.items
+        if top_k is _UNSET and items.usual_top_k is not None:
+            top_k = items.usual_top_k
 
-        if isinstance(inputs, str):
+        def answers(asked: list[Item]) -> list[Any]:
+            return [self._said(a, apply, top_k) for a in self.predictor.answer(asked, chosen)[0]]
+
+        if items.is_one(inputs):
             said = answers([inputs])
             return said if top_k is _UNSET else said[0]
         if isinstance(inputs, Mapping | tuple):
@@ -86,18 +94,18 @@ class TextClassifier:
         if isinstance(inputs, list):
             return answers(inputs)
         try:
-            texts = iter(inputs)
+            asked = iter(inputs)
         except TypeError:
             raise DataError(
-                f"Not a text: {inputs!r}, a {type(inputs).__name__}. Give a str, a pair, a dict "
-                "or an iterable of them."
+                f"Not an input: {inputs!r}, a {type(inputs).__name__}. Give a text, a pair, an "
+                "image, a dict or an iterable of them."
             ) from None
-        return self._lazily(texts, answers)
+        return self._lazily(asked, answers)
 
     def _lazily(
-        self, texts: Iterable[Text], answers: Callable[[list[Text]], list[Any]]
+        self, items: Iterable[Item], answers: Callable[[list[Item]], list[Any]]
     ) -> Iterator[Any]:
-        for window in windows(texts, WINDOW * self.predictor.max_rows):
+        for window in windows(items, WINDOW * self.predictor.max_rows):
             yield from answers(window)
 
     def _said(

@@ -1,11 +1,10 @@
-"""A model, its tokenizer and an operating point, ready to answer texts."""
+"""A model, its processor and an operating point, ready to answer."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -13,30 +12,27 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from offramp.calibration import OperatingPoint, list_points
-from offramp.data import input_id
-from offramp.data.tokens import encode_texts, load_tokenizer, token_limit
 from offramp.engines import (
     Engine,
     TorchEngine,
     as_device,
     as_dtype,
-    collate,
     in_batches,
+    inputs_of,
+    load_processor,
     processor_fingerprint,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
-from offramp.errors import DataError, ModelError, PointError
+from offramp.errors import ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
+from offramp.prediction.items import Item, Row, items_of
 
 logger = logging.getLogger("offramp")
 
-Text = str | tuple[str, str] | Mapping[str, str]
-"""A text, (text, text_pair), or {"text": ..., "text_pair": ...}."""
 Point = str | OperatingPoint | Policy
 """The name of a point in the model's folder, `full`, a point or a policy."""
 DEFAULT, FULL = "default", "full"
@@ -50,17 +46,12 @@ class Answer(NamedTuple):
     bad: bool
 
 
-class _Row(NamedTuple):
-    id: int
-    tokens: Mapping[str, list[int]]
-
-
 class Predictor:
-    """Answers texts with a multi-exit model; any number of threads may share one.
+    """Answers texts or images with a multi-exit model; any number of threads may share one.
 
     Args:
         model: in evaluation mode, on its device, in its compute dtype.
-        processor: the model's tokenizer.
+        processor: the model's tokenizer or image processor.
         point: where rows leave unless a call says otherwise. `default` is the folder's point
             of that name; without one, every row runs to full depth, and that is said aloud.
         folder: where named points lie.
@@ -71,7 +62,7 @@ class Predictor:
     def __init__(
         self,
         model: MultiExitModel,
-        processor: PreTrainedTokenizerBase,
+        processor: Any,
         point: Point = DEFAULT,
         *,
         folder: str | Path | None = None,
@@ -84,9 +75,9 @@ class Predictor:
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self._folder = None if folder is None else Path(folder)
         self._engine: Engine = TorchEngine(model)
-        self._lock = threading.Lock()
-        lengths = [length for length in (max_length, model.max_length) if length is not None]
-        self.max_length = token_limit(processor, min(lengths, default=None), pairs=True)
+        self.inputs = inputs_of(processor)
+        self.items = items_of(model, self.inputs, max_length)
+        self.max_length = self.items.longest
         self.policy = self.policy_of(point)
 
     @classmethod
@@ -120,7 +111,7 @@ class Predictor:
         torch.nn.Module.to(loaded, device=target)
         return cls(
             loaded,
-            load_tokenizer(folder),
+            load_processor(folder, loaded.backbone.reads),
             point,
             folder=folder,
             max_rows=max_rows,
@@ -184,73 +175,34 @@ class Predictor:
 
     def answer(
         self,
-        texts: Sequence[Text],
+        items: Sequence[Item],
         policy: Policy | None = None,
         seen: Callable[[Sequence[Answer]], object] | None = None,
     ) -> tuple[list[Answer], int]:
-        """Answers in the order of the texts, and how many texts were cut to the limit.
+        """Answers in the order of the items, and how many of them were cut to the limit.
 
         Args:
             policy: None is the predictor's own.
             seen: called with the answers of each batch as it is done, in any order.
         """
-        rows, cut = self._encode([_parts(text) for text in texts])
+        rows, cut = self.items.read(items)
         policy = policy or self.policy
 
-        def run(batch: Sequence[_Row]) -> list[Answer]:
+        def run(batch: Sequence[Row]) -> list[Answer]:
             answers = self._run(batch, policy)
             if seen is not None:
                 seen(answers)
             return answers
 
-        def length(row: _Row) -> int:
-            return len(row.tokens["input_ids"])
+        def length(row: Row) -> int:
+            return row.length
 
         return in_batches(rows, length, run, self.max_rows, self.max_tokens), cut
 
-    def _encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[_Row], int]:
-        rows: dict[int, _Row] = {}
-        cut = 0
-        for parts in {len(text) for text in texts}:
-            places = [place for place, text in enumerate(texts) if len(text) == parts]
-            chosen = [texts[place] for place in places]
-            # fast tokenizers keep their truncation setting on themselves
-            with self._lock:
-                columns, long = encode_texts(self.processor, chosen, self.max_length)
-            cut += long
-            for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
-                tokens = dict(zip(columns, values, strict=True))
-                rows[place] = _Row(input_id(*texts[place]), _not_empty(tokens))
-        return [rows[place] for place in range(len(texts))], cut
-
-    def _run(self, batch: Sequence[_Row], policy: Policy) -> list[Answer]:
-        columns = {name: [row.tokens[name] for row in batch] for name in batch[0].tokens}
+    def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
-        lengths = torch.tensor([len(tokens) for tokens in columns["input_ids"]], device=device)
-        tokens = collate(columns, self.processor.pad_token_id, device)
-        answers = self._engine.run(tokens, policy, Rows(ids, lengths))
+        lengths = torch.tensor([row.length for row in batch], device=device)
+        answers = self._engine.run(self.items.batch(batch, device), policy, Rows(ids, lengths))
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         return list(map(Answer, scores, layers, answers.bad.tolist()))
-
-
-def _parts(text: Text) -> tuple[str, ...]:
-    """(text,) or (text, text_pair). Raises DataError for anything else."""
-    if isinstance(text, str):
-        return (text,)
-    if isinstance(text, Mapping) and "text" in text and set(text) <= {"text", "text_pair"}:
-        parts = tuple(text[name] for name in ("text", "text_pair") if text.get(name) is not None)
-    else:
-        parts = tuple(text) if isinstance(text, tuple) else ()
-    if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
-        raise DataError(
-            f"Not a text: {str(text)[:80]!r}, a {type(text).__name__}. Give a str, a tuple "
-            '(text, text_pair), or a dict {"text": ..., "text_pair": ...}.'
-        )
-    return parts
-
-
-def _not_empty(tokens: Mapping[str, list[int]]) -> Mapping[str, list[int]]:
-    if not tokens["input_ids"]:
-        raise DataError("A text is empty and gives no token at all. Leave it out.")
-    return tokens

@@ -1,4 +1,4 @@
-"""Answers one after the other, from anything that holds texts."""
+"""Answers one after the other, from anything that holds texts or images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any, TypeAlias
 from datasets import Dataset, DatasetDict
 
 from offramp.data import load_examples
+from offramp.data.images import lazy_images
 from offramp.engines import windows
 from offramp.engines.batching import WINDOW
 from offramp.policies import Policy
+from offramp.prediction.items import Item
 from offramp.prediction.labels import Labels
-from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor, Text
+from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
 
 logger = logging.getLogger("offramp")
 
-Data: TypeAlias = str | Path | Dataset | DatasetDict | Iterable[Text]
-Numbered = tuple[int, Text]
+Data: TypeAlias = str | Path | Dataset | DatasetDict | Iterable[Item]
+Numbered = tuple[int, Item]
 
 
 def predict(
@@ -40,10 +42,11 @@ def predict(
 
     Args:
         model: a folder, a hub id, or a `Predictor` (which has its own device and dtype).
-        data: a file, hub id or dataset as `load_examples` takes them, or an iterable of texts.
+        data: a file, hub id or dataset as `load_examples` takes them, or an iterable of texts
+            or images.
         point: an operating point, a policy or `full`; None is the model's own.
         scores: also give the scores of all classes.
-        columns: `text`, `text_pair`, `split` ... as of `load_examples`.
+        columns: `text`, `text_pair`, `image`, `split` ... as of `load_examples`.
     """
     predictor, policy = opened(model, point, device, dtype)
     rows = numbered(data, columns)
@@ -61,14 +64,18 @@ def opened(
 
 
 def numbered(data: Data, columns: dict[str, Any]) -> Iterable[Numbered]:
-    """Row numbers of the source and texts."""
+    """Row numbers of the source and items."""
     if not isinstance(data, str | Path | Dataset | DatasetDict):
         return enumerate(data)
     return rows_of_examples(load_examples(data, **columns))
 
 
 def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
-    """Row numbers and texts of loaded examples, from the given one on."""
+    """Row numbers and items of loaded examples, from the given one on."""
+    if "image" in examples.column_names:
+        rows = examples.select(range(first, len(examples)))
+        yield from zip(rows["row"][:], lazy_images(rows), strict=True)
+        return
     names = ["text", "text_pair"] if "text_pair" in examples.column_names else ["text"]
     for start in range(first, len(examples), 1000):
         batch = examples[start : start + 1000]
@@ -87,7 +94,7 @@ def blocks(
     """Entries of a few thousand rows at a time; says at the end how many texts were cut."""
     labels, cut, total = Labels(predictor.model), 0, 0
     for window in windows(rows, WINDOW * predictor.max_rows):
-        answers, long = predictor.answer([text for _, text in window], policy, seen)
+        answers, long = predictor.answer([item for _, item in window], policy, seen)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)
         yield [labels.entry(row, answer, scores) for (row, _), answer in pairs]

@@ -8,6 +8,12 @@ from offramp.testing.backbones import check_backbone
 from offramp.testing.echo import EchoModel, Scripted, echo_batch
 from offramp.testing.engines import check_bookkeeping, check_engine
 from offramp.testing.methods import check_method
+from offramp.testing.pictures import (
+    IMAGE_ARCHITECTURES,
+    tiny_image_processor,
+    tiny_pictures,
+    tiny_pixels,
+)
 from offramp.testing.policies import check_policy
 from offramp.testing.reference import random_outputs, spread_policies, walk
 from offramp.testing.road import check_road
@@ -18,7 +24,9 @@ from offramp.testing.tiny import (
     save_tiny,
     save_tiny_stock,
     tiny_batch,
+    tiny_batch_for,
     tiny_model,
+    tiny_processor,
     tiny_stock,
     tiny_texts,
     tiny_tokenizer,
@@ -26,6 +34,7 @@ from offramp.testing.tiny import (
 
 __all__ = [
     "ARCHITECTURES",
+    "IMAGE_ARCHITECTURES",
     "PROBLEM_TYPES",
     "RELATIVES",
     "EchoModel",
@@ -42,7 +51,12 @@ __all__ = [
     "save_tiny_stock",
     "spread_policies",
     "tiny_batch",
+    "tiny_batch_for",
+    "tiny_image_processor",
     "tiny_model",
+    "tiny_pictures",
+    "tiny_pixels",
+    "tiny_processor",
     "tiny_stock",
     "tiny_texts",
     "tiny_tokenizer",

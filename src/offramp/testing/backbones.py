@@ -32,7 +32,7 @@ def check_backbone(stock: PreTrainedModel) -> None:
     ensure(not stock.training, f"{name} is in training mode; call eval() first.")
     batches = dict(_batches(stock))
     # the first request for hidden states leaves transformers' own hooks behind
-    stock(**batches["padded"], output_hidden_states=True)
+    stock(**next(iter(batches.values())), output_hidden_states=True)
     before = _portrait(stock)
     backbone = make_backbone(stock)
     for kind, batch in batches.items():
@@ -45,6 +45,10 @@ def check_backbone(stock: PreTrainedModel) -> None:
 def _batches(stock: PreTrainedModel) -> Iterator[tuple[str, Batch]]:
     config = stock.config
     draw = torch.Generator().manual_seed(0)
+    if stock.main_input_name == "pixel_values":
+        shape = (_ROWS, config.num_channels, config.image_size, config.image_size)
+        yield "pixels", {"pixel_values": torch.randn(shape, generator=draw).to(stock.device)}
+        return
     ids = torch.randint(config.vocab_size // 2, config.vocab_size, (_ROWS, _TOKENS), generator=draw)
     ids = ids.to(stock.device)
     yield "no mask", {"input_ids": ids}
@@ -57,7 +61,7 @@ def _batches(stock: PreTrainedModel) -> Iterator[tuple[str, Batch]]:
 
 def _hidden_states(stock: PreTrainedModel, batch: Batch, depth: int) -> list[Tensor]:
     """The stock model's hidden states: before layer 1, after layer 1, ..., after layer L."""
-    states = stock.base_model(**batch, output_hidden_states=True).hidden_states
+    states = stock(**batch, output_hidden_states=True).hidden_states
     # ALBERT reports every layer of a group; a layer of ours is a pass through the group
     stride, rest = divmod(len(states) - 1, depth)
     ensure(rest == 0, f"{type(stock).__name__} has {len(states)} states for {depth} layers.")
@@ -70,14 +74,15 @@ def _check_stepping(stock: PreTrainedModel, backbone: Backbone, batch: Batch, wh
     _exactly(flow.hidden, wanted[0], f"{who}: the embedding")
     for number in range(1, backbone.depth + 1):
         flow = backbone.layer(number, flow)
-        state = flow.hidden
-        if number == backbone.depth and backbone.norm is not None:
-            state = backbone.norm(state)  # as transformers gives the last state
+        viewed = flow.hidden if backbone.view is None else backbone.view(flow.hidden)
+        # transformers gives the last state normed
+        normed = number == backbone.depth and viewed.shape == wanted[number].shape
+        state = viewed if normed else flow.hidden
         _exactly(state, wanted[number], f"{who}: the hidden state after layer {number}")
         width = backbone.width(number)
         ensure(
-            flow.hidden.shape[-1] == width,
-            f"{who}: width({number}) says {width}, the hidden state has {flow.hidden.shape[-1]}.",
+            viewed.shape[-1] == width,
+            f"{who}: width({number}) says {width}, the hidden state has {viewed.shape[-1]}.",
         )
     _exactly(
         backbone.head(flow.hidden, flow.mask), stock(**batch).logits, f"{who}: the head's answer"
@@ -86,7 +91,7 @@ def _check_stepping(stock: PreTrainedModel, backbone: Backbone, batch: Batch, wh
 
 def _check_take(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: str) -> None:
     """Rows taken between any two layers go on as if they had been alone all the time."""
-    chosen = torch.tensor((4, 0, 3), device=batch["input_ids"].device)
+    chosen = torch.tensor((4, 0, 3), device=stock.device)
     alone = stock(**{name: value[chosen] for name, value in batch.items()}).logits
     for after in range(backbone.depth):
         flow = backbone.embed(batch)

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny
 from torch import Tensor, nn
 
 from offramp.backbones import Batch, Flow, take_rows
-from offramp.exits import ExitOutput
+from offramp.exits import ExitOutput, Pooling
 from offramp.policies import Policy, Rows, State, Step
 
 _WANTED = "scripted.layer"
@@ -57,11 +57,16 @@ class EchoBackbone:
 
     shared_weights = False
     pooler: nn.Linear | None = None
-    norm: nn.Module | None = None
+    view: nn.Module | None = None
+    reads = "text"
+    poolings: tuple[Pooling, ...] = ("cls",)
     max_length = None
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
+
+    def example(self, tokens: int, device: torch.device | str) -> Batch:
+        return {"input_ids": torch.zeros((1, tokens), dtype=torch.long, device=device)}
 
     def embed(self, batch: Batch) -> Flow:
         ids = batch["input_ids"][:, :1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
-from offramp.engines import Answers, Engine, Exitable
+from offramp.engines import Answers, Engine, Exitable, rows_of
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 from offramp.policies import Patience, Policy, Rows
@@ -26,7 +26,7 @@ from offramp.testing.reference import (
     walk,
     walk_alone,
 )
-from offramp.testing.tiny import tiny_batch
+from offramp.testing.tiny import tiny_batch_for
 
 MakeEngine = Callable[[Exitable], Engine]
 
@@ -54,14 +54,14 @@ def check_engine(
         AssertionError: saying under which policy which rows went wrong.
     """
     engine = make_engine(model)
-    batch = tiny_batch(rows, tokens=24, seed=5)
+    batch = tiny_batch_for(model.stock, rows, tokens=24, seed=5)
     alone = stack_rows(model.all_exits(_row(batch, row)) for row in range(rows))
     together = model.all_exits(batch)
     policies = policies or spread_policies(model.problem_type, together)
     for policy in policies:
-        whole = engine.run(batch, policy, _ids(batch))
-        _check_twin(policy, whole, together, _ids(batch), band, "replay of the same batch")
-        _check_twin(policy, whole, alone, _ids(batch), band, "the rows run one at a time")
+        whole = engine.run(batch, policy, rows_of(batch))
+        _check_twin(policy, whole, together, rows_of(batch), band, "replay of the same batch")
+        _check_twin(policy, whole, alone, rows_of(batch), band, "the rows run one at a time")
         _check_companies(engine, policy, batch, alone, band)
         _check_broken(make_engine, model, policy, batch)
     _check_threads(engine, policies, batch)
@@ -69,17 +69,14 @@ def check_engine(
 
 
 def _row(batch: Batch, row: int) -> Batch:
-    length = int(batch["attention_mask"][row].sum())
-    return {"input_ids": batch["input_ids"][row : row + 1, :length]}
-
-
-def _ids(batch: Batch) -> Rows:
-    lengths = batch["attention_mask"].sum(dim=1)
-    return Rows(torch.arange(lengths.shape[0]), lengths)
+    alone = _select(batch, torch.tensor([row]))
+    return {name: leaf for name, leaf in alone.items() if name != "attention_mask"}
 
 
 def _select(batch: Batch, chosen: Tensor) -> Batch:
     """Some rows, padded only as far as the longest of them."""
+    if "attention_mask" not in batch:
+        return {name: value[chosen] for name, value in batch.items()}
     tokens = int(batch["attention_mask"][chosen].sum(dim=1).max())
     return {name: value[chosen, :tokens] for name, value in batch.items()}
 
@@ -123,7 +120,7 @@ def _check_companies(
     engine: Engine, policy: Policy, batch: Batch, alone: Outputs, band: float
 ) -> None:
     """Any neighbours, any order, any padding: the row's own answer, in the row's own place."""
-    rows = _ids(batch)
+    rows = rows_of(batch)
     count = rows.ids.shape[0]
     draw = torch.Generator().manual_seed(2)
     for size in (1, 2, 7, count // 2, count):

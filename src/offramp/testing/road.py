@@ -1,4 +1,4 @@
-"""What every supported classifier must do: the whole road, on a handful of texts."""
+"""What every supported classifier must do: the whole road, on a handful of inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
 
 from offramp.calibration import calibrate
-from offramp.engines import record
+from offramp.data import load_examples
+from offramp.engines import load_processor, record
 from offramp.model import MultiExitModel
 from offramp.prediction import predict
 from offramp.table import ExitTable, replay
+from offramp.testing.pictures import tiny_pictures
 from offramp.testing.reference import ensure
 from offramp.testing.tiny import tiny_texts
 from offramp.training import TrainOptions, attach, train
@@ -27,7 +28,7 @@ def check_road(source: str | Path) -> None:
     """Take a stock classifier through train, attach, record, calibrate, predict, save, reload.
 
     Args:
-        source: a folder with a tokenizer; it is not changed.
+        source: a folder with a processor; it is not changed.
 
     Raises:
         AssertionError: saying where the road breaks.
@@ -42,6 +43,12 @@ def check_road(source: str | Path) -> None:
         _check_save(folder / "attach", folder / "again")
 
 
+def _inputs(model: MultiExitModel, seed: int = 0) -> dict[str, list[Any]]:
+    if model.backbone.reads == "image":
+        return {"image": tiny_pictures(_ROWS, seed)}
+    return {"text": tiny_texts(_ROWS, seed)}
+
+
 def _labels(model: MultiExitModel) -> list[Any]:
     count = int(cast(Any, model.stock.num_labels))
     if model.problem_type == "regression":
@@ -53,14 +60,14 @@ def _labels(model: MultiExitModel) -> list[Any]:
 
 def _check_train(source: Path, output: Path) -> None:
     before = MultiExitModel.from_pretrained(source)
-    rows = Dataset.from_dict({"text": tiny_texts(_ROWS), "label": _labels(before)})
+    rows = Dataset.from_dict({**_inputs(before), "label": _labels(before)})
     train(source, rows, output, pooling="mean", options=_OPTIONS)
     ensure(not _same_stock(before, output), "train changes no weight of the backbone.")
 
 
 def _check_attach(source: Path, output: Path) -> None:
     before = MultiExitModel.from_pretrained(source)
-    rows = Dataset.from_dict({"text": tiny_texts(_ROWS)})
+    rows = Dataset.from_dict(_inputs(before))
     attach(source, rows, output, pooling="mean", options=_OPTIONS)
     ensure(_same_stock(before, output), "attach changes a weight of the frozen classifier.")
 
@@ -72,9 +79,9 @@ def _same_stock(before: MultiExitModel, folder: Path) -> bool:
 
 def _check_record(folder: Path, path: Path) -> ExitTable:
     model = MultiExitModel.from_pretrained(folder).eval()
-    rows = Dataset.from_dict({"text": tiny_texts(_ROWS, seed=1)})
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = record(model, rows, path, "tune", processor=tokenizer, progress=False)
+    rows = load_examples(Dataset.from_dict(_inputs(model, seed=1)))
+    processor = load_processor(folder, model.backbone.reads)
+    table = record(model, rows, path, "tune", processor=processor, progress=False)
     ensure(table.rows == _ROWS, f"The table has {table.rows} of {_ROWS} rows.")
     return table
 
@@ -82,7 +89,8 @@ def _check_record(folder: Path, path: Path) -> ExitTable:
 def _check_predict(folder: Path, table: ExitTable) -> None:
     point = calibrate(table, target_speedup=1.5).point
     point.save(folder)
-    answers = list(predict(folder, tiny_texts(_ROWS, seed=1)))
+    (items,) = _inputs(MultiExitModel.from_pretrained(folder), seed=1).values()
+    answers = list(predict(folder, items))
     wanted = replay(table, point.build_policy()).exit_layers.tolist()
     layers = [answer["exit_layer"] for answer in answers]
     ensure(layers == wanted, f"Live exit layers {layers} are not those of the replay, {wanted}.")
@@ -90,7 +98,7 @@ def _check_predict(folder: Path, table: ExitTable) -> None:
 
 def _check_save(folder: Path, again: Path) -> None:
     model = MultiExitModel.from_pretrained(folder)
-    model.save_pretrained(again, processor=AutoTokenizer.from_pretrained(folder))
-    texts = tiny_texts(_ROWS, seed=1)
-    same = list(predict(folder, texts, point="full")) == list(predict(again, texts, point="full"))
+    model.save_pretrained(again, processor=load_processor(folder, model.backbone.reads))
+    (items,) = _inputs(model, seed=1).values()
+    same = list(predict(folder, items, point="full")) == list(predict(again, items, point="full"))
     ensure(same, "A model that is saved again answers otherwise.")

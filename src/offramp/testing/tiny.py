@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -25,6 +24,13 @@ from transformers import (
 from offramp.backbones import Batch
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
+from offramp.model.stock import auto_class
+from offramp.testing.pictures import (
+    IMAGE_ARCHITECTURES,
+    tiny_image_config,
+    tiny_image_processor,
+    tiny_pixels,
+)
 
 ARCHITECTURES = ("bert", "roberta", "albert", "distilbert")
 """One of each kind: plain, positions from padding, shared weights, names of its own."""
@@ -97,13 +103,14 @@ def tiny_batch(rows: int, tokens: int = 16, seed: int = 0, padded: bool = True) 
 
 def _config(arch: str, problem_type: str, num_labels: int, layers: int) -> PreTrainedConfig:
     labels = [f"label-{number}" for number in range(num_labels)]
-    common = {
-        "vocab_size": len(_VOCABULARY),
-        "pad_token_id": 0,
+    common: dict[str, Any] = {
         "problem_type": problem_type,
         "id2label": dict(enumerate(labels)),
         "label2id": {name: number for number, name in enumerate(labels)},
     }
+    if arch in IMAGE_ARCHITECTURES:
+        return tiny_image_config(arch, layers, common)
+    common |= {"vocab_size": len(_VOCABULARY), "pad_token_id": 0}
     if arch == "distilbert":
         sizes = {"dim": 32, "n_heads": 4, "hidden_dim": 64, "n_layers": layers}
         return AutoConfig.for_model(arch, max_position_embeddings=MAX_TOKENS, **sizes, **common)
@@ -146,13 +153,13 @@ def _widen(module: nn.Module, seed: int) -> None:
     """Redraw all weights so that rows, tokens and layers differ visibly."""
     draw = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.Linear):
-            part.weight.normal_(std=1.2 / part.in_features**0.5, generator=draw)
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.weight.normal_(std=1.2 / part.weight[0].numel() ** 0.5, generator=draw)
             if part.bias is not None:
                 part.bias.normal_(std=0.2, generator=draw)
         elif isinstance(part, nn.Embedding):
             part.weight.normal_(generator=draw)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, nn.LayerNorm | nn.BatchNorm2d):
             part.weight.normal_(mean=1.0, std=0.2, generator=draw)
             if part.bias is not None:
                 part.bias.normal_(std=0.2, generator=draw)
@@ -166,6 +173,18 @@ def _balance(linear: Any, scores: Tensor) -> None:
     linear.weight.mul_(scale.unsqueeze(1))
 
 
+def tiny_batch_for(model: PreTrainedModel, rows: int, tokens: int = 16, seed: int = 0) -> Batch:
+    """`tiny_batch` or `tiny_pixels`, whichever the model reads."""
+    if model.main_input_name == "pixel_values":
+        return tiny_pixels(rows, seed)
+    return tiny_batch(rows, tokens, seed)
+
+
+def tiny_processor(arch: str) -> Any:
+    """The tokenizer or image processor of an architecture."""
+    return tiny_image_processor() if arch in IMAGE_ARCHITECTURES else tiny_tokenizer(arch)
+
+
 def tiny_stock(
     arch: str = "bert",
     problem_type: str = "single_label_classification",
@@ -176,20 +195,19 @@ def tiny_stock(
     """A stock classifier of width 32 in evaluation mode; ALBERT has 2 groups of 2 layers.
 
     Args:
-        arch: one of `ARCHITECTURES`.
+        arch: one of `ARCHITECTURES`, `RELATIVES` or `IMAGE_ARCHITECTURES`.
         problem_type: as in transformers.
         num_labels: 3, or 1 for regression, unless given.
         layers: depth; for ALBERT the number of group passes.
         seed: of the weights.
     """
     count = num_labels or (1 if problem_type == "regression" else 3)
-    stock = AutoModelForSequenceClassification.from_config(
-        _config(arch, problem_type, count, layers)
-    )
+    config = _config(arch, problem_type, count, layers)
+    stock: Any = auto_class(config).from_config(config)
     _widen(stock, seed)
     stock.eval()
     last_linear = [part for part in stock.classifier.modules() if isinstance(part, nn.Linear)][-1]
-    _balance(last_linear, stock(**tiny_batch(_ROWS, seed=seed)).logits)
+    _balance(last_linear, stock(**tiny_batch_for(stock, _ROWS, seed=seed)).logits)
     return stock
 
 
@@ -207,7 +225,7 @@ def tiny_model(
     model.eval()
     for made in model.exits.values():
         _widen(made, seed + 1)
-    outputs = model.all_exits(tiny_batch(_ROWS, seed=seed))
+    outputs = model.all_exits(tiny_batch_for(stock, _ROWS, seed=seed))
     for made, output in zip(model.exits.values(), outputs, strict=False):
         _balance(made.classifier, output.scores)
     return model
@@ -223,7 +241,7 @@ def save_tiny(
 ) -> Path:
     """Write a `tiny_model` with its tokenizer; returns the folder."""
     model = tiny_model(arch, problem_type, num_labels, spec, seed=seed)
-    model.save_pretrained(folder, processor=tiny_tokenizer(arch))
+    model.save_pretrained(folder, processor=tiny_processor(arch))
     return Path(folder)
 
 
@@ -236,5 +254,5 @@ def save_tiny_stock(
 ) -> Path:
     """Write a `tiny_stock` with its tokenizer, as transformers would; returns the folder."""
     tiny_stock(arch, problem_type, num_labels, seed=seed).save_pretrained(folder)
-    tiny_tokenizer(arch).save_pretrained(folder)
+    tiny_processor(arch).save_pretrained(folder)
     return Path(folder)

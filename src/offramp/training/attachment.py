@@ -54,6 +54,7 @@ def attach(
     split: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
     label: str | None = None,
     max_rows: int | None = None,
 ) -> MultiExitModel:
@@ -74,9 +75,9 @@ def attach(
         exits: the exits in full, instead of `pooling`.
         options: see `TrainOptions`; the defaults are `ATTACH` and, where vectors are not
             cached, `ATTACH_TOKENS`.
-        processor: without it, the checkpoint's.
+        processor: a tokenizer or image processor; without it, the checkpoint's.
         max_length: in tokens, special tokens included.
-        split, text, text_pair, label, max_rows: see `load_examples`.
+        split, text, text_pair, image, label, max_rows: see `load_examples`.
 
     Raises:
         DataError, ModelError, ConfigError, OutputError: before the work starts.
@@ -86,7 +87,7 @@ def attach(
     check_here(given)
     path, target = resolve(source), Path(output)
     check_output(target, path)
-    dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
+    dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
     material = gather(path, dataset, None, given.seed, processor, max_length)
     wish = exits or (None if pooling is None else ExitSpec(pooling=pooling))
     run = _Run(material, given, wish)
@@ -152,7 +153,7 @@ class _Run:
         sample = sample_of(rows, self.given.seed)
         blocks = plan_batches(sample.lengths.numpy())
         parts = (pooled_vectors([model], sample.batch(block))[0][0] for block in blocks)
-        with standardised(model, *moments(parts)):
+        with standardised(model, moments(parts)):
             run_stages(model, objective, rows, self.options, work)
 
     def _fit_cached(self, model: MultiExitModel, kind: np.dtype[Any], work: WorkFolder) -> None:
@@ -165,6 +166,6 @@ class _Run:
         cache.fill(self.given.quiet, state.process_index, state.num_processes)
         state.wait_for_everyone()
         (stage,) = objective.stages()
-        with standardised(model, *moments(cache.parts())):
+        with standardised(model, moments(cache.parts())):
             trainee = Trainee(CachedExits(model), objective, stage, model.problem_type)
             run_stage(trainee, cache.rows(), self.options, work)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from offramp.engines.batching import collate
+from offramp.backbones import Batch
 
-MODEL_INPUTS = ("input_ids", "token_type_ids")
+Collate = Callable[[Mapping[str, Sequence[Any]]], Batch]
+"""From columns of an encoded dataset to a batch."""
 
 
-class Padding:
-    """Rows of an encoded dataset as one padded batch, with `labels` where rows have them."""
+class Batches:
+    """Rows of an encoded dataset as one batch, with `labels` where rows have them."""
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        names = [name for name in MODEL_INPUTS if name in rows[0]]
-        columns = {name: [row[name] for row in rows] for name in names}
-        batch = dict(collate(columns, self.pad_id))
+        names = [name for name in rows[0] if name != "label"]
+        batch = dict(self.collate({name: [row[name] for row in rows] for name in names}))
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

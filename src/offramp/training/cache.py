@@ -32,12 +32,16 @@ def cache_type(rows: int, model: MultiExitModel, limit: int) -> np.dtype[Any] | 
 
 def cache_bytes(rows: int, model: MultiExitModel, kind: np.dtype[Any]) -> int:
     """Disk that the vectors of `rows` rows take."""
-    vectors = (model.depth - 1) * model.backbone.width(1)
-    return rows * (vectors * kind.itemsize + _classes(model) * 4)
+    return rows * (sum(widths(model)) * kind.itemsize + _classes(model) * 4)
+
+
+def widths(model: MultiExitModel) -> list[int]:
+    """Of what exits 1..L-1 pool."""
+    return [model.backbone.width(layer) for layer in range(1, model.depth)]
 
 
 class VectorCache(TorchDataset[dict[str, Tensor]]):
-    """Pooled vectors (rows, L-1, width) and full-depth scores (rows, classes), memory-mapped.
+    """Pooled vectors of all exits, one after the other, and full-depth scores, memory-mapped.
 
     Filled in blocks; a finished block is never computed again, so a killed run goes on.
 
@@ -57,8 +61,7 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
         self._blocks = plan_batches(rows.lengths.numpy())
         count = len(rows.lengths)
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (count, model.depth - 1, model.backbone.width(1))
-        self.pooled = _array(folder / "pooled.npy", kind, shape)
+        self.pooled = _array(folder / "pooled.npy", kind, (count, sum(widths(model))))
         self.teacher = _array(
             folder / "teacher.npy", np.dtype(np.float32), (count, _classes(model))
         )
@@ -72,7 +75,7 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
         for number in tqdm(todo, desc="vectors", unit="block", disable=quiet or None):
             places = np.sort(self._blocks[number])
             (vectors,), scores = pooled_vectors([self._model], self._rows.batch(places))
-            self.pooled[places] = vectors.cpu().numpy()
+            self.pooled[places] = torch.cat(vectors, dim=1).cpu().numpy()
             self.teacher[places] = scores.cpu().numpy()
             # the vectors reach the disk before the mark that they are there
             self.pooled.flush()
@@ -96,10 +99,11 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
             batch["labels"] = torch.tensor([self._labels[place] for place in places])
         return batch
 
-    def parts(self) -> Iterator[Tensor]:
-        """The pooled vectors in order, (some rows, L-1, width)."""
+    def parts(self) -> Iterator[tuple[Tensor, ...]]:
+        """The pooled vectors of some rows after the other, (rows, width) per exit."""
         for start in range(0, len(self), 4096):
-            yield torch.from_numpy(self.pooled[start : start + 4096].astype(np.float32))
+            part = torch.from_numpy(self.pooled[start : start + 4096].astype(np.float32))
+            yield part.split(widths(self._model), dim=1)
 
     def rows(self) -> Rows:
         """As the rows of a stage."""
@@ -112,11 +116,14 @@ class CachedExits(nn.Module):
     def __init__(self, model: MultiExitModel) -> None:
         super().__init__()
         self.exits = model.exits
+        self._widths = widths(model)
 
     def forward(self, pooled: Tensor, teacher: Tensor) -> MultiExitOutput:
         early = [
-            ExitOutput(made.answer(pooled[:, place]))  # type: ignore[operator]
-            for place, made in enumerate(self.exits.values())
+            ExitOutput(made.answer(vectors))  # type: ignore[operator]
+            for made, vectors in zip(
+                self.exits.values(), pooled.split(self._widths, dim=1), strict=True
+            )
         ]
         return MultiExitOutput(exits=(*early, ExitOutput(teacher)))
 
@@ -124,8 +131,8 @@ class CachedExits(nn.Module):
 @torch.inference_mode()
 def pooled_vectors(
     views: Sequence[MultiExitModel], batch: Mapping[str, Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """What each exit pools, (rows, L-1, width) per view, and full-depth scores, (rows, classes).
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Per view what exits 1..L-1 pool, (rows, width) each, and full-depth scores, (rows, classes).
 
     Args:
         views: models that share one backbone and differ in pooling.
@@ -140,9 +147,9 @@ def pooled_vectors(
         flow = first.backbone.layer(layer, flow)
         if layer < first.depth:
             for view, found in zip(views, vectors, strict=True):
-                found.append(view.exits[str(layer)].pool(flow.hidden, flow.mask))  # type: ignore[operator]
-    pooled = [torch.stack(found, dim=1).float() for found in vectors]
-    return pooled, first.backbone.head(flow.hidden, flow.mask).float()
+                pooled = view.exits[str(layer)].pool(flow.hidden, flow.mask)  # type: ignore[operator]
+                found.append(pooled.float())
+    return vectors, first.backbone.head(flow.hidden, flow.mask).float()
 
 
 def _classes(model: MultiExitModel) -> int:

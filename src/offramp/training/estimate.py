@@ -37,21 +37,22 @@ class Estimate:
     Attributes:
         rows: in the data.
         steps: updates over all stages; 0 where only vectors are computed.
-        tokens: read over all stages, without padding.
+        units: tokens (without padding) or images, read over all stages.
         minutes: on this machine, by the time of a few batches.
         disk: bytes that the run takes until it is done.
     """
 
     rows: int
     steps: int
-    tokens: int
+    units: int
     minutes: float
     disk: int
+    unit: str = "tokens"
 
     def __str__(self) -> str:
         steps = f"{self.steps:,} steps, " if self.steps else ""
         return (
-            f"{self.rows:,} rows, {steps}{self.tokens:,} tokens; about "
+            f"{self.rows:,} rows, {steps}{self.units:,} {self.unit}; about "
             f"{max(self.minutes, 0.1):.1f} minutes and {self.disk / 1e6:,.0f} MB of disk"
         )
 
@@ -84,9 +85,9 @@ def estimate(
     model.requires_grad_(True)
     model.eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    tokens = int(rows.lengths.sum() * passes)
+    units = int(rows.lengths.sum() * passes)
     # two checkpoints of weights and two moments each, the weights of a stage, the result
-    return Estimate(count, steps, tokens, seconds / 60, 8 * weights)
+    return Estimate(count, steps, units, seconds / 60, 8 * weights, _unit(model))
 
 
 def estimate_vectors(model: MultiExitModel, rows: Rows, kind: np.dtype[Any]) -> Estimate:
@@ -96,7 +97,12 @@ def estimate_vectors(model: MultiExitModel, rows: Rows, kind: np.dtype[Any]) -> 
     each = _seconds(partial(pooled_vectors, [model]), rows, MAX_ROWS, state.device)
     batches = math.ceil(count / MAX_ROWS / state.num_processes)
     disk = cache_bytes(count, model, kind)
-    return Estimate(count, 0, int(rows.lengths.sum()), each * batches / 60, disk)
+    units = int(rows.lengths.sum())
+    return Estimate(count, 0, units, each * batches / 60, disk, _unit(model))
+
+
+def _unit(model: MultiExitModel) -> str:
+    return "tokens" if model.backbone.reads == "text" else "images"
 
 
 def _train_on(trainee: Trainee, batch: dict[str, Tensor]) -> None:

@@ -53,6 +53,7 @@ def train(
     split: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
     label: str | None = None,
     max_rows: int | None = None,
 ) -> PreTrainedModel:
@@ -74,9 +75,9 @@ def train(
         options: see `TrainOptions`; the defaults are `TRAIN`.
         problem_type: as in transformers, where the labels do not tell.
         fresh_head: give a classifier a new head for the labels of `data`.
-        processor: without it, the checkpoint's.
+        processor: a tokenizer or image processor; without it, the checkpoint's.
         max_length: in tokens, special tokens included.
-        split, text, text_pair, label, max_rows: see `load_examples`.
+        split, text, text_pair, image, label, max_rows: see `load_examples`.
 
     Returns:
         The trained `MultiExitModel`; with method `plain` the stock model.
@@ -91,7 +92,7 @@ def train(
     check_here(chosen)
     path, target = resolve(source), Path(output)
     check_output(target, path, plain=method == PLAIN)
-    dataset = read_examples(data, Columns(split, text, text_pair, label, max_rows))
+    dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
     if "label" not in dataset.column_names:
         raise DataError(
             "The data has no labels, which `train` needs. Name their column with --label, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,8 +14,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
-from offramp.data import Task, encode, encode_labels, infer_task, load_examples
-from offramp.data.tokens import load_tokenizer
+from offramp.data import Task, encode_labels, infer_task, load_examples
+from offramp.engines import collate, inputs_of, load_processor
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.model import Head, MultiExitModel, load_stock
@@ -36,6 +37,7 @@ class Columns:
     split: str | None = None
     text: str | None = None
     text_pair: str | None = None
+    image: str | None = None
     label: str | None = None
     max_rows: int | None = None
 
@@ -67,7 +69,7 @@ def check_pooling(pooling: str | None) -> None:
 
 
 def read_examples(data: Data, columns: Columns) -> Dataset:
-    """Examples with a `text` column, or a dataset that is encoded already, as it is."""
+    """Examples with a `text` or `image` column, or a dataset that is encoded already, as it is."""
     if isinstance(data, Dataset) and "input_ids" in data.column_names:
         dataset = data if columns.max_rows is None else data.take(min(columns.max_rows, len(data)))
     else:
@@ -76,6 +78,7 @@ def read_examples(data: Data, columns: Columns) -> Dataset:
             split=columns.split,
             text=columns.text,
             text_pair=columns.text_pair,
+            image=columns.image,
             label=columns.label,
             max_rows=columns.max_rows,
         )
@@ -103,7 +106,8 @@ def gather(
     model = MultiExitModel.from_stock(stock.float())
     model.eval()
     if processor is None:
-        processor = _processor(path, needed="input_ids" not in dataset.column_names)
+        needed = "input_ids" not in dataset.column_names
+        processor = _processor(path, model.backbone.reads, needed)
     rows = encoded_rows(dataset, model, processor, longest)
     return Material(model, rows, processor, released_type)
 
@@ -122,10 +126,10 @@ def _start_head_anew(stock: PreTrainedModel) -> None:
             torch.nn.init.zeros_(part.bias)
 
 
-def _processor(path: Path, needed: bool) -> Any:
+def _processor(path: Path, reads: str, needed: bool) -> Any:
     """The checkpoint's own processor."""
     try:
-        return load_tokenizer(path)
+        return load_processor(path, reads)
     except ModelError:
         if needed:
             raise
@@ -136,14 +140,14 @@ def _processor(path: Path, needed: bool) -> Any:
 def encoded_rows(
     dataset: Dataset, model: MultiExitModel, processor: Any, longest: int | None
 ) -> Rows:
-    """Rows as numbers: tokens and, where there, labels of the model's task."""
-    if "input_ids" not in dataset.column_names:
-        limits = [limit for limit in (longest, model.max_length) if limit is not None]
-        dataset, _ = encode(dataset, processor, min(limits, default=None))
-    if "label" in dataset.column_names:
-        dataset = encode_labels(dataset, task_of(model))
-    config: Any = model.stock.config
-    return Rows.of(dataset, config.pad_token_id if processor is None else processor.pad_token_id)
+    """Rows as the model reads them and, where there, labels of its task."""
+    dataset = encode_labels(dataset, task_of(model))
+    if processor is None:  # the rows came encoded
+        config: Any = model.stock.config
+        return Rows.of(dataset, partial(collate, pad_id=config.pad_token_id))
+    inputs = inputs_of(processor)
+    limits = [limit for limit in (longest, model.max_length) if limit is not None]
+    return Rows.of(inputs.encode(dataset, min(limits, default=None)), inputs.collate)
 
 
 def task_of(model: MultiExitModel) -> Task:
@@ -164,7 +168,8 @@ def head_for(path: Path, dataset: Dataset, problem_type: str | None, fresh: bool
             )
         return None
     config = AutoConfig.from_pretrained(path)
-    has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
+    heads = ("ForSequenceClassification", "ForImageClassification")
+    has_head = any(name.endswith(heads) for name in config.architectures or [])
     if has_head and not fresh:
         kind = "regression" if config.num_labels == 1 else "single_label_classification"
         given = config.problem_type or kind

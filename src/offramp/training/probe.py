@@ -52,10 +52,11 @@ def choose_pooling(model: MultiExitModel, rows: Rows, seed: int) -> Pooling:
     full-depth scores, compared with these on a quarter of the rows that it has not seen.
     """
     move(model, PartialState().device)
-    vectors, scores = _probe_vectors(_views(model.stock, PROBED), sample_of(rows, seed))
+    poolings = _fitting(PROBED, model)
+    vectors, scores = _probe_vectors(_views(model.stock, poolings), sample_of(rows, seed))
     table: Table = {
-        pooling: [_ridge_agreement(x, scores, model.problem_type) for x in found.unbind(dim=1)]
-        for pooling, found in zip(PROBED, vectors, strict=True)
+        pooling: [_ridge_agreement(x, scores, model.problem_type) for x in found]
+        for pooling, found in zip(poolings, vectors, strict=True)
     }
     return _best(table, "held-out agreement with full depth")
 
@@ -70,6 +71,9 @@ def rehearse(
     sooner than accuracy does. Where the objective trains the stock model first, only that is
     rehearsed, and the copy is then probed.
     """
+    poolings = _fitting(REHEARSED, model)
+    if len(poolings) == 1:
+        return poolings[0]
     order = _shuffled(rows, options.seed)
     held_out = max(1, min(MAX_ROWS // 4, len(order) // 5))
     seen, unseen = _part(rows, order[held_out:]), _part(rows, order[:held_out])
@@ -80,7 +84,7 @@ def rehearse(
     if first.trainable == "stock":
         part, objective = StockAlone(stock), FullDepth()
     else:
-        part, objective = SideBySide(stock), Both(objective)
+        part, objective = SideBySide(stock, poolings), Both(objective, poolings)
     trainee = Trainee(part, objective, first, model.problem_type)
     steps = _rehearsal_steps(len(seen.lengths), options)
     if PartialState().is_main_process:
@@ -97,10 +101,11 @@ def rehearse(
 class SideBySide(nn.Module):
     """One backbone with several sets of exits; gives the outputs of all sets in a row."""
 
-    def __init__(self, stock: PreTrainedModel) -> None:
+    def __init__(self, stock: PreTrainedModel, poolings: Sequence[Pooling]) -> None:
         super().__init__()
         self.stock = stock
-        self._views = _views(stock, REHEARSED)
+        self.poolings = poolings
+        self._views = _views(stock, poolings)
         self.exits = nn.ModuleList(view.exits for view in self._views)
 
     def forward(self, **batch: Tensor) -> MultiExitOutput:
@@ -117,23 +122,28 @@ class SideBySide(nn.Module):
 class Both(Objective):
     """An objective applied to each set of exits of a `SideBySide`."""
 
-    def __init__(self, inner: Objective) -> None:
+    def __init__(self, inner: Objective, poolings: Sequence[Pooling]) -> None:
         super().__init__()
         self.inner = inner
+        self.poolings = poolings
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
     ) -> dict[str, Tensor]:
         return {
             f"{pooling}.{name}": part
-            for pooling, found in zip(REHEARSED, _halves(outputs), strict=True)
+            for pooling, found in zip(self.poolings, self._sets(outputs), strict=True)
             for name, part in self.inner.losses(found, batch, stage).items()
         }
 
+    def _sets(self, outputs: Sequence[ExitOutput]) -> list[Sequence[ExitOutput]]:
+        depth = len(outputs) // len(self.poolings)
+        return [outputs[start : start + depth] for start in range(0, len(outputs), depth)]
 
-def _halves(outputs: Sequence[ExitOutput]) -> list[Sequence[ExitOutput]]:
-    depth = len(outputs) // len(REHEARSED)
-    return [outputs[start : start + depth] for start in range(0, len(outputs), depth)]
+
+def _fitting(poolings: Sequence[Pooling], model: MultiExitModel) -> tuple[Pooling, ...]:
+    """Those of the poolings that make sense for the model's states."""
+    return tuple(pooling for pooling in poolings if pooling in model.backbone.poolings)
 
 
 def _views(stock: PreTrainedModel, poolings: Sequence[Pooling]) -> list[MultiExitModel]:
@@ -174,16 +184,19 @@ def _losses(model: SideBySide, rows: Rows, problem_type: str) -> Table:
         outputs = model(**batch).exits
         losses = torch.stack([task_loss(o.scores, labels, problem_type) for o in outputs])
         found.append(losses.cpu() * len(block) / len(rows.lengths))
-    table = -torch.stack(found).sum(dim=0).view(len(REHEARSED), -1)[:, :-1]
-    return dict(zip(REHEARSED, table.tolist(), strict=True))
+    table = -torch.stack(found).sum(dim=0).view(len(model.poolings), -1)[:, :-1]
+    return dict(zip(model.poolings, table.tolist(), strict=True))
 
 
-def _probe_vectors(views: list[MultiExitModel], rows: Rows) -> tuple[list[Tensor], Tensor]:
-    """Per view (rows, L-1, width), and full-depth scores (rows, classes)."""
+def _probe_vectors(views: list[MultiExitModel], rows: Rows) -> tuple[list[list[Tensor]], Tensor]:
+    """Per view what exits 1..L-1 pool, (rows, width) each, and full-depth scores."""
     views[0].eval()
     blocks = plan_batches(rows.lengths.numpy())
     made = [pooled_vectors(views, rows.batch(block)) for block in blocks]
-    vectors = [torch.cat([found[n] for found, _ in made]).cpu() for n in range(len(views))]
+    vectors = [
+        [torch.cat(parts).cpu() for parts in zip(*(found[n] for found, _ in made), strict=True)]
+        for n in range(len(views))
+    ]
     return vectors, torch.cat([scores for _, scores in made]).cpu()
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import Objective, Stage
-from offramp.training.batches import Padding
+from offramp.training.batches import Batches, Collate
 from offramp.training.options import TrainOptions, training_arguments
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
 from offramp.training.work import WorkFolder, dataset_fingerprint
@@ -58,12 +58,12 @@ class Rows:
         return self.collate([self.dataset[int(place)] for place in places])
 
     @classmethod
-    def of(cls, dataset: Dataset, pad_id: int) -> Rows:
-        """Rows of an encoded dataset: `input_ids`, `length`, perhaps `label`."""
-        wanted = ("input_ids", "token_type_ids", "label")
+    def of(cls, dataset: Dataset, collate: Collate) -> Rows:
+        """Rows of an encoded dataset: `input_ids` or `image`, `length`, perhaps `label`."""
+        wanted = ("input_ids", "token_type_ids", "image", "label")
         used = [name for name in wanted if name in dataset.column_names]
         lengths = torch.tensor(dataset["length"][:])
-        return cls(dataset.select_columns(used), lengths, Padding(pad_id))
+        return cls(dataset.select_columns(used), lengths, Batches(collate))
 
 
 def move(model: nn.Module, where: torch.device | torch.dtype) -> None:

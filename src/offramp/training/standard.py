@@ -8,7 +8,7 @@ chance on plain vectors and reached 0.71 to 0.80 on standardised ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,26 +17,38 @@ from torch import Tensor, nn
 from offramp.model import MultiExitModel
 
 
-def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and spread over the rows of parts of shape (rows, L-1, width): (L-1, width) each."""
-    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+def moments(parts: Iterable[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Mean and spread, (width,), of what each exit pools, from parts of (rows, width) per exit."""
+    count = 0
+    sums: list[Tensor] = []  # of each exit's values and of their squares, (2, width)
     for part in parts:
-        count += len(part)
-        total = total + part.double().sum(dim=0).cpu()
-        squares = squares + part.double().square().sum(dim=0).cpu()
-    mean = total / count
-    spread = (squares / count - mean.square()).clamp_min(0).sqrt()
+        count += len(part[0])
+        new = [_sums(vectors.double().cpu()) for vectors in part]
+        sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+    return [_moments(*(total / count)) for total in sums]
+
+
+def _sums(vectors: Tensor) -> Tensor:
+    return torch.stack((vectors.sum(dim=0), vectors.square().sum(dim=0)))
+
+
+def _moments(mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
+    spread = (mean_square - mean.square()).clamp_min(0).sqrt()
     # what hardly varies at all must not be blown up
-    spread = torch.maximum(spread, 1e-3 * spread.mean(dim=-1, keepdim=True) + 1e-6)
-    return mean.float(), spread.float()
+    return mean.float(), spread.clamp_min(1e-3 * spread.mean().item() + 1e-6).float()
 
 
 @contextlib.contextmanager
-def standardised(model: MultiExitModel, mean: Tensor, spread: Tensor) -> Iterator[None]:
+def standardised(
+    model: MultiExitModel, of_exits: Sequence[tuple[Tensor, Tensor]]
+) -> Iterator[None]:
     """Inside, exits answer from (pooled - mean) / spread; afterwards they do so from pooled."""
     device = model.stock.device
     exits: list[Any] = list(model.exits.values())
-    moved = list(zip(exits, mean.to(device), spread.to(device), strict=True))
+    moved = [
+        (made, mean.to(device), spread.to(device))
+        for made, (mean, spread) in zip(exits, of_exits, strict=True)
+    ]
     for made, shift, scale in moved:
         if made.dense is not None:  # it starts as the model's pooler and shall stay that
             _rescale(made.dense, -shift / scale, 1 / scale)

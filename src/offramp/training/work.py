@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import offramp
+from offramp.data.hashing import dataset_ids
 from offramp.errors import ConfigError, OutputError
 from offramp.model.folder import CONFIG, is_ours
 from offramp.storage import (
@@ -187,6 +188,8 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     """A name for the rows and their order, whatever file or cache they came from."""
     names = sorted(set(dataset.column_names) & {"input_ids", "token_type_ids", "label"})
     parts: list[bytes | str] = []
+    if "image" in dataset.column_names:
+        parts.append(dataset_ids(dataset).tobytes())
     view = dataset.select_columns(names).with_format("arrow")
     for table in view.iter(batch_size=5_000):
         sink = pa.BufferOutputStream()

@@ -1,0 +1,134 @@
+"""From examples to what a model reads: tokens, or pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset, Value
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerBase
+
+from offramp.backbones import Batch
+from offramp.data.images import LazyImage, check_images, needs_pillow
+from offramp.data.memory import with_columns
+from offramp.data.tokens import encode, load_tokenizer
+from offramp.engines.batching import collate
+from offramp.errors import ConfigError, DataError, ModelError
+from offramp.storage import fingerprint
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class Inputs(Protocol):
+    """What turns examples into batches, by a model's processor.
+
+    Attributes:
+        columns: of an encoded dataset that make a batch, where it has them.
+    """
+
+    columns: tuple[str, ...]
+
+    def encode(self, dataset: Dataset, longest: int | None = None) -> Dataset:
+        """Check every example and add `length` and whatever is worth computing only once."""
+        ...
+
+    def collate(self, columns: Columns, device: torch.device | str = "cpu") -> Batch:
+        """One batch."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A name for how examples become numbers."""
+        ...
+
+
+class TextInputs:
+    """Texts, by a tokenizer."""
+
+    columns: tuple[str, ...] = ("input_ids", "token_type_ids")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, dataset: Dataset, longest: int | None = None) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset
+        if "text" not in dataset.column_names:
+            raise DataError("The model reads texts and the rows hold images. Name the --text.")
+        return encode(dataset, self.tokenizer, longest)[0]
+
+    def collate(self, columns: Columns, device: torch.device | str = "cpu") -> Batch:
+        return collate(columns, self.tokenizer.pad_token_id, device)
+
+    def fingerprint(self) -> str:
+        """Padding and truncation are the caller's affair."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return fingerprint(json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
+        rules = json.loads(backend.to_str())
+        for setting in ("padding", "truncation"):
+            rules.pop(setting, None)
+        return fingerprint(json.dumps(rules, sort_keys=True))
+
+
+class ImageInputs:
+    """Images, by an image processor; they become pixels when a batch is made."""
+
+    columns: tuple[str, ...] = ("image",)
+
+    def __init__(self, processor: BaseImageProcessor) -> None:
+        self.processor = processor
+
+    def encode(self, dataset: Dataset, longest: int | None = None) -> Dataset:
+        if "image" not in dataset.column_names:
+            raise DataError("The model reads images and the rows hold texts. Name the --image.")
+        if "length" in dataset.column_names:
+            return dataset
+        check_images(dataset)
+        # all images cost the same, so one is the length of each
+        return with_columns(dataset, {"length": ([1] * len(dataset), Value("int32"))})
+
+    def collate(self, columns: Columns, device: torch.device | str = "cpu") -> Batch:
+        images = [i.open() if isinstance(i, LazyImage) else i for i in columns["image"]]
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels.to(device)}
+
+    def fingerprint(self) -> str:
+        settings = json.loads(self.processor.to_json_string())
+        return fingerprint(json.dumps(settings, sort_keys=True))
+
+
+def inputs_of(processor: Any) -> Inputs:
+    """How a tokenizer or an image processor makes batches. Raises ConfigError for others."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return TextInputs(processor)
+    if isinstance(processor, BaseImageProcessor):
+        return ImageInputs(processor)
+    raise ConfigError(
+        f"A {type(processor).__name__} is no processor. Give the model's tokenizer or its image "
+        "processor: AutoTokenizer.from_pretrained(...), AutoImageProcessor.from_pretrained(...)."
+    )
+
+
+def load_processor(folder: Path, reads: str) -> Any:
+    """The tokenizer (reads `text`) or image processor (`image`) saved in a folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return load_tokenizer(folder) if reads == "text" else _image_processor(folder)
+
+
+def _image_processor(folder: Path) -> BaseImageProcessor:
+    needs_pillow()
+    try:
+        # Pillow's arithmetic, whatever else is installed: the same pixels on every machine
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        reason = str(problem).strip().split("\n")[0].strip(" :.")
+        raise ModelError(
+            f"{folder}: no usable image processor ({reason}). Save the model's own beside it: "
+            f"AutoImageProcessor.from_pretrained(...).save_pretrained('{folder}')."
+        ) from problem
