@@ -16,11 +16,12 @@ from datasets import Dataset
 
 from offramp import __version__
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
+from offramp.calibration.sentences import options_text, policy_text
 from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Speed
 from offramp.report.examples import Group, choose, texts_by_id
 from offramp.report.figures import Curve, Figures, by_budget
-from offramp.report.words import money, options_text, policy_text
+from offramp.report.words import money
 from offramp.storage import whole_file
 from offramp.table import ExitTable
 
