@@ -7,10 +7,8 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
@@ -21,12 +19,9 @@ from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Speed
 from offramp.report.examples import Group, choose, texts_by_id
 from offramp.report.figures import Curve, Figures, by_budget
-from offramp.report.words import money
+from offramp.report.templates import asset, pages
 from offramp.storage import whole_file
 from offramp.table import ExitTable
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 def write_report(
@@ -138,10 +133,10 @@ def _render(
 ) -> str:
     curves = figures.curves()
     chosen = point if isinstance(point, OperatingPoint) else None
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = asset("page.js"), asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _pages()
+        pages()
         .get_template("page.html")
         .render(
             title=title,
@@ -222,23 +217,3 @@ def _dot(outcome: Outcome, said: str) -> dict[str, Any]:
         "disagreement": outcome.disagreement,
         "left": list(outcome.exit_histogram),
     }
-
-
-@cache
-def _pages() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("offramp", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["money"] = money
-    pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return pages
-
-
-def _asset(name: str) -> str:
-    return files("offramp.report").joinpath(name).read_text(encoding="utf-8")
