@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp.storage import whole_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 logger = logging.getLogger("offramp")
 
@@ -67,35 +70,30 @@ def _marks(name: str) -> tuple[str, str]:
     return f"<!-- offramp:{name} -->", f"<!-- /offramp:{name} -->"
 
 
-def with_front(text: str, front: Mapping[str, Any]) -> str | None:
-    """The text with these keys in its YAML; None where the YAML there cannot be read.
+def without_part(text: str, name: str) -> str | None:
+    """The text without the part of that name; None where `with_part` gives None."""
+    emptied = with_part(text, name, "")
+    if emptied is None:
+        return None
+    begin, end = _marks(name)
+    return emptied.partition(begin)[0] + emptied.partition(end)[2].lstrip()
 
-    A None removes its key. Tags join those that are there, and a base model that is named there
-    stays.
-    """
+
+def with_front(text: str, change: Callable[[ModelCardData], None]) -> str | None:
+    """The text with its YAML changed; None where the YAML there cannot be read."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK, ModelCard
 
     if not REGEX_YAML_BLOCK.search(text):
         text = f"{_EMPTY}\n{text}"
     try:
-        card = ModelCard(text)
-        wanted = {key: _joined(key, value, card.data.get(key)) for key, value in front.items()}
-        if all(card.data.get(key) == value for key, value in wanted.items()):
-            return text
-        for key, value in wanted.items():
-            card.data[key] = value
-        return str(card)
+        card: Any = ModelCard(text)
+        before = card.data.to_dict()
+        change(card.data)
+        return text if card.data.to_dict() == before else str(card)
     # whatever is wrong with YAML of others, it is theirs
     except Exception as problem:
         logger.debug("YAML of a model card: %s", problem)
         return None
-
-
-def _joined(key: str, ours: Any, there: Any) -> Any:
-    if key == "tags":
-        named = there if isinstance(there, list) else [there] if there else []
-        return list(dict.fromkeys([*named, *ours]))
-    return there or ours if key == "base_model" else ours
 
 
 def read_card(path: Path) -> str | None:

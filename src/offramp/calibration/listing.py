@@ -26,6 +26,8 @@ from offramp.card import (
 from offramp.storage import fingerprint
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
     from offramp.calibration.point import OperatingPoint
 
 logger = logging.getLogger("offramp")
@@ -59,7 +61,7 @@ def refresh(folder: Path, points: Sequence[OperatingPoint]) -> None:
     if old is None:
         return
     text = with_part(old, PART, points_text(points, keeps))
-    text = text and with_front(text, {"metrics": hub_metrics(points)})
+    text = text and with_front(text, lambda data: set_metrics(data, points))
     if text is None:
         say_untouched(folder / README)
     elif text != old:
@@ -87,10 +89,10 @@ def picture_fits(folder: Path, points: Sequence[OperatingPoint]) -> bool:
     return shown is not None and shown <= set(stamp(points).split())
 
 
-def hub_metrics(points: Sequence[OperatingPoint]) -> list[str] | None:
-    """The hub's names of the metrics that were measured; None without labels."""
+def set_metrics(data: ModelCardData, points: Sequence[OperatingPoint]) -> None:
+    """Name the metrics that were measured, as the hub calls them."""
     metrics = {point.metric for point in points if point.metric is not None}
-    return sorted({_HUB.get(metric, metric) for metric in metrics}) or None
+    data.metrics = sorted({_HUB.get(metric, metric) for metric in metrics}) or None
 
 
 def points_text(points: Sequence[OperatingPoint], picture: bool) -> str:

@@ -7,21 +7,32 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
 from offramp.calibration import OperatingPoint
-from offramp.calibration.listing import PART, hub_metrics, points_text
-from offramp.card import README, escaped, part, read_card, say_untouched, with_front, with_part
+from offramp.calibration.listing import PART, points_text, set_metrics
+from offramp.card import (
+    README,
+    escaped,
+    part,
+    read_card,
+    say_untouched,
+    with_front,
+    with_part,
+    without_part,
+)
 from offramp.methods import METHODS
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
     from jinja2 import Template
 
     from offramp.model.modeling import MultiExitModel
 
 CARD = "card"
+LIBRARY, TAGS = "offramp", ("offramp", "early-exit", "dynamic-depth")
 LABELS = 20
 _HINT = "<!-- This part is written anew with every save. What you write above or below stays. -->"
 _TASKS = {
@@ -50,22 +61,36 @@ def card_for(
     if old is not None and not old.strip():
         old = part(CARD, "") + "\n"
     text = old and with_part(old, CARD, f"{_HINT}\n\n{_text(model, points, picture)}")
-    text = text and with_front(text, _front(model, points))
+    text = text and with_front(text, lambda data: _set_front(data, model, points))
     if text is None:
         say_untouched(path)
     return text
 
 
-def _front(model: MultiExitModel, points: Sequence[OperatingPoint]) -> dict[str, Any]:
-    """What the hub sorts models by."""
-    seen = "image" if _sees_images(model) else "text"
-    return {
-        "library_name": "offramp",
-        "pipeline_tag": f"{seen}-classification",
-        "tags": ["offramp", "early-exit", "dynamic-depth", model.config.stock["model_type"]],
-        "base_model": base_model(str(model.stock.name_or_path or "")),
-        "metrics": hub_metrics(points),
-    }
+def stock_card(folder: Path) -> str | None:
+    """What stays of the folder's card under a stock model: what its owner wrote.
+
+    None where the README.md there is the owner's own, or none at all.
+    """
+    old = read_card(folder / README)
+    text = old and without_part(old, CARD)
+    return text and with_front(text, _unset_front)
+
+
+def _set_front(
+    data: ModelCardData, model: MultiExitModel, points: Sequence[OperatingPoint]
+) -> None:
+    """What the hub sorts models by; tags join those of the owner, whose base model stays."""
+    data.base_model = data.base_model or base_model(str(model.stock.name_or_path or ""))
+    data.library_name = LIBRARY
+    data.pipeline_tag = f"{'image' if _sees_images(model) else 'text'}-classification"
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS, model.config.stock["model_type"]]))
+    set_metrics(data, points)
+
+
+def _unset_front(data: ModelCardData) -> None:
+    data.library_name = data.metrics = None
+    data.tags = [tag for tag in data.tags or [] if tag not in TAGS] or None
 
 
 def base_model(source: str) -> str | None:

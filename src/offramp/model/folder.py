@@ -25,7 +25,7 @@ from offramp.calibration.point import usable_points
 from offramp.card import README, write_card
 from offramp.errors import ModelError
 from offramp.model.bounds import UNUSABLE, Building, Extent
-from offramp.model.card import card_for
+from offramp.model.card import card_for, stock_card
 from offramp.model.configuration import KEYS, MultiExitConfig, check_config_keys
 from offramp.storage import (
     Strict,
@@ -195,6 +195,18 @@ def save(
         save_file(state, staged / WEIGHTS, metadata={"format": "pt"})
         write_json(staged / CONFIG, model.config.to_dict())
         write_document(staged / MANIFEST, manifest)
+        if processor is not None:
+            processor.save_pretrained(staged)
+        if card is not None:
+            write_card(staged / README, card)
+
+
+def save_stock(model: MultiExitModel, path: Path, processor: Any) -> None:
+    """Write the stock model alone, as transformers would; what made the folder ours goes."""
+    card = stock_card(path)
+    stale = [MANIFEST, POINTS, *([] if drawn(path) is None else [PICTURE])]
+    with whole_folder(path, keep_others=True, leave_behind=tuple(stale)) as staged:
+        model.stock.save_pretrained(staged)
         if processor is not None:
             processor.save_pretrained(staged)
         if card is not None:
