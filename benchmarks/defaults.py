@@ -86,7 +86,7 @@ class Setting:
 SETTINGS = {
     "sst2": Setting(learning_rate=3e-4, longest=60),
     "uspto_50k": Setting(learning_rate=3e-4, rows=1000, held_out=400, longest=65),
-    "docstrings": Setting(learning_rate=1e-3, epochs=4, rows=2400, plain_rows=6000),
+    "docstrings": Setting(learning_rate=1e-3, epochs=4, rows=2000, longest=200, plain_rows=4000),
     "stsb": Setting(learning_rate=1e-4),
     "mrpc": Setting(learning_rate=1e-4),
 }
