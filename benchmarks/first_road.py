@@ -114,7 +114,7 @@ STUDIES = {
     "20newsgroups": Study(
         "minilm",
         {"text": "text", "label": "label_name"},
-        epochs=3,
+        epochs=2,
         tune_share=0.1,
         train_rows=4_000,
         clean=body,
