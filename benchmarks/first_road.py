@@ -5,7 +5,9 @@
 For each set: one plain fine-tune (the reference, and the start of `attach`), its learning rate
 the best of three on `tune` with an eighth of the rows; then `train` (PABEE's loss, from the
 pretrained model, the same learning rate) and `attach` (the plain model frozen). `tune` is cut from
-train by input hash; every threshold comes from it. Dev is recorded once per model and only read.
+train by input hash; every threshold comes from it. Dev is recorded once per model and only read:
+what a policy does there is held, row by row, against full depth of the same model and against
+the plain fine-tune.
 Results go to docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on.
 """
 
@@ -14,25 +16,36 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
+from scipy.stats import bootstrap
+from sklearn.datasets import _twenty_newsgroups as newsgroups
 from transformers import AutoTokenizer
 
 from offramp.calibration import Outcome, calibrate, frontier, measure
-from offramp.data import drop_overlap, encode, encode_labels, load_examples, split_examples
+from offramp.data import (
+    drop_overlap,
+    encode,
+    encode_labels,
+    load_examples,
+    majority_share,
+    split_examples,
+)
 from offramp.engines import TorchEngine, record
 from offramp.engines.batching import collate
 from offramp.evaluation import measure_speed
+from offramp.metrics import default_metric, predictions
 from offramp.model import MultiExitModel
-from offramp.policies import make_policy
+from offramp.policies import Policy, make_policy
 from offramp.storage import write_json
-from offramp.table import ExitTable
+from offramp.table import ExitTable, replay
 from offramp.training import TrainOptions, attach, train
 from offramp.training.preparing import task_of
 
@@ -42,17 +55,33 @@ RESULTS = Path(
 )
 TARGETS = (1.5, 2.0, 3.0)
 MAX_DROP = 0.01
+RESAMPLES = 2000
+Array = npt.NDArray[Any]
+
+
+def body(message: str) -> str:
+    """A newsgroup message without headers, quotes and signature, which name its group."""
+    text = newsgroups.strip_newsgroup_header(message)
+    text = newsgroups.strip_newsgroup_footer(text)
+    return newsgroups.strip_newsgroup_quoting(text).strip()
 
 
 @dataclass(frozen=True)
 class Study:
-    """One data set and the model that goes with it."""
+    """One data set and the model that goes with it.
+
+    Attributes:
+        clean: done to every text; rows that it leaves empty are dropped.
+        max_length: in tokens; by default what the model takes.
+    """
 
     model: str
     columns: dict[str, str]
     epochs: float
     tune_share: float
     train_rows: int | None = None
+    clean: Callable[[str], str] | None = None
+    max_length: int | None = None
     problem_type: str | None = None
     train_file: str = "train.tsv.gz"
     dev_file: str = "dev.tsv.gz"
@@ -84,9 +113,12 @@ STUDIES = {
     "sick": Study("minilm", PAIR, epochs=4, tune_share=0.15, dev_file="test.tsv.gz"),
     "20newsgroups": Study(
         "minilm",
-        {"text": "text", "label": "label"},
+        {"text": "text", "label": "label_name"},
         epochs=2,
         tune_share=0.1,
+        train_rows=4_000,
+        clean=body,
+        max_length=128,
         train_file="train.jsonl.gz",
         dev_file="test.jsonl.gz",
     ),
@@ -117,11 +149,13 @@ class Runner:
         )
         self.train_rows, self.tune_rows, self.dev_rows = self._load(name, rows)
         self.tokenizer = AutoTokenizer.from_pretrained(model_path(self.study.model))
+        if self.study.max_length:
+            self.tokenizer.model_max_length = self.study.max_length
 
     def _load(self, name: str, rows: int | None) -> tuple[Dataset, Dataset, Dataset]:
         folder = SHARED / "data" / name
-        whole = load_examples(str(folder / self.study.train_file), **self.study.columns)
-        dev = load_examples(str(folder / self.study.dev_file), **self.study.columns)
+        whole = self._read(folder / self.study.train_file)
+        dev = self._read(folder / self.study.dev_file)
         whole, dropped = drop_overlap(whole, dev)
         share = self.study.tune_share
         parts = split_examples(whole, {"train": 1 - share, "tune": share}, self.seed)
@@ -134,6 +168,14 @@ class Runner:
             tune, dev = (load_examples(part, max_rows=rows // 4) for part in (tune, dev))
         self.note("data", train=len(training), tune=len(tune), dev=len(dev), dropped=dropped)
         return training, tune, dev
+
+    def _read(self, file: Path) -> Dataset:
+        rows = load_examples(str(file), **self.study.columns)
+        clean = self.study.clean
+        if clean is None:
+            return rows
+        rows = rows.map(lambda row: {"text": clean(row["text"])})
+        return rows.filter(lambda row: bool(row["text"]))
 
     def note(self, part: str, **facts: Any) -> None:
         self.results.setdefault(part, {}).update(facts)
@@ -173,7 +215,21 @@ class Runner:
         """Fine-tune the pretrained model, unless that was done before."""
         if not path.is_dir():
             source, kind = model_path(self.study.model), self.study.problem_type
-            train(source, rows, path, method=method, options=self.options(rate), problem_type=kind)
+            train(
+                source,
+                rows,
+                path,
+                method=method,
+                options=self.options(rate),
+                problem_type=kind,
+                max_length=self.study.max_length,
+            )
+
+    def attach(self, start: Path, path: Path) -> None:
+        """Hang exits on the plain fine-tune, unless that was done before."""
+        if not path.is_dir():
+            options = TrainOptions(seed=self.seed, quiet=True)
+            attach(start, self.train_rows, path, options=options, max_length=self.study.max_length)
 
     def full_depth_score(self, path: Path) -> float:
         table = self.table(self.load(path), "tune", path.name)
@@ -207,8 +263,18 @@ class Runner:
             tune_full_score=frontier(tune, policies=[])[0].full_score,
             dev_exit_scores=[singles[layer].score for layer in range(1, model.depth)]
             + [outcomes[0].full_score],
+            dev_exit_costs=[singles[layer].cost for layer in range(1, model.depth)] + [1.0],
         )
-        self.note(mode, near_targets=near_targets(tune, dev))
+        self.note(
+            "data",
+            dev_majority=majority_share(np.asarray(dev.labels).tolist(), task_of(model)),
+            dev_fingerprint=dev.header.data_fingerprint,
+        )
+        references = {"against_full": full_depth(dev)}
+        if mode == "train":  # full depth of `attach` is the plain fine-tune
+            plain = self.table(self.load(self.work / "attach"), "test", "attach")
+            references["against_plain"] = full_depth(plain)
+        self.note(mode, near_targets=near_targets(tune, dev, references))
         chosen = calibrate(tune, max_drop=MAX_DROP)
         on_dev = measure(dev, chosen.point.policy)
         self.note(
@@ -248,10 +314,13 @@ class Runner:
                 self.note(mode, **{f"speed_{device}_batch{batch_size}": facts})
 
 
-def near_targets(tune: ExitTable, dev: ExitTable) -> list[dict[str, Any]]:
+def near_targets(
+    tune: ExitTable, dev: ExitTable, references: Mapping[str, Array]
+) -> list[dict[str, Any]]:
     """Per policy family and target: what does best on tune within 4 % of it, read on dev.
 
-    Where no candidate is that near, the nearest.
+    Where no candidate is that near, the nearest. `references` are other answers on dev, with
+    which its answers are compared row by row.
     """
     candidates: dict[str, list[Outcome]] = {}
     for outcome in frontier(tune):
@@ -271,9 +340,48 @@ def near_targets(tune: ExitTable, dev: ExitTable) -> list[dict[str, Any]]:
                     "tune_cost_reduction": best.cost_reduction,
                     "dev_score": on_dev.score,
                     "dev_cost_reduction": on_dev.cost_reduction,
+                    **{name: compare(dev, best.policy, references[name]) for name in references},
                 }
             )
     return found
+
+
+def full_depth(table: ExitTable) -> Array:
+    """What full depth answers, (rows,)."""
+    return predictions(table.scores[:, -1], table.problem_type)
+
+
+def compare(table: ExitTable, policy: Policy, other: Array) -> dict[str, Any]:
+    """A policy's score minus that of other answers to the same rows, with a 95 % interval.
+
+    For accuracy the normal interval of the paired differences, and the rows that only the
+    policy (`won`) or only the other (`lost`) has right, as text: one line of the file each.
+    For other metrics the percentile bootstrap over rows.
+    """
+    labels = np.asarray(table.labels)
+    early = predictions(replay(table, policy).answers, table.problem_type)
+    metric = default_metric(table.problem_type)
+    if metric.name == "accuracy":
+        return _paired(early == labels, other == labels)
+
+    def difference(rows: Array) -> float:
+        return metric.compare(early[rows], labels[rows]) - metric.compare(other[rows], labels[rows])
+
+    every = np.arange(len(labels))
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "vectorized": False, "rng": 0}
+    found = bootstrap((every,), difference, method="percentile", **options)
+    return {"difference": difference(every), "interval": list(found.confidence_interval)}
+
+
+def _paired(early: Array, other: Array) -> dict[str, Any]:
+    gain = early.astype(int) - other
+    mean, half = float(gain.mean()), 1.96 * float(gain.std(ddof=1)) / len(gain) ** 0.5
+    return {
+        "difference": mean,
+        "interval": [mean - half, mean + half],
+        "won": " ".join(map(str, np.flatnonzero(gain > 0))),
+        "lost": " ".join(map(str, np.flatnonzero(gain < 0))),
+    }
 
 
 def _distance(outcome: Outcome, target: float) -> float:
@@ -303,19 +411,18 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     runner = Runner(given.name, given.seed, given.rows, given.work, given.device)
-    runner.note(
-        "made_with",
-        command=f"python benchmarks/first_road.py {given.name} --seed {given.seed}"
-        + (f" --rows {given.rows}" if given.rows else ""),
-        torch=torch.__version__,
-        device=torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu",
-        threads=torch.get_num_threads(),
-    )
+    if "made_with" not in runner.results:  # reading finished tables again makes nothing new
+        runner.note(
+            "made_with",
+            command=f"python benchmarks/first_road.py {given.name} --seed {given.seed}"
+            + (f" --rows {given.rows}" if given.rows else ""),
+            torch=torch.__version__,
+            device=torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu",
+            threads=torch.get_num_threads(),
+        )
     start, rate = runner.plain()
     runner.fine_tune(runner.work / "train", runner.train_rows, rate, method="pabee")
-    path = runner.work / "attach"
-    if not path.is_dir():
-        attach(start, runner.train_rows, path, options=TrainOptions(seed=given.seed, quiet=True))
+    runner.attach(start, runner.work / "attach")
     for mode in ("train", "attach"):
         if given.part != "speed":
             runner.exits(mode, runner.work / mode)

@@ -162,8 +162,9 @@ def test_transformers_auto_class_loads_ours(ours: Path) -> None:
     assert half.dtype == torch.bfloat16
 
 
-def test_a_released_folder_holds_safetensors_and_json_only(ours: Path) -> None:
-    assert {path.suffix for path in ours.iterdir()} <= {".json", ".safetensors"}
+def test_a_released_folder_holds_safetensors_and_json_and_a_card(ours: Path) -> None:
+    files = {path.name for path in ours.iterdir()}
+    assert {Path(name).suffix for name in files - {"README.md"}} == {".json", ".safetensors"}
     tokenizer = AutoTokenizer.from_pretrained(ours)
     text = tiny_texts(1)[0]
     assert tokenizer(text).input_ids == tiny_tokenizer()(text).input_ids

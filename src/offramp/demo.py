@@ -30,7 +30,7 @@ from offramp.errors import ConfigError
 from offramp.evaluation import Evaluation, Speed, evaluate
 from offramp.policies import Policy
 from offramp.prediction import Predictor, pipeline
-from offramp.report import write_report
+from offramp.report import write_picture, write_report
 from offramp.storage import Strict, read_document, whole_folder, write_document
 from offramp.table import ExitTable, replay
 from offramp.training import TrainOptions, train
@@ -146,6 +146,7 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
     _say(5, f"choosing a point on tune: at most {settings.max_disagreement:.0%} other answers")
     calibration = calibrate(tables["tune"], max_disagreement=settings.max_disagreement)
     calibration.point.save(folder / MODEL)
+    write_picture(folder / MODEL, calibration)
     _say(6, "reading test, once, and measuring the clock")
     speed = _speed(predictor, splits["test"], calibration.point.build_policy())
     return Demo(

@@ -36,7 +36,7 @@ from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy
 from offramp.prediction import Predictor
 from offramp.prediction.stream import rows_of_examples
-from offramp.report import write_report
+from offramp.report import write_picture, write_report
 from offramp.storage import Strict, read_document, write_document
 from offramp.table import ExitTable
 from offramp.training import TrainOptions, attach
@@ -220,6 +220,7 @@ def _choose(
     table = _record(predictor, rows, place)
     found = calibrate(table, **demand)
     found.point.save(folder)
+    write_picture(folder, found)
     policy = found.point.build_policy()
     clock = speed_on(predictor, rows, policy) if speed and found.pays else None
     report = write_report(

@@ -5,12 +5,14 @@ It lies beside the weights as `points/<name>.json`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from offramp import __version__
+from offramp.calibration.listing import refresh
 from offramp.calibration.target import Target
 from offramp.errors import OfframpError, OutputError, PointError
 from offramp.policies import Policy, make_policy
@@ -91,11 +93,15 @@ class OperatingPoint(Strict):
                 )
 
     def save(self, folder: str | Path) -> Path:
-        """Write the point beside the weights in a model folder; gives the file's path."""
+        """Write the point beside the weights in a model folder; gives the file's path.
+
+        The folder's model card lists it from then on.
+        """
         if not Path(folder).is_dir():
             raise OutputError(f"{folder}: no such model folder. Save the model there first.")
         path = _path(folder, self.name)
         write_document(path, self)
+        refresh(Path(folder), usable_points(folder))
         return path
 
     @classmethod
@@ -117,6 +123,15 @@ class OperatingPoint(Strict):
 def list_points(folder: str | Path) -> list[str]:
     """Names of the operating points in a model folder."""
     return sorted(path.stem for path in (Path(folder) / FOLDER).glob("*.json"))
+
+
+def usable_points(folder: str | Path) -> list[OperatingPoint]:
+    """The operating points in a model folder, without files that hold none."""
+    found = []
+    for name in list_points(folder):
+        with contextlib.suppress(PointError):
+            found.append(OperatingPoint.load(folder, name))
+    return found
 
 
 def _path(folder: str | Path, name: str) -> Path:

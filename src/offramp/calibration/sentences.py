@@ -1,8 +1,9 @@
-"""What a search says to its user."""
+"""Policies in words, and what a search says to its user."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from offramp.calibration.frontier import Outcome
 from offramp.calibration.target import Target
@@ -67,3 +68,23 @@ def _name(policy: Policy) -> str:
     options = policy.model_dump().values()
     numbers = [f"{value:g}" for value in options if type(value) in (int, float)]
     return " ".join([policy.name, *numbers])
+
+
+def options_text(policy: Mapping[str, Any]) -> str:
+    """'threshold 0.12', or nothing."""
+    return ", ".join(
+        f"{name} {short(value)}"
+        for name, value in policy.items()
+        if name != "name" and value is not None and not isinstance(value, bool)
+    )
+
+
+def policy_text(policy: Mapping[str, Any]) -> str:
+    """'entropy (threshold 0.12)'."""
+    said = options_text(policy)
+    return f"{policy['name']} ({said})" if said else str(policy["name"])
+
+
+def short(value: Any) -> str:
+    """Four digits of a number that has them."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def policy_text(policy: Mapping[str, Any]) -> str:
     """'entropy (threshold 0.12)'."""
-    from offramp.report.words import policy_text
+    from offramp.calibration.sentences import policy_text
 
     return policy_text(policy)
 

@@ -115,12 +115,16 @@ def calibrate(
     given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.calibration import calibrate as run
+    from offramp.report import write_picture
 
     table = joined(tables)
     if model is not None:
         table.check_model(fingerprint_of(model))
     found = run(table, **o.passed(run, given))
-    written = found.point.save(model) if model is not None else None
+    written = None
+    if model is not None:
+        written = found.point.save(model)
+        write_picture(model, found)
     if json:
         console.say_json({**calibration_json(found), "written": written and str(written)})
     else:

@@ -1,4 +1,4 @@
-"""The released folder: config.json, model.safetensors, and a manifest that vouches for both.
+"""The released folder: config.json, model.safetensors, a manifest that vouches for both, a card.
 
 `offramp.json` holds a digest of every tensor, so a removed, added, renamed, transposed or
 changed tensor is found on loading and named.
@@ -20,8 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from offramp.calibration.listing import PICTURE, drawn, picture_fits
+from offramp.calibration.point import usable_points
+from offramp.card import README, write_card
 from offramp.errors import ModelError
 from offramp.model.bounds import UNUSABLE, Building, Extent
+from offramp.model.card import card_for, stock_card
 from offramp.model.configuration import KEYS, MultiExitConfig, check_config_keys
 from offramp.storage import (
     Strict,
@@ -182,13 +186,31 @@ def save(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     manifest = manifest_of(model.config.to_dict(), state)
     unchanged = _fingerprint_on_disk(path) == manifest.fingerprint
-    stale = () if unchanged else (POINTS,)
-    with whole_folder(path, keep_others=True, leave_behind=stale) as staged:
+    points = usable_points(path) if unchanged else []
+    picture = picture_fits(path, points)
+    stale = [] if unchanged else [POINTS]
+    stale += [PICTURE] if drawn(path) is not None and not picture else []
+    card = card_for(model, path, points, picture)
+    with whole_folder(path, keep_others=True, leave_behind=tuple(stale)) as staged:
         save_file(state, staged / WEIGHTS, metadata={"format": "pt"})
         write_json(staged / CONFIG, model.config.to_dict())
         write_document(staged / MANIFEST, manifest)
         if processor is not None:
             processor.save_pretrained(staged)
+        if card is not None:
+            write_card(staged / README, card)
+
+
+def save_stock(model: MultiExitModel, path: Path, processor: Any) -> None:
+    """Write the stock model alone, as transformers would; what made the folder ours goes."""
+    card = stock_card(path)
+    stale = [MANIFEST, POINTS, *([] if drawn(path) is None else [PICTURE])]
+    with whole_folder(path, keep_others=True, leave_behind=tuple(stale)) as staged:
+        model.stock.save_pretrained(staged)
+        if processor is not None:
+            processor.save_pretrained(staged)
+        if card is not None:
+            write_card(staged / README, card)
 
 
 def _fingerprint_on_disk(path: Path) -> str | None:

@@ -257,9 +257,10 @@ class MultiExitModel(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write config, weights and manifest, whole or not at all.
+        """Write config, weights, manifest and model card, whole or not at all.
 
-        Other files in the folder stay. Operating points of other weights are removed.
+        Other files in the folder stay, and so does what the card's owner wrote there. Operating
+        points of other weights are removed.
         """
         if is_main_process:
             folder.save(self, Path(save_directory), state_dict, processor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -140,15 +140,7 @@ class Figures:
     def curves(self) -> list[Curve]:
         """Every policy that fits the task, and the `fixed` baseline."""
         names = [BASELINE, *(name for name in applicable(self.table) if name != "full")]
-        groups: dict[Policy, list[Outcome]] = {}
-        for outcome in explore(self.judge, names):
-            policy = outcome.policy
-            kind = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
-            groups.setdefault(kind, []).append(outcome)
-        return [
-            Curve(name, kind.name == BASELINE, _thinned(groups[kind]))
-            for name, kind in zip(series_names(list(groups)), groups, strict=True)
-        ]
+        return curves_of(explore(self.judge, names))
 
     def exits(self) -> list[Exit]:
         return [
@@ -204,6 +196,20 @@ class Figures:
             for n in np.flatnonzero(rows)
         ]
         return sorted(found, key=lambda one: -one.drop)
+
+
+def curves_of(outcomes: Iterable[Outcome]) -> list[Curve]:
+    """A curve of each kind of policy, `full` left out."""
+    groups: dict[Policy, list[Outcome]] = {}
+    for outcome in outcomes:
+        policy = outcome.policy
+        kind = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
+        groups.setdefault(kind, []).append(outcome)
+    kinds = [kind for kind in groups if kind.name != "full"]
+    return [
+        Curve(name, kind.name == BASELINE, _thinned(groups[kind]))
+        for name, kind in zip(series_names(kinds), kinds, strict=True)
+    ]
 
 
 def _thinned(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:

@@ -7,25 +7,21 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
 from offramp import __version__
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
+from offramp.calibration.sentences import options_text, policy_text
 from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Speed
 from offramp.report.examples import Group, choose, texts_by_id
 from offramp.report.figures import Curve, Figures, by_budget
-from offramp.report.words import money, options_text, policy_text
+from offramp.report.templates import asset, pages
 from offramp.storage import whole_file
 from offramp.table import ExitTable
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 def write_report(
@@ -137,10 +133,10 @@ def _render(
 ) -> str:
     curves = figures.curves()
     chosen = point if isinstance(point, OperatingPoint) else None
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = asset("page.js"), asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _pages()
+        pages()
         .get_template("page.html")
         .render(
             title=title,
@@ -221,23 +217,3 @@ def _dot(outcome: Outcome, said: str) -> dict[str, Any]:
         "disagreement": outcome.disagreement,
         "left": list(outcome.exit_histogram),
     }
-
-
-@cache
-def _pages() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("offramp", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["money"] = money
-    pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return pages
-
-
-def _asset(name: str) -> str:
-    return files("offramp.report").joinpath(name).read_text(encoding="utf-8")

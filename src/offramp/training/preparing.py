@@ -19,9 +19,9 @@ from offramp.engines import collate, inputs_of, load_processor
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.model import Head, MultiExitModel, load_stock
-from offramp.model.folder import MANIFEST, POINTS, is_ours
+from offramp.model.folder import is_ours, save_stock
 from offramp.registry import nearest
-from offramp.storage import fingerprint, whole_folder
+from offramp.storage import fingerprint
 from offramp.training.running import Rows
 from offramp.training.work import WorkFolder
 
@@ -199,17 +199,9 @@ def release(
     state = PartialState()
     if state.is_main_process:
         if plain:
-            _release_stock(model, output, processor)
+            save_stock(model, output, processor)
         else:
             model.save_pretrained(output, processor=processor)
         work.remove()
         logger.info("Saved to %s.", output)
     state.wait_for_everyone()
-
-
-def _release_stock(model: MultiExitModel, output: Path, processor: Any) -> None:
-    # a multi-exit model that lay there before must not leave its manifest and points behind
-    with whole_folder(output, keep_others=True, leave_behind=(MANIFEST, POINTS)) as staged:
-        model.stock.save_pretrained(staged)
-        if processor is not None:
-            processor.save_pretrained(staged)
