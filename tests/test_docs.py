@@ -24,7 +24,7 @@ from offramp.metrics import METRICS
 from offramp.model import MultiExitModel
 from offramp.policies import POLICIES
 from offramp.registry import Registry
-from offramp.testing import save_tiny, save_tiny_stock, tiny_stock, tiny_texts, tiny_tokenizer
+from offramp.testing import save_tiny, save_tiny_stock, tiny_processor, tiny_stock, tiny_texts, tiny_tokenizer
 
 pytest_plugins = ("cli_fixtures",)
 
@@ -63,6 +63,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_tiny_stock("my-classifier")
     _save_encoder("my-encoder")
+    tiny_stock("vit").base_model.save_pretrained("small-vit")
+    tiny_processor("vit").save_pretrained("small-vit")
     write_rows("texts.csv", seed=0)
     for seed, name in enumerate(("reviews.csv", "held-out.csv", "test.csv")):
         write_rows(name, seed, itertools.cycle(f"label-{n}" for n in range(3)))
@@ -73,6 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _add_results() -> None:
     """What the pages on later steps find ready: a multi-exit model and its table."""
+    save_tiny("my-digits", "vit")
     folder = save_tiny("my-offramp")
     model = MultiExitModel.from_pretrained(folder)
     rows = library.load_examples("held-out.csv")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Image
@@ -79,7 +80,8 @@ def _found(source: Source, column: str, row: int, path: str) -> str:
     return str(whole)
 
 
-class LazyImage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LazyImage:
     """An image that is opened when it is needed.
 
     Attributes:

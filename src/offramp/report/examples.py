@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +12,14 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from offramp.data.hashing import dataset_ids
+from offramp.data.images import LazyImage, lazy_images
 from offramp.errors import DataError
 from offramp.metrics import MULTI, SINGLE
 from offramp.report.figures import Figures
 
 EACH = 4
 LONGEST = 400
+THUMBNAIL = 96
 Mask = npt.NDArray[np.bool_]
 
 
@@ -31,11 +35,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row; `texts` is empty where the table's texts are not at hand."""
+    """One row; without texts and picture (a data URI) where the table's inputs are not at hand."""
 
     number: int
     tokens: int
     texts: tuple[str, ...]
+    picture: str | None
     truth: str | None
     exit_layer: int
     cells: tuple[Cell, ...]
@@ -50,20 +55,31 @@ class Group:
     examples: tuple[Example, ...]
 
 
-def texts_by_id(rows: Dataset | None, figures: Figures) -> dict[int, tuple[str, ...]]:
-    """The texts of a table's rows by their id, the hash of the input. Raises DataError."""
-    names = [n for n in ("text", "text_pair") if rows is not None and n in rows.column_names]
-    if rows is None or not names:
+Shown = tuple[str, ...] | LazyImage
+Inputs = Mapping[int, Shown]
+"""Texts or image of a table's rows, by their id."""
+
+
+def inputs_by_id(rows: Dataset | None, figures: Figures) -> Inputs:
+    """The inputs of a table's rows by their id, the hash of the input. Raises DataError."""
+    if rows is None:
         return {}
     ids, wanted = dataset_ids(rows).tolist(), set(figures.table.ids.tolist())
-    texts = zip(*(rows[name][:] for name in names), strict=True)
-    found = {key: parts for key, parts in zip(ids, texts, strict=True) if key in wanted}
+    inputs: Iterable[Shown] = _texts(rows)
+    if "image" in rows.column_names:
+        inputs = lazy_images(rows)
+    found = {key: parts for key, parts in zip(ids, inputs, strict=True) if key in wanted}
     if not found:
         raise DataError("None of these rows is in the table; give the rows it was recorded on.")
     return found
 
 
-def choose(figures: Figures, texts: Mapping[int, tuple[str, ...]]) -> list[Group]:
+def _texts(rows: Dataset) -> Iterable[tuple[str, ...]]:
+    names = [name for name in ("text", "text_pair") if name in rows.column_names]
+    return zip(*(rows[name][:] for name in names), strict=True)
+
+
+def choose(figures: Figures, inputs: Inputs) -> list[Group]:
     """A few rows of each kind that tells something; no row stands in two groups."""
     taken: set[int] = set()
     groups = []
@@ -71,7 +87,7 @@ def choose(figures: Figures, texts: Mapping[int, tuple[str, ...]]) -> list[Group
         places = [n for n in np.flatnonzero(mask).tolist() if n not in taken][:EACH]
         taken.update(places)
         if places:
-            found = tuple(_example(figures, place, texts) for place in places)
+            found = tuple(_example(figures, place, inputs) for place in places)
             groups.append(Group(title, why, found))
     return groups
 
@@ -105,12 +121,14 @@ def _kinds(figures: Figures) -> Iterator[tuple[str, str, Mask]]:
     yield "Left last", "", (layers == layers.max()) & (layers > layers.min())
 
 
-def _example(figures: Figures, place: int, texts: Mapping[int, tuple[str, ...]]) -> Example:
+def _example(figures: Figures, place: int, inputs: Inputs) -> Example:
     table = figures.table
+    shown = inputs.get(int(table.ids[place]), ())
     return Example(
         number=place,
         tokens=int(table.columns["lengths"][place]),
-        texts=tuple(_cut(part) for part in texts.get(int(table.ids[place]), ())),
+        texts=() if isinstance(shown, LazyImage) else tuple(map(_cut, shown)),
+        picture=_thumbnail(shown) if isinstance(shown, LazyImage) else None,
         truth=None if table.labels is None else _answer(figures, table.labels[place]),
         exit_layer=int(figures.done.exit_layers[place]),
         cells=tuple(_cell(figures, place, layer) for layer in range(1, table.depth + 1)),
@@ -134,6 +152,14 @@ def _answer(figures: Figures, value: npt.ArrayLike) -> str:
     if kind == MULTI:
         return ", ".join(names[n] for n in np.flatnonzero(np.asarray(value) > 0)) or "none"
     return f"{float(value):.3g}"  # type: ignore[arg-type]
+
+
+def _thumbnail(image: LazyImage) -> str:
+    """A small PNG as a data URI."""
+    small, file = image.open(), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _cut(text: str) -> str:

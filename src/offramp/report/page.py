@@ -17,7 +17,7 @@ from offramp.calibration import OperatingPoint, Outcome, PolicySpec
 from offramp.calibration.sentences import options_text, policy_text
 from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Speed
-from offramp.report.examples import Group, choose, texts_by_id
+from offramp.report.examples import Group, choose, inputs_by_id
 from offramp.report.figures import Curve, Figures, by_budget
 from offramp.report.templates import asset, pages
 from offramp.storage import whole_file
@@ -47,7 +47,7 @@ def write_report(
         point: a point or a policy; `full` shows the trade-off with nothing chosen.
         title: what the model is called.
         metric: by default the point's, or the task's own.
-        rows: those that the table was recorded on, for their texts.
+        rows: those that the table was recorded on, to show some.
         examples: False leaves inputs and their texts out.
         speed: of the same policy, if it was measured.
         price_per_hour: of the machine that was timed; needs `speed`.
@@ -65,7 +65,7 @@ def write_report(
         raise OutputError(f"{path} is a folder; give the name of a file, such as report.html.")
     check_price(price_per_hour, price_per_million, speed is not None)
     figures = Figures(table, point, metric)
-    groups = choose(figures, texts_by_id(rows, figures)) if examples else []
+    groups = choose(figures, inputs_by_id(rows, figures)) if examples else []
     price = Price.of(figures, speed, price_per_hour, price_per_million)
     text = _render(figures, point, groups, speed, price, title, dict(made or {}))
     with whole_file(path) as staged:
