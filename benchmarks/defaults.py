@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,14 @@ class Config:
 class Bench:
     """One setting and seed on its way: its rows, models and results."""
 
-    def __init__(self, name: str, seed: int, work: Path, starts: Path) -> None:
+    def __init__(self, name: str, seed: int, rows: int | None, work: Path, starts: Path) -> None:
         self.name, self.seed, self.setting = name, seed, SETTINGS[name]
-        self.work = work / f"{name}-seed{seed}"
-        self.shared = work / name
-        self.starts = starts
-        self.file = RESULTS / f"{name}-seed{seed}.json"
+        title = f"{name}-{rows}-rows-seed{seed}" if rows else f"{name}-seed{seed}"
+        self.work, self.shared, self.starts = work / title, work / name, starts
+        self.file = RESULTS / f"{title}.json"
         self.results: dict[str, Any] = read_json(self.file) if self.file.is_file() else {}
         self.whole, held_out = self._parts()
-        self.training = load_examples(self.whole, max_rows=self.setting.rows, seed=seed)
+        self.training = load_examples(self.whole, max_rows=rows or self.setting.rows, seed=seed)
         mine = np.random.default_rng(CUT).permutation(len(held_out))[seed - 1 :: SEEDS]
         self.held_out = held_out.select(np.sort(mine[: self.setting.held_out]))
         self.note("data", train=len(self.training), held_out=len(self.held_out))
@@ -365,10 +365,15 @@ def vectors(model: MultiExitModel, tokens: Tokens) -> Rows:
 
 
 def train_configs(setting: Setting) -> list[Config]:
-    """Pooling x hidden at one rate; the other rates for linear exits on [CLS] and on the mean."""
-    crossed = [Config(p, hidden, 1e-3) for hidden in (False, True) for p in POOLINGS]
+    """Pooling x hidden at one rate, other rates for linear exits; what decides most comes first."""
+    linear = [Config(pooling, False, 1e-3) for pooling in POOLINGS]
     others = [rate for rate in setting.train_rates if rate != 1e-3]
-    return crossed + [Config(p, False, rate) for rate in others for p in ("cls", "mean")]
+    faster, *slower = (
+        [Config(pooling, False, rate) for pooling in ("cls", "mean", "attention")]
+        for rate in sorted(others, reverse=True)
+    )
+    hidden = [Config(pooling, True, 1e-3) for pooling in POOLINGS]
+    return [*linear, *faster, *hidden, *chain.from_iterable(slower)]
 
 
 def attach_configs() -> list[Config]:
@@ -444,13 +449,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, choices=range(1, SEEDS + 1))
     parser.add_argument("--part", choices=("train", "attach", "all"), default="all")
     parser.add_argument("--first", type=int, help="only so many configurations of each part")
+    parser.add_argument("--rows", type=int, help="training rows, instead of the setting's")
     parser.add_argument("--work", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--starts", type=Path, default=Path("runs/first-road"))
     given = parser.parse_args()
-    bench = Bench(given.name, given.seed, given.work, given.starts)
+    bench = Bench(given.name, given.seed, given.rows, given.work, given.starts)
     bench.note(
         "made_with",
-        command=f"python benchmarks/defaults.py {given.name} --seed {given.seed}",
+        command=f"python benchmarks/defaults.py {given.name} --seed {given.seed}"
+        + (f" --rows {given.rows} --part attach" if given.rows else ""),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
     )
