@@ -6,39 +6,38 @@ import html
 import logging
 import os
 import re
-import shutil
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from card_support import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    card,
+    choose,
+    rows_of,
+    shows_picture,
+)
 from cli_support import Said, tree
 from docs_support import blocks
-from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from transformers import AutoModelForSequenceClassification
 
-from offramp.calibration import Calibration, OperatingPoint, calibrate
 from offramp.calibration.listing import PICTURE
 from offramp.card import README, escaped, markdown_table, part, with_front, with_part
-from offramp.engines import processor_fingerprint
-from offramp.errors import OutputError, PointError
+from offramp.errors import OutputError
 from offramp.model import ExitSpec, MultiExitModel
 from offramp.model.card import base_model
 from offramp.model.folder import save_stock
 from offramp.report import write_picture
-from offramp.report.picture import ticks
-from offramp.table import ExitTable
-from offramp.testing import PROBLEM_TYPES, save_tiny, tiny_model, tiny_stock, tiny_tokenizer
+from offramp.testing import PROBLEM_TYPES, tiny_model, tiny_stock
 
-pytest_plugins = ("cli_fixtures",)
+pytest_plugins = ("card_fixtures", "cli_fixtures")
 
-SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
-ROWS, LAYERS = 60, 6
 HOSTILE = (
     "a|b",
     "<script>alert(1)</script><!-- /offramp:card -->",
@@ -46,72 +45,6 @@ HOSTILE = (
     "\u202ewww.x.y\x00",
 )
 markdown = MarkdownIt("commonmark").enable("table")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model of each kind, to be copied."""
-    place = tmp_path_factory.mktemp("models")
-    return {kind: save_tiny(place / kind, problem_type=kind) for kind in PROBLEM_TYPES}
-
-
-@pytest.fixture
-def kind() -> str:
-    return SINGLE
-
-
-@pytest.fixture
-def folder(models: dict[str, Path], kind: str, tmp_path: Path) -> Path:
-    """A model that a test may change."""
-    return Path(shutil.copytree(models[kind], tmp_path / "model"))
-
-
-def make_table(folder: Path, labelled: bool = True, seed: int = 0) -> ExitTable:
-    """Later exits are mostly better; of the model in the folder."""
-    model = MultiExitModel.from_pretrained(folder)
-    kind, draw = model.problem_type, np.random.default_rng(seed)
-    trust = np.linspace(0.5, 3, LAYERS)[:, None]
-    if kind == REGRESSION:
-        labels: Any = draw.normal(size=ROWS).astype(np.float32)
-        truth = labels[:, None]
-    elif kind == MULTI:
-        labels = draw.integers(0, 2, (ROWS, 3)).astype(np.float32)
-        truth = labels - 0.5
-    else:
-        labels = draw.integers(0, 3, ROWS)
-        truth = np.eye(3)[labels]
-    scores = truth[:, None, :] * trust + draw.normal(size=(ROWS, LAYERS, truth.shape[1]))
-    return ExitTable.from_arrays(
-        scores,
-        problem_type=kind,
-        labels=labels if labelled else None,
-        role="tune",
-        model_fingerprint=model.fingerprint(),
-        processor_fingerprint=processor_fingerprint(tiny_tokenizer()),
-        data_fingerprint=f"{seed:032}",
-    )
-
-
-def choose(folder: Path, name: str = "default", speed: float = 1.5, **how: Any) -> Calibration:
-    table = make_table(folder, how.pop("labelled", True), how.pop("seed", 0))
-    found = calibrate(table, target_speedup=speed, name=name, **how)
-    found.point.save(folder)
-    return found
-
-
-def card(folder: Path) -> ModelCard:
-    return ModelCard((folder / README).read_text(encoding="utf-8"))
-
-
-def rows_of(folder: Path) -> dict[str, list[str]]:
-    """The table of points by name."""
-    lines = [line for line in card(folder).text.splitlines() if line.startswith("| `")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0].strip("`"): row[1:] for row in cells}
-
-
-def shows_picture(folder: Path) -> bool:
-    return f"]({PICTURE})" in card(folder).text
 
 
 # What it says
@@ -384,6 +317,16 @@ def test_a_stock_model_keeps_only_what_the_owner_wrote(folder: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+def test_a_card_that_a_crash_set_aside_is_found_again(folder: Path) -> None:
+    write_picture(folder, choose(folder))
+    (folder / README).write_text((folder / README).read_text() + "\nMine.\n")
+    model, before = MultiExitModel.from_pretrained(folder), (folder / README).read_bytes()
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    model.save_pretrained(folder)
+    assert (folder / README).read_bytes() == before
+    assert PICTURE in tree(folder)
+
+
 def test_a_broken_point_beside_it_does_not_stop_a_save(folder: Path) -> None:
     choose(folder, "broken")
     (folder / "points" / "broken.json").write_text("{}")
@@ -435,7 +378,7 @@ def test_pushing_to_the_hub_still_saves_and_pushes(
     ("source", "wanted"),
     [
         ("", None),
-        ("/home/me/my-classifier", None),
+        ("/data/my-classifier", None),
         ("models/my-classifier", None),
         (
             "/x/hub/models--google-bert--bert-base-cased/snapshots/abc",
@@ -452,90 +395,6 @@ def test_a_base_model_is_a_hub_id_and_never_a_path(source: str, wanted: str | No
 def test_a_hub_id_that_was_downloaded_is_a_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.model.card.try_to_load_from_cache", lambda name, file: "/a/file")
     assert base_model("me/mine") == "me/mine"
-
-
-# The picture
-
-
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_picture_draws_policies_baseline_and_points(
-    folder: Path, kind: str, labelled: bool
-) -> None:
-    choose(folder, "fast", 2, labelled=labelled, policies=["patience"])
-    found = choose(folder, speed=1.2, labelled=labelled, policies=["patience"])
-    path = write_picture(folder, found)
-    assert path == folder / PICTURE
-    root = ET.fromstring(path.read_text())
-    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"default", "fast", "full depth", "fixed (baseline)"} <= set(texts)
-    assert any(text.startswith("patience") for text in texts)
-    assert found.point.policy["name"] in root[1].text
-    assert "href" not in path.read_text()
-    assert shows_picture(folder)
-    for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
-        assert 64 <= float(circle.get("cx", 0)) <= 736
-        assert 74 <= float(circle.get("cy", 0)) <= 400
-
-
-def test_the_same_choice_draws_the_same_picture(folder: Path) -> None:
-    found = choose(folder)
-    write_picture(folder, found)
-    before = (folder / PICTURE).read_bytes()
-    write_picture(folder, found)
-    assert (folder / PICTURE).read_bytes() == before
-
-
-def test_a_picture_of_a_point_that_has_changed_is_dropped(folder: Path) -> None:
-    write_picture(folder, choose(folder))
-    choose(folder, "other", 2)
-    assert shows_picture(folder)
-    choose(folder, speed=2)
-    assert not shows_picture(folder)
-    assert PICTURE not in tree(folder)
-
-
-def test_points_of_other_rows_are_not_drawn_among_these(folder: Path) -> None:
-    choose(folder, "elsewhere", seed=1)
-    write_picture(folder, choose(folder))
-    assert ">elsewhere<" not in (folder / PICTURE).read_text()
-
-
-def test_only_a_saved_point_is_drawn(folder: Path) -> None:
-    found = choose(folder)
-    shutil.rmtree(folder / "points")
-    with pytest.raises(PointError, match="save it there"):
-        write_picture(folder, found)
-
-
-def test_a_picture_of_somebody_else_stays(folder: Path) -> None:
-    (folder / PICTURE).write_text("<svg/>")
-    assert write_picture(folder, choose(folder)) is None
-    tiny_model(seed=3).save_pretrained(folder)
-    assert (folder / PICTURE).read_text() == "<svg/>"
-    assert not shows_picture(folder)
-
-
-def test_calibrate_draws_it_and_a_save_keeps_it(
-    place: Path, exits: Path, offramp: Callable[..., Said]
-) -> None:
-    said = offramp("calibrate", place / "tune.table", "--model", exits, "--max-disagreement", "90%")
-    assert said.code == 0, said.err
-    assert shows_picture(exits)
-    assert OperatingPoint.load(exits).name in rows_of(exits)
-    before = (exits / PICTURE).read_bytes()
-    MultiExitModel.from_pretrained(exits).save_pretrained(exits)
-    assert (exits / PICTURE).read_bytes() == before
-
-
-@given(st.floats(-1e3, 1e3), st.floats(1e-6, 1e3), st.integers(2, 10))
-def test_ticks_are_round_few_and_inside(low: float, wide: float, wanted: int) -> None:
-    found = ticks(low, low + wide, wanted)
-    assert len(found) <= wanted + 1
-    for at, said in found:
-        assert low - 1e-6 * wide <= at <= low + wide * (1 + 1e-6)
-        assert abs(float(said) - at) <= 1e-9 * max(1, abs(at))
-    assert len({said for _, said in found}) == len(found)
 
 
 # Its parts
