@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ RESULTS = Path(
 )
 CUT = 1  # the cut of train is that of first_road.py with seed 1, whatever --seed is
 SEEDS = 2  # held-out rows are cut into so many parts, one a seed
-ATTACH_RATES = (1e-3, 3e-3, 1e-2)
+ATTACH_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,11 @@ class Setting:
 
 
 SETTINGS = {
-    "sst2": Setting(learning_rate=3e-4, longest=60),
+    "sst2": Setting(learning_rate=3e-4, held_out=1000, longest=60),
     "uspto_50k": Setting(learning_rate=3e-4, rows=1000, held_out=400, longest=65),
-    "docstrings": Setting(learning_rate=1e-3, epochs=4, rows=2000, longest=200, plain_rows=4000),
+    "docstrings": Setting(
+        learning_rate=1e-3, epochs=4, rows=2000, held_out=1200, longest=200, plain_rows=3000
+    ),
     "stsb": Setting(learning_rate=1e-4),
     "mrpc": Setting(learning_rate=1e-4),
 }
@@ -113,15 +116,14 @@ class Config:
 class Bench:
     """One setting and seed on its way: its rows, models and results."""
 
-    def __init__(self, name: str, seed: int, work: Path, starts: Path) -> None:
+    def __init__(self, name: str, seed: int, rows: int | None, work: Path, starts: Path) -> None:
         self.name, self.seed, self.setting = name, seed, SETTINGS[name]
-        self.work = work / f"{name}-seed{seed}"
-        self.shared = work / name
-        self.starts = starts
-        self.file = RESULTS / f"{name}-seed{seed}.json"
+        title = f"{name}-{rows}-rows-seed{seed}" if rows else f"{name}-seed{seed}"
+        self.work, self.shared, self.starts = work / title, work / name, starts
+        self.file = RESULTS / f"{title}.json"
         self.results: dict[str, Any] = read_json(self.file) if self.file.is_file() else {}
         self.whole, held_out = self._parts()
-        self.training = load_examples(self.whole, max_rows=self.setting.rows, seed=seed)
+        self.training = load_examples(self.whole, max_rows=rows or self.setting.rows, seed=seed)
         mine = np.random.default_rng(CUT).permutation(len(held_out))[seed - 1 :: SEEDS]
         self.held_out = held_out.select(np.sort(mine[: self.setting.held_out]))
         self.note("data", train=len(self.training), held_out=len(self.held_out))
@@ -129,7 +131,7 @@ class Bench:
     def _parts(self) -> tuple[Dataset, Dataset]:
         """The rows of train that may be trained on, and those held out."""
         if self.name == "docstrings":
-            rows, share = load_examples("docstrings", split="train"), 0.2
+            rows, share = load_examples("docstrings", split="train"), 0.4
         else:
             study = STUDIES[self.name]
             path = SHARED / "data" / self.name / study.train_file
@@ -181,15 +183,15 @@ class Bench:
             bf16=False,
         )
 
-    def run(self, part: str) -> None:
-        """Everything of `train` or of `attach`."""
+    def run(self, part: str, first: int | None) -> None:
+        """The first so many configurations of `train` or of `attach`."""
         measure = {"train": self.trained, "attach": self.attached}[part]
         configs = train_configs(self.setting) if part == "train" else attach_configs()
         choose = self.rehearsed if part == "train" else self.probed
         if "default" not in self.results.get(part, {}):
             began = time.monotonic()
             self.note(part, default=choose(), default_seconds=round(time.monotonic() - began, 1))
-        for config in configs:
+        for config in configs[:first]:
             path = self.work / "rows" / part / f"{config.name}.npy"
             if not path.is_file():
                 began = time.monotonic()
@@ -363,17 +365,21 @@ def vectors(model: MultiExitModel, tokens: Tokens) -> Rows:
 
 
 def train_configs(setting: Setting) -> list[Config]:
-    """Pooling x hidden at one rate; the other rates for linear exits on [CLS] and on the mean."""
-    crossed = [Config(p, hidden, 1e-3) for hidden in (False, True) for p in POOLINGS]
+    """Pooling x hidden at one rate, other rates for linear exits; what decides most comes first."""
+    linear = [Config(pooling, False, 1e-3) for pooling in POOLINGS]
     others = [rate for rate in setting.train_rates if rate != 1e-3]
-    return crossed + [Config(p, False, rate) for rate in others for p in ("cls", "mean")]
+    faster, *slower = (
+        [Config(pooling, False, rate) for pooling in ("cls", "mean", "attention")]
+        for rate in sorted(others, reverse=True)
+    )
+    hidden = [Config(pooling, True, 1e-3) for pooling in POOLINGS]
+    return [*linear, *faster, *hidden, *chain.from_iterable(slower)]
 
 
 def attach_configs() -> list[Config]:
-    """Pooling x hidden x rate."""
-    return [
-        Config(p, hidden, r) for hidden in (False, True) for r in ATTACH_RATES for p in POOLINGS
-    ]
+    """Pooling x rate for linear exits; a hidden layer at one rate."""
+    linear = [Config(pooling, False, rate) for rate in ATTACH_RATES for pooling in POOLINGS]
+    return linear + [Config(pooling, True, 3e-3) for pooling in POOLINGS]
 
 
 @contextlib.contextmanager
@@ -442,19 +448,22 @@ def main() -> None:
     parser.add_argument("name", choices=SETTINGS)
     parser.add_argument("--seed", type=int, default=1, choices=range(1, SEEDS + 1))
     parser.add_argument("--part", choices=("train", "attach", "all"), default="all")
+    parser.add_argument("--first", type=int, help="only so many configurations of each part")
+    parser.add_argument("--rows", type=int, help="training rows, instead of the setting's")
     parser.add_argument("--work", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--starts", type=Path, default=Path("runs/first-road"))
     given = parser.parse_args()
-    bench = Bench(given.name, given.seed, given.work, given.starts)
+    bench = Bench(given.name, given.seed, given.rows, given.work, given.starts)
     bench.note(
         "made_with",
-        command=f"python benchmarks/defaults.py {given.name} --seed {given.seed}",
+        command=f"python benchmarks/defaults.py {given.name} --seed {given.seed}"
+        + (f" --rows {given.rows} --part attach" if given.rows else ""),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
     )
     for part in ("attach", "train"):
         if given.part in (part, "all") and not (part == "train" and given.name in ATTACH_ONLY):
-            bench.run(part)
+            bench.run(part, given.first)
 
 
 if __name__ == "__main__":

@@ -21,25 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cifar
 import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset
 from scipy.stats import bootstrap
 from sklearn.datasets import _twenty_newsgroups as newsgroups
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from offramp.calibration import Outcome, calibrate, frontier, measure
 from offramp.data import (
     drop_overlap,
-    encode,
     encode_labels,
     load_examples,
     majority_share,
     split_examples,
 )
-from offramp.engines import TorchEngine, record
-from offramp.engines.batching import collate
+from offramp.engines import TorchEngine, inputs_of, load_processor, record
 from offramp.evaluation import measure_speed
 from offramp.metrics import default_metric, predictions
 from offramp.model import MultiExitModel
@@ -53,6 +52,7 @@ SHARED = Path(os.environ.get("OFFRAMP_SHARED", "../shared"))
 RESULTS = Path(
     os.environ.get("OFFRAMP_RESULTS", Path(__file__).parents[1] / "docs" / "results" / "first-road")
 )
+WORK = Path("runs/first-road")
 TARGETS = (1.5, 2.0, 3.0)
 MAX_DROP = 0.01
 RESAMPLES = 2000
@@ -89,6 +89,7 @@ class Study:
     learning_rates: tuple[float, ...] = (5e-5, 1e-4, 3e-4)
 
 
+NETWORKS = ("resnet20", "resnet56")
 PAIR = {"text": "sentence1", "text_pair": "sentence2", "label": "label"}
 
 STUDIES = {
@@ -122,10 +123,28 @@ STUDIES = {
         train_file="train.jsonl.gz",
         dev_file="test.jsonl.gz",
     ),
+    **{
+        f"cifar10-{network}": Study(
+            network,
+            {},
+            epochs=2,
+            tune_share=0.2,
+            train_rows=8_000,
+            train_file="train_jpeg.npz",
+            dev_file="test_jpeg.npz",
+            batch_size=64,
+            learning_rates=(1e-4, 3e-4, 1e-3),
+        )
+        for network in NETWORKS
+    },
 }
 
 
-def model_path(name: str) -> Path:
+def model_path(name: str, work: Path = WORK) -> Path:
+    """The folder of a model; that of a released CIFAR network is made first."""
+    if name in NETWORKS:
+        weights = SHARED / "weights" / "resnet-cifar10" / f"{name}.safetensors"
+        return cifar.network(weights, work / name)
     if name == "minilm":
         if "OFFRAMP_MINILM" in os.environ:
             return Path(os.environ["OFFRAMP_MINILM"])
@@ -148,12 +167,15 @@ class Runner:
             json.loads(self.file.read_text()) if self.file.is_file() else {}
         )
         self.train_rows, self.tune_rows, self.dev_rows = self._load(name, rows)
-        self.tokenizer = AutoTokenizer.from_pretrained(model_path(self.study.model))
-        if self.study.max_length:
-            self.tokenizer.model_max_length = self.study.max_length
+        self.start = model_path(self.study.model, work)
+        reads = "image" if self.study.model in NETWORKS else "text"
+        self.processor = load_processor(self.start, reads)
+        self.inputs = inputs_of(self.processor)
+        if isinstance(self.processor, PreTrainedTokenizerBase) and self.study.max_length:
+            self.processor.model_max_length = self.study.max_length
 
     def _load(self, name: str, rows: int | None) -> tuple[Dataset, Dataset, Dataset]:
-        folder = SHARED / "data" / name
+        folder = SHARED / "data" / name.partition("-")[0]
         whole = self._read(folder / self.study.train_file)
         dev = self._read(folder / self.study.dev_file)
         whole, dropped = drop_overlap(whole, dev)
@@ -170,7 +192,8 @@ class Runner:
         return training, tune, dev
 
     def _read(self, file: Path) -> Dataset:
-        rows = load_examples(str(file), **self.study.columns)
+        source = cifar.images(file) if file.suffix == ".npz" else str(file)
+        rows = load_examples(source, **self.study.columns)
         clean = self.study.clean
         if clean is None:
             return rows
@@ -214,14 +237,13 @@ class Runner:
     def fine_tune(self, path: Path, rows: Dataset, rate: float, method: str) -> None:
         """Fine-tune the pretrained model, unless that was done before."""
         if not path.is_dir():
-            source, kind = model_path(self.study.model), self.study.problem_type
             train(
-                source,
+                self.start,
                 rows,
                 path,
                 method=method,
                 options=self.options(rate),
-                problem_type=kind,
+                problem_type=self.study.problem_type,
                 max_length=self.study.max_length,
             )
 
@@ -239,14 +261,14 @@ class Runner:
         return MultiExitModel.from_pretrained(path).to(self.device)
 
     def encoded(self, model: MultiExitModel, rows: Dataset) -> Dataset:
-        return encode_labels(encode(rows, self.tokenizer, model.max_length)[0], task_of(model))
+        return self.inputs.encode(encode_labels(rows, task_of(model)), model.max_length)
 
     def table(self, model: MultiExitModel, role: str, name: str) -> ExitTable:
         path = self.work / "tables" / f"{name}-{role}"
         if path.is_dir():
             return ExitTable.open(path)
         rows = self.encoded(model, self.tune_rows if role == "tune" else self.dev_rows)
-        return record(model, rows, path, role, processor=self.tokenizer, progress=False)
+        return record(model, rows, path, role, processor=self.processor, progress=False)
 
     def exits(self, mode: str, path: Path) -> None:
         """Everything that is reported of one multi-exit model."""
@@ -300,7 +322,7 @@ class Runner:
         for device in devices:
             model = model.to(device)
             for batch_size, count in ((1, 64), (32, 160)):
-                batches = make_batches(rows, min(count, len(rows)), batch_size, device)
+                batches = self.batches(rows, min(count, len(rows)), batch_size, device)
                 speed = measure_speed(TorchEngine(model), model, batches, policy, passes=5)
                 facts = {
                     "speed_up": speed.speed_up,
@@ -312,6 +334,16 @@ class Runner:
                     "threads": torch.get_num_threads(),
                 }
                 self.note(mode, **{f"speed_{device}_batch{batch_size}": facts})
+
+    def batches(
+        self, rows: Dataset, count: int, batch_size: int, device: str
+    ) -> list[dict[str, torch.Tensor]]:
+        """The first `count` rows in batches of similar length, as the engine's planner does."""
+        names = [name for name in self.inputs.columns if name in rows.column_names]
+        order = np.argsort(np.array(rows["length"][:count]), kind="stable")
+        chunks: Sequence[Any] = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+        chosen = rows.select_columns(names)
+        return [dict(self.inputs.collate(chosen[chunk.tolist()], device)) for chunk in chunks]
 
 
 def near_targets(
@@ -388,17 +420,6 @@ def _distance(outcome: Outcome, target: float) -> float:
     return abs(float(np.log(outcome.cost_reduction / target)))
 
 
-def make_batches(
-    rows: Dataset, count: int, batch_size: int, device: str
-) -> list[dict[str, torch.Tensor]]:
-    """The first `count` rows in batches of similar length, as the engine's own planner does."""
-    names = [n for n in ("input_ids", "token_type_ids") if n in rows.column_names]
-    order = np.argsort(np.array(rows["length"][:count]), kind="stable")
-    chunks: Sequence[Any] = [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    chosen = rows.select_columns(names)
-    return [dict(collate(chosen[chunk.tolist()], 0, device)) for chunk in chunks]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -407,7 +428,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rows", type=int, help="training rows, for a quick try")
     parser.add_argument("--part", choices=("scores", "speed", "all"), default="all")
-    parser.add_argument("--work", type=Path, default=Path("runs/first-road"))
+    parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     runner = Runner(given.name, given.seed, given.rows, given.work, given.device)

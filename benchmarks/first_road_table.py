@@ -39,6 +39,8 @@ What it says, with one seed:
   73.0; patience loses 2.7 to 3.2 points near 1.5x.
 - RTE: full depth itself is hardly above the larger class (53 %), so the set decides nothing for
   this model; 1,974 rows are too few for it.
+- SICK: confidence policies keep full depth's score at 1.5x and lose 0.3 to 0.7 points near 2x;
+  `fixed` loses 1.5 and 4.1 there. Patience is hardly above `fixed` at equal cost.
 - PABEE's claim, patience as good as full depth at about 1.5x: see
   [first-studies.md](first-studies.md), with more seeds and paired intervals.
 """

@@ -191,8 +191,8 @@ def load() -> Iterator[Studies]:
     for file in sorted(RESULTS.glob("*.json")):
         named = re.fullmatch(r"(.+)-seed(\d+)", file.stem)
         study = json.loads(file.read_text())
-        near = study.get("attach", {}).get("near_targets", [{}])
-        if named and "against_full" in near[0]:
+        part = study.get("attach", {})
+        if named and "chosen" in part and "against_full" in part["near_targets"][0]:
             sets.setdefault(named[1], {})[int(named[2])] = study
         else:
             print(f"{file.name}: not finished, or without paired differences", file=sys.stderr)

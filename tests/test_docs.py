@@ -24,7 +24,14 @@ from offramp.metrics import METRICS
 from offramp.model import MultiExitModel
 from offramp.policies import POLICIES
 from offramp.registry import Registry
-from offramp.testing import save_tiny, save_tiny_stock, tiny_processor, tiny_stock, tiny_texts, tiny_tokenizer
+from offramp.testing import (
+    save_tiny,
+    save_tiny_stock,
+    tiny_processor,
+    tiny_stock,
+    tiny_texts,
+    tiny_tokenizer,
+)
 
 pytest_plugins = ("cli_fixtures",)
 

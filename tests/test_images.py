@@ -255,6 +255,17 @@ def test_a_bad_picture_among_good_ones_is_named(tmp_path: Path) -> None:
         list(predict(predictor, ["nowhere.png"]))
 
 
+def test_a_convolutional_network_is_fine_tuned_without_exits_too(tmp_path: Path) -> None:
+    from offramp.training import train
+
+    source = save_tiny_stock(tmp_path / "stock", "cifar_resnet")
+    rows = Dataset.from_dict({"image": tiny_pictures(24), "label": [0, 1, 2] * 8})
+    options = TrainOptions(max_steps=2, batch_size=8, quiet=True)
+    train(source, rows, tmp_path / "out", method="plain", options=options)
+    attach(tmp_path / "out", rows, tmp_path / "exits", options=options)
+    assert MultiExitModel.from_pretrained(tmp_path / "exits").config.exit_spec().pooling == "mean"
+
+
 def test_training_moves_the_statistics_of_batch_norms_and_saves_them(tmp_path: Path) -> None:
     from offramp.training import train
 

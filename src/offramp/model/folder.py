@@ -185,6 +185,7 @@ def save(
     state = tensors if tensors is not None else model.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     manifest = manifest_of(model.config.to_dict(), state)
+    recover(path)
     unchanged = _fingerprint_on_disk(path) == manifest.fingerprint
     points = usable_points(path) if unchanged else []
     picture = picture_fits(path, points)
@@ -203,6 +204,7 @@ def save(
 
 def save_stock(model: MultiExitModel, path: Path, processor: Any) -> None:
     """Write the stock model alone, as transformers would; what made the folder ours goes."""
+    recover(path)
     card = stock_card(path)
     stale = [MANIFEST, POINTS, *([] if drawn(path) is None else [PICTURE])]
     with whole_folder(path, keep_others=True, leave_behind=tuple(stale)) as staged:

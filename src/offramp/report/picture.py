@@ -122,7 +122,7 @@ class Line:
     name: str
     style: str
     path: str
-    key: Place
+    key: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ class Mark:
 def _render(
     curves: Sequence[Curve], points: Sequence[OperatingPoint], chosen: OperatingPoint
 ) -> str:
+    by_cost = sorted(points, key=lambda point: point.cost)
     plot = Plot([*points, *(dot for curve in curves for dot in curve.outcomes)], chosen)
     lines = _lines(curves, plot)
     better = "down" if chosen.score is None else "up"
@@ -154,7 +155,7 @@ def _render(
             f"is {better}. Dashed: everyone leaves at one layer.",
             description=". ".join([_described(point) for point in points]) + ".",
             lines=lines,
-            marks=[_mark(point, plot, above=n % 2 == 1) for n, point in enumerate(points)],
+            marks=[_mark(point, plot, above=n % 2 == 1) for n, point in enumerate(by_cost)],
         )
     )
 
@@ -162,7 +163,7 @@ def _render(
 def _lines(curves: Sequence[Curve], plot: Plot) -> list[Line]:
     """Curves with their keys in rows below the axis, and a colour each."""
     lines: list[Line] = []
-    x, y, colours = float(LEFT), float(_KEYS), 0
+    x, y, colours = LEFT, _KEYS, 0
     for curve in curves:
         name = curve.name + (" (baseline)" if curve.baseline else "")
         wide = 48 + _LETTER * len(name)
@@ -176,11 +177,11 @@ def _lines(curves: Sequence[Curve], plot: Plot) -> list[Line]:
 
 
 def _mark(point: OperatingPoint, plot: Plot, above: bool) -> Mark:
+    """A name stands below to the right, or above to the left, where a rising curve leaves room."""
     x, y = plot.place(point.cost, _height(point))
-    late = x > (LEFT + RIGHT) / 2
-    return Mark(
-        point.name, x, y, -9 if late else 9, -10 if above else 20, "end" if late else "start"
-    )
+    to_left = x > (LEFT + RIGHT) / 2 or (above and x > LEFT + _LETTER * len(point.name) + 9)
+    shift, anchor = (-9, "end") if to_left else (9, "start")
+    return Mark(point.name, x, y, shift, -10 if above else 20, anchor)
 
 
 def _described(point: OperatingPoint) -> str:

@@ -101,7 +101,7 @@ def train(
     head = head_for(path, dataset, problem_type, fresh_head)
     material = gather(path, dataset, head, chosen.seed, processor, max_length)
     _check_problem_type(method, material.model.problem_type)
-    wish = spec.pooling if as_released or method == PLAIN else pooling
+    wish = spec.pooling if as_released else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
     work.open({**run.asked(), "method": method, "pooling": wish})
@@ -133,9 +133,11 @@ class _Run:
         self, work: WorkFolder, method: str, spec: ExitSpec, wish: Pooling | None
     ) -> MultiExitModel:
         rows, options = self.material.rows, self.options
-        pooling = wish or work.once("pooling", self._rehearse)
+        exits = None  # a plain fine-tune uses none, so the plainest will do
+        if method != PLAIN:
+            pooling = wish or work.once("pooling", self._rehearse)
+            exits = ExitSpec.model_validate({**spec.model_dump(), "pooling": pooling})
         set_seed(options.seed)
-        exits = ExitSpec.model_validate({**spec.model_dump(), "pooling": pooling})
         model = MultiExitModel.from_stock(self.material.model.stock, exits, method)
         announce(estimate(model, self.objective, rows, options), work.path)
         run_stages(model, self.objective, rows, options, work, self.new_head)
