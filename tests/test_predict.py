@@ -108,7 +108,7 @@ def test_the_pipeline_leaves_early_at_its_point_or_at_that_of_the_call(folder: P
 
 
 def test_the_pipeline_refuses_what_is_no_text_at_once(folder: Path) -> None:
-    with pytest.raises(DataError, match="Not a text: None"):
+    with pytest.raises(DataError, match="Not an input: None"):
         pipeline(folder, "full", device="cpu")(None)
 
 

@@ -265,6 +265,6 @@ def test_row_numbers_are_those_of_the_source_when_rows_are_sampled(tmp_path: Pat
 def test_a_file_of_texts_is_never_written_over(tmp_path: Path) -> None:
     data = source(tmp_path)
     before = data.read_bytes()
-    with pytest.raises(OutputError, match="holds the texts"):
+    with pytest.raises(OutputError, match="holds the examples"):
         predict_file(SHARED, data, tmp_path / "." / data.name, progress=False)
     assert data.read_bytes() == before

@@ -67,7 +67,7 @@ def open_source(source: str | Path | Dataset | DatasetDict, split: str | None) -
             "a datasets.Dataset or DatasetDict (a streaming dataset is not supported)."
         )
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir it bears any name
         return _folder(path, split)
     if os.path.exists(path) or isinstance(source, Path) or _looks_like_a_file(source):
         _refuse_split(str(path), split)
