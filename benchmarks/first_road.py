@@ -8,7 +8,8 @@ pretrained model, the same learning rate) and `attach` (the plain model frozen).
 train by input hash; every threshold comes from it. Dev is recorded once per model and only read:
 what a policy does there is held, row by row, against full depth of the same model and against
 the plain fine-tune.
-Results go to docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on.
+Results go to docs/results/first-road/<set>-seed<N>.json, part by part, so a killed study goes on
+and `--part scores` on a finished one only reads its tables again.
 """
 
 from __future__ import annotations
