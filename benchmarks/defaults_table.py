@@ -19,7 +19,8 @@ MODELS = {
     "docstrings": "small BERT",
 }
 POOLINGS = ("cls", "pooler", "mean", "attention")
-BASE = {"train": "@0.001", "attach": "@0.003"}
+CROSSED = {"train": "0.001", "attach": "0.003"}
+"""The rate at which a hidden layer was tried, and the code's default before the study."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Number:
     @property
     def signed(self) -> str:
         return f"{self.value:+.1f} ± {1.96 * self.error:.1f}" if self.by_seed else ""
+
+    @property
+    def by_seeds(self) -> str:
+        """Signed, and what each seed says."""
+        each = ", ".join(f"{value:+.1f}" for value in self.by_seed)
+        return f"{self.signed} ({each})" if self.by_seed else ""
 
 
 class Study:
@@ -62,29 +69,16 @@ class Study:
         error = float(np.sqrt(np.square(errors).sum())) / max(1, len(errors))
         return Number(float(np.mean(values or [np.nan])), error, tuple(values))
 
-    def at(self, pooling: str, hidden: bool = False) -> str:
-        return f"{pooling}{'+hidden' if hidden else ''}{BASE[self.part]}"
-
     @property
-    def better(self) -> str:
+    def rates(self) -> list[str]:
+        """Learning rates of linear exits."""
+        found = {config.partition("@")[2] for config in self.configs if "+hidden" not in config}
+        return sorted(found, key=float)
+
+    def better(self, rate: str) -> str:
         """Of [CLS] and mean, the one that scores better over all seeds."""
-        return max(("cls", "mean"), key=lambda pooling: self.score(self.at(pooling)).value)
-
-    @property
-    def spread(self) -> float:
-        """Standard error of a difference between poolings as it moves with the seed.
-
-        Rows, weights and held-out rows all change with it. From how far every configuration
-        moves against the mean of all that all seeds have.
-        """
-        common = [c for c in self.configs if all(c in seed["configs"] for seed in self.seeds)]
-        scores = np.array([self.score(config).by_seed for config in common])
-        moved = scores - scores.mean(axis=0)
-        moved = moved - moved.mean(axis=1, keepdims=True)
-        freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
-        if not freedom:
-            return float("nan")
-        return float(np.sqrt(2 * np.square(moved).sum() / freedom / scores.shape[1]))
+        names = [f"cls@{rate}", f"mean@{rate}"]
+        return max(names, key=lambda config: self.score(config).value)
 
 
 def studies(part: str) -> list[Study]:
@@ -107,81 +101,51 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str
     yield ""
 
 
-def poolings(part: str) -> Iterator[str]:
-    """Linear exits at one rate: scores, and each pooling against the better of [CLS] and mean."""
+def poolings(part: str, what: str = "early") -> Iterator[str]:
+    """Linear exits: pooling and rate, and attention against the better of [CLS] and mean."""
     rows = []
     for study in studies(part):
-        better = study.better
-        cells = [f"{study.name} ({MODELS[study.name]})", len(study.seeds)]
-        for pooling in POOLINGS:
-            score = study.score(study.at(pooling))
-            if pooling == better:
-                cells.append(f"**{score}** ± {1.96 * score.error:.1f}")
-            else:
-                cells.append(f"{score} ({study.minus(study.at(pooling), study.at(better)).signed})")
-        rows.append([*cells, f"{1.96 * study.spread:.1f}"])
-    yield from table(("set (model)", "seeds", *POOLINGS, "± by seed"), rows)
-
-
-def full_depth(part: str = "train") -> Iterator[str]:
-    rows = []
-    for study in studies(part):
-        better = study.at(study.better)
-        row: list[object] = [study.name]
-        for pooling in POOLINGS:
-            score, minus = (
-                study.score(study.at(pooling), "full"),
-                study.minus(study.at(pooling), better, "full"),
-            )
-            row.append(score if study.at(pooling) == better else f"{score} ({minus.signed})")
-        rows.append(row)
-    yield from table(("set", *POOLINGS), rows)
+        for rate in study.rates:
+            scores = [study.score(f"{pooling}@{rate}", what) for pooling in POOLINGS]
+            cells = [
+                f"{score} ± {1.96 * score.error:.1f}" if score.by_seed else "" for score in scores
+            ]
+            minus = study.minus(f"attention@{rate}", study.better(rate), what)
+            rows.append([study.name, f"{float(rate):g}", *cells, minus.by_seeds])
+    yield from table(("set", "rate", *POOLINGS, "attention minus the better of cls, mean"), rows)
 
 
 def hidden(part: str) -> Iterator[str]:
-    rows = [
-        [s.name, *(s.minus(s.at(p, True), s.at(p)).signed for p in POOLINGS)] for s in studies(part)
-    ]
+    rate, rows = CROSSED[part], []
+    for study in studies(part):
+        minus = [study.minus(f"{p}+hidden@{rate}", f"{p}@{rate}") for p in POOLINGS]
+        if any(number.by_seed for number in minus):
+            rows.append([study.name, *(number.signed for number in minus)])
     yield from table(("set", *POOLINGS), rows)
 
 
-def rates(part: str) -> Iterator[str]:
-    """Linear exits at other rates, against the same at the default rate."""
-    rows = []
+def choices(part: str, now: str) -> Iterator[str]:
+    """What the code chose before this study, and what it does `now`, by what they lose."""
+    rate, rows = CROSSED[part], []
     for study in studies(part):
-        for config in study.configs:
-            pooling, _, rate = config.partition("@")
-            if f"@{rate}" != BASE[part] and "+hidden" not in pooling:
-                rows.append((study.name, rate, pooling, study.minus(config, study.at(pooling))))
-    names = sorted(
-        {(name, float(rate)) for name, rate, _, _ in rows},
-        key=lambda n: (list(MODELS).index(n[0]), n[1]),
-    )
-    measured = {(name, float(rate), pooling): minus.signed for name, rate, pooling, minus in rows}
-    lines = [
-        [name, f"{rate:g}", *(measured.get((name, rate, pooling), "") for pooling in POOLINGS)]
-        for name, rate in names
-    ]
-    yield from table(("set", "rate", *POOLINGS), lines)
-
-
-def choices(part: str) -> Iterator[str]:
-    """What the code chose before this study, and what that costs."""
-    rows = []
-    for study in studies(part):
-        for number, seed in enumerate(study.seeds):
+        for number, seed in enumerate(study.seeds, start=1):
             alone = Study(study.name, part, [seed])
-            best, chosen = alone.at(alone.better), alone.at(seed["default"])
-            regret = "0" if best == chosen else alone.minus(best, chosen).signed
-            rows.append((study.name, number + 1, alone.better, seed["default"], regret))
-    yield from table(("set", "seed", "better of cls, mean", "chosen", "regret"), rows)
+            chosen, better = f"{seed['default']}@{rate}", alone.better(rate)
+            regret = "0" if better == chosen else alone.minus(better, chosen).signed
+            gain = alone.minus(now, chosen).signed
+            rows.append(
+                (study.name, number, seed["default"], better.partition("@")[0], regret, gain)
+            )
+    head = ("set", "seed", "chosen before", "better of cls, mean", "regret", "now minus before")
+    yield from table(head, rows)
 
 
 if __name__ == "__main__":
     for part in ("attach", "train"):
-        if studies(part):
-            print("#", part)
-            for make in (poolings, hidden, rates, choices):
-                print("\n".join(make(part)))
-    if studies("train"):
-        print("\n".join(full_depth()))
+        print("#", part)
+        print("\n".join(poolings(part)))
+        print("\n".join(hidden(part)))
+        print(
+            "\n".join(choices(part, {"train": "attention@0.003", "attach": "attention@0.01"}[part]))
+        )
+    print("\n".join(poolings("train", "full")))
