@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ def first_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return torch.tanh(hidden[:, 0])
 
 
+HOST: Any = SimpleNamespace(pool=first_token, view=None, pooler=None)
+
+
 def make(pooling: Any, **options: Any) -> PooledExit:
     torch.manual_seed(0)
-    made = PooledExit(ExitSpec(pooling=pooling, **options), WIDTH, 3, first_token).eval()
+    made = PooledExit(ExitSpec(pooling=pooling, **options), WIDTH, 3, HOST).eval()
     if pooling == "attention":
         nn.init.normal_(made.query.weight)
         nn.init.normal_(made.first)
@@ -123,7 +127,7 @@ def test_dropout_works_in_training_only() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_half_precision_stays_half_precision_and_finite(pooling: Any, dtype: torch.dtype) -> None:
-    made = PooledExit(ExitSpec(pooling=pooling), WIDTH, 3, first_token).to(dtype)
+    made = PooledExit(ExitSpec(pooling=pooling), WIDTH, 3, HOST).to(dtype)
     scores = made(torch.randn(2, 6, WIDTH).to(dtype), torch.ones(2, 6).long())[0].scores
     assert scores.dtype == dtype
     assert torch.isfinite(scores).all()

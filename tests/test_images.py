@@ -263,7 +263,7 @@ def test_a_convolutional_network_is_fine_tuned_without_exits_too(tmp_path: Path)
     options = TrainOptions(max_steps=2, batch_size=8, quiet=True)
     train(source, rows, tmp_path / "out", method="plain", options=options)
     attach(tmp_path / "out", rows, tmp_path / "exits", options=options)
-    assert MultiExitModel.from_pretrained(tmp_path / "exits").config.exit_spec().pooling == "mean"
+    assert MultiExitModel.from_pretrained(tmp_path / "exits").config.exit_kind().pooling == "mean"
 
 
 def test_training_moves_the_statistics_of_batch_norms_and_saves_them(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_saved_model_comes_back_exactly(
     assert same_answers(model, again)
     assert again.fingerprint() == model.fingerprint()
     assert again.config.to_dict() == model.config.to_dict()
-    assert again.config.exit_spec() == spec
+    assert again.config.exit_kind() == spec
     assert again.problem_type == problem_type
     assert again.config.id2label == model.stock.config.id2label
     assert not again.training

@@ -256,8 +256,8 @@ def test_options_are_checked(ours: Path, stock: Path) -> None:
             MultiExitModel.from_pretrained(ours, **option)  # type: ignore[arg-type]
     assert MultiExitModel.from_pretrained(stock, method="deebert").config.method == "deebert"
     chosen = MultiExitModel.from_pretrained(stock, exits=ExitSpec(pooling="attention"))
-    assert chosen.config.exit_spec().pooling == "attention"
-    default = MultiExitModel.from_pretrained(stock).config.exit_spec()
+    assert chosen.config.exit_kind().pooling == "attention"
+    default = MultiExitModel.from_pretrained(stock).config.exit_kind()
     assert default == METHODS["pabee"].exits
 
 

@@ -7,7 +7,9 @@ A registry is filled by decorator, by import, or by a third party's entry point
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoints, entry_points
 from typing import Generic, TypeVar
 
@@ -20,6 +22,12 @@ def nearest(name: str, known: list[str]) -> str:
     """A ' Did you mean ...?' for a mistyped name, or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def import_all(package: str, folder: Iterable[str]) -> None:
+    """Import every module of a package, so that what stands in a file of its own is known."""
+    for module in pkgutil.iter_modules(folder):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(Generic[T]):

@@ -82,6 +82,10 @@ class Backbone(Protocol):
         """The model's own pooled vector of a viewed state: what its head reads, (rows, width)."""
         ...
 
+    def answer(self, pooled: Tensor) -> Tensor:
+        """The model's own scores from its own pooled vector, (rows, classes)."""
+        ...
+
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """The model's own answer from the last hidden state as it is, (rows, classes)."""
         ...

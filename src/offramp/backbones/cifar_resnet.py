@@ -215,6 +215,9 @@ class CifarResNetBackbone:
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden.mean(dim=1)
 
+    def answer(self, pooled: Tensor) -> Tensor:
+        return self._stock.classifier(pooled)
+
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._stock.head(hidden)
 

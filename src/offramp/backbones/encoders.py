@@ -252,9 +252,12 @@ class EncoderBackbone:
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._layout.pool(self._stock, hidden, mask)
 
+    def answer(self, pooled: Tensor) -> Tensor:
+        return self._layout.head(self._stock, pooled)
+
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         viewed = hidden if self.view is None else self.view(hidden)
-        return self._layout.head(self._stock, self.pool(viewed, mask))
+        return self.answer(self.pool(viewed, mask))
 
 
 def _same(

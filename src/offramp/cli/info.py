@@ -61,7 +61,7 @@ def _ours(path: Path) -> dict[str, Any]:
         "architecture": model.config.stock["model_type"],
         "depth": model.depth,
         "exits": f"after layers 1 to {model.depth - 1}, and the model's own head",
-        "pooling": model.config.exit_spec().pooling,
+        "exits_read": model.config.exit_kind().reads,
         "method": model.config.method,
         "problem_type": model.problem_type,
         "labels": list(label_names(model)),

@@ -1,6 +1,35 @@
-"""Modules that answer at a layer."""
+"""What answers at a layer."""
 
-from offramp.exits.base import Exit, ExitOutput
-from offramp.exits.pooled import POOLINGS, ExitSpec, PooledExit, Pooling, mean_of_tokens
+from offramp.exits.base import (
+    EXITS,
+    POOLINGS,
+    Exit,
+    ExitKind,
+    ExitOutput,
+    Exits,
+    Host,
+    Pooling,
+    parse_exits,
+    start_anew,
+)
+from offramp.exits.pooled import ExitSpec, PooledExit, check_pooling, mean_of_tokens
+from offramp.registry import import_all
 
-__all__ = ["POOLINGS", "Exit", "ExitOutput", "ExitSpec", "PooledExit", "Pooling", "mean_of_tokens"]
+__all__ = [
+    "EXITS",
+    "POOLINGS",
+    "Exit",
+    "ExitKind",
+    "ExitOutput",
+    "ExitSpec",
+    "Exits",
+    "Host",
+    "PooledExit",
+    "Pooling",
+    "check_pooling",
+    "mean_of_tokens",
+    "parse_exits",
+    "start_anew",
+]
+
+import_all(__name__, __path__)

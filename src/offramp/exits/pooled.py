@@ -7,21 +7,26 @@ content in the mean of the tokens, a fine-tuned ALBERT moves it to [CLS].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from offramp.exits.base import ExitOutput
-from offramp.storage import Strict
+from offramp.errors import ConfigError
+from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, Pooling, start_anew
 
-Pooling = Literal["cls", "pooler", "mean", "attention"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "pooler", "mean", "attention")
+_READS = {
+    "cls": "the first token",
+    "pooler": "what the model's own pooler makes of the tokens",
+    "mean": "the mean of the tokens",
+    "attention": "a learned mean of the tokens",
+}
 
 
-class ExitSpec(Strict):
-    """What hangs off layers 1..L-1; the exit after layer L is always the model's own head.
+@EXITS.register("pooled")
+class ExitSpec(ExitKind):
+    """An own linear layer on the pooled tokens.
 
     Attributes:
         pooling: `cls` first token, `pooler` the model's own pooler (shared by all exits),
@@ -30,9 +35,34 @@ class ExitSpec(Strict):
         dropout: before the linear layer, in training only.
     """
 
+    kind = "pooled"
     pooling: Pooling = "cls"
     hidden: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @property
+    def cacheable(self) -> bool:
+        return self.pooling != "attention"
+
+    @property
+    def reads(self) -> str:
+        return _READS[self.pooling] + (
+            ", through a dense layer of their own" if self.hidden else ""
+        )
+
+    def build(self, host: Host, num_scores: int) -> Exits:
+        check_pooling(self.pooling, host)
+        made = {n: PooledExit(self, host.width(n), num_scores, host) for n in range(1, host.depth)}
+        return Exits({str(layer): exit for layer, exit in made.items()})
+
+
+def check_pooling(pooling: Pooling, host: Host) -> None:
+    """Refuse a pooling that makes no sense for the states of a model. Raises ConfigError."""
+    if pooling not in host.poolings:
+        raise ConfigError(
+            f"Pooling '{pooling}' makes no sense for this model. "
+            f"Poolings: {', '.join(host.poolings)}."
+        )
 
 
 class PooledExit(nn.Module):
@@ -42,21 +72,14 @@ class PooledExit(nn.Module):
         spec: see `ExitSpec`.
         width: of the hidden state it reads.
         num_scores: classes, labels, or 1 for regression.
-        pooler: the backbone's `pool`; only used with pooling `pooler`, never owned.
-        view: the backbone's, what is read of a state; never owned.
+        host: its `pool` is used with pooling `pooler`, its pooler starts a dense layer.
     """
 
-    def __init__(
-        self,
-        spec: ExitSpec,
-        width: int,
-        num_scores: int,
-        pooler: Callable[[Tensor, Tensor | None], Tensor],
-        view: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, spec: ExitSpec, width: int, num_scores: int, host: Host) -> None:
         super().__init__()
         self.spec = spec
-        self._pooler = pooler
+        self._pooler = host.pool
+        view = host.view
         self._view: Callable[[Tensor], Tensor] | None = None if view is None else view.__call__
         if spec.pooling == "attention":
             self.query = nn.Linear(width, 1, bias=False)
@@ -64,6 +87,11 @@ class PooledExit(nn.Module):
         self.dense = nn.Linear(width, width) if spec.hidden else None
         self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(width, num_scores)
+        start_anew(self)
+        if self.dense is not None and host.pooler is not None:
+            self.dense.load_state_dict(host.pooler.state_dict())
+        if spec.pooling == "attention":
+            nn.init.zeros_(self.query.weight)
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(rows, tokens, width) -> (rows, width)."""

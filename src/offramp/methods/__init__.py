@@ -3,5 +3,8 @@
 from offramp.methods.base import METHODS, Method
 from offramp.methods.deebert import DEEBERT
 from offramp.methods.pabee import PABEE
+from offramp.registry import import_all
 
 __all__ = ["DEEBERT", "METHODS", "PABEE", "Method"]
+
+import_all(__name__, __path__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from offramp.exits import ExitSpec
+from offramp.exits import ExitKind
 from offramp.objectives import Objective
 from offramp.registry import Registry
 
@@ -26,7 +26,7 @@ class Method:
 
     name: str
     paper: str
-    exits: ExitSpec
+    exits: ExitKind
     objective: Callable[[], Objective]
     policy: str
     problem_types: tuple[str, ...] = (

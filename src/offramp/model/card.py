@@ -40,12 +40,6 @@ _TASKS = {
     "multi_label_classification": "any number of labels",
     "regression": "a number",
 }
-_READS = {
-    "cls": "the first token",
-    "pooler": "what the model's own pooler makes of the tokens",
-    "mean": "the mean of the tokens",
-    "attention": "a learned mean of the tokens",
-}
 
 
 def card_for(
@@ -146,8 +140,7 @@ def _exits(depth: int) -> str:
 
 
 def _reads(model: MultiExitModel) -> str:
-    spec = model.config.exit_spec()
-    return _READS[spec.pooling] + (", through a dense layer of their own" if spec.hidden else "")
+    return model.config.exit_kind().reads
 
 
 def _method(name: str) -> str:

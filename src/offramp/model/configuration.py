@@ -8,9 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from offramp.errors import ConfigError
-from offramp.exits import ExitSpec
+from offramp.exits import ExitKind, parse_exits
 from offramp.registry import nearest
-from offramp.storage import parse_document
 
 KEYS = ("model_type", "architectures", "method", "exits", "stock")
 """What a config.json of ours holds, besides what transformers may add."""
@@ -23,7 +22,7 @@ class MultiExitConfig(PreTrainedConfig):
 
     Args:
         stock: the stock classifier's config as a dict; decides architecture and labels.
-        exits: what hangs off layers 1..L-1, see `ExitSpec`.
+        exits: what hangs off layers 1..L-1, see `ExitKind`; by default `pooled`.
         method: the preset the exits and the training come from, for the record.
     """
 
@@ -32,12 +31,12 @@ class MultiExitConfig(PreTrainedConfig):
     def __init__(
         self,
         stock: Mapping[str, Any] | None = None,
-        exits: Mapping[str, Any] | ExitSpec | None = None,
+        exits: Mapping[str, Any] | ExitKind | None = None,
         method: str = "pabee",
         **kwargs: Any,
     ) -> None:
         self.stock = dict(stock or {"model_type": "bert"})
-        self.exits = exits.model_dump() if isinstance(exits, ExitSpec) else dict(exits or {})
+        self.exits = exits.to_dict() if isinstance(exits, ExitKind) else dict(exits or {})
         self.method = method
         mirrored = self.stock_config()
         for name in _MIRRORED:
@@ -52,8 +51,8 @@ class MultiExitConfig(PreTrainedConfig):
             raise ConfigError("config.json: key 'stock.model_type' is missing.")
         return AutoConfig.for_model(model_type, **options)
 
-    def exit_spec(self) -> ExitSpec:
-        return parse_document(ExitSpec, self.exits, "config.json: exits")
+    def exit_kind(self) -> ExitKind:
+        return parse_exits(self.exits, "config.json: exits")
 
     def to_dict(self) -> dict[str, Any]:
         """Only what this config decides; labels and the like live in `stock`."""

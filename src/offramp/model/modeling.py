@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from offramp.backbones import Batch, make_backbone
 from offramp.errors import ConfigError, ModelError
-from offramp.exits import ExitOutput, ExitSpec, PooledExit
+from offramp.exits import ExitKind, ExitOutput, ExitSpec
 from offramp.model import folder
 from offramp.model.configuration import MultiExitConfig
 from offramp.model.stock import Head, auto_class, load_stock
@@ -74,9 +74,8 @@ class MultiExitModel(PreTrainedModel):
         self.main_input_name = stock.main_input_name
         self._check_task()
         self.backbone = make_backbone(stock)
-        self.exits = nn.ModuleDict(
-            {str(layer): self._make_exit(layer) for layer in range(1, self.depth)}
-        )
+        kind = config.exit_kind()
+        self.exits = kind.build(self.backbone, cast(int, config.num_labels))
         self._known: tuple[Any, str] | None = None
 
     def _check_task(self) -> None:
@@ -85,30 +84,6 @@ class MultiExitModel(PreTrainedModel):
                 f"A regression model answers one number; this one has {self.stock.num_labels} "
                 "labels. Set its config's problem_type, or give it a head with one label."
             )
-
-    def _make_exit(self, layer: int) -> PooledExit:
-        spec = self.config.exit_spec()
-        if spec.pooling not in self.backbone.poolings:
-            raise ConfigError(
-                f"Pooling '{spec.pooling}' makes no sense for {self.config.stock['model_type']}. "
-                f"Poolings: {', '.join(self.backbone.poolings)}."
-            )
-        made = PooledExit(
-            spec,
-            self.backbone.width(layer),
-            cast(int, self.config.num_labels),
-            self.backbone.pool,
-            self.backbone.view,
-        )
-        for linear in (m for m in made.modules() if isinstance(m, nn.Linear)):
-            nn.init.normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-        if made.dense is not None and self.backbone.pooler is not None:
-            made.dense.load_state_dict(self.backbone.pooler.state_dict())
-        if spec.pooling == "attention":
-            nn.init.zeros_(made.query.weight)
-        return made
 
     @property
     def depth(self) -> int:
@@ -129,12 +104,12 @@ class MultiExitModel(PreTrainedModel):
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
         """The exit after `layer` (1-based), see `offramp.exits.Exit`."""
-        return self.exits[str(layer)] if layer < self.depth else self._full_depth_exit
+        return self.exits.at(layer) if layer < self.depth else self._full_depth_exit
 
     def _full_depth_exit(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
     ) -> tuple[ExitOutput, Any]:
-        return ExitOutput(self.backbone.head(hidden, mask)), carry
+        return self.exits.full(self.backbone.head(hidden, mask), hidden, carry)
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """Run every layer and every exit."""
@@ -191,7 +166,7 @@ class MultiExitModel(PreTrainedModel):
 
     @classmethod
     def from_stock(
-        cls, stock: PreTrainedModel, exits: ExitSpec | None = None, method: str = "pabee"
+        cls, stock: PreTrainedModel, exits: ExitKind | None = None, method: str = "pabee"
     ) -> MultiExitModel:
         """Hang new exits on a classifier; its weights and its mode are shared, not copied."""
         spec = exits or ExitSpec(pooling=make_backbone(stock).poolings[0])
@@ -208,7 +183,7 @@ class MultiExitModel(PreTrainedModel):
         source: str | os.PathLike[str],
         *,
         method: str | None = None,
-        exits: ExitSpec | None = None,
+        exits: ExitKind | None = None,
         head: Head | None = None,
         dtype: torch.dtype | None = None,
         **hub: Any,

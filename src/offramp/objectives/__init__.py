@@ -1,6 +1,6 @@
 """Training losses, one file a family."""
 
-from offramp.objectives.base import Objective, Part, Stage, weighted_sum
+from offramp.objectives.base import Clock, Objective, Part, Stage, weighted_sum
 from offramp.objectives.distillation import SelfDistillation
 from offramp.objectives.joint import DepthWeighted
 from offramp.objectives.plain import FullDepth
@@ -8,6 +8,7 @@ from offramp.objectives.staged import TwoStage
 from offramp.objectives.task import distillation_loss, task_loss
 
 __all__ = [
+    "Clock",
     "DepthWeighted",
     "FullDepth",
     "Objective",

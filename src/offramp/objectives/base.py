@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -30,6 +30,19 @@ class Stage:
     share: float = 1.0
 
 
+class Clock(NamedTuple):
+    """How far a stage has come; `batch["clock"]` in training, the start elsewhere."""
+
+    step: int = 0
+    steps: int = 1
+    epoch: int = 0
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return self.step / max(1, self.steps)
+
+
 class Objective(nn.Module):
     """A training loss; it may own parameters, which are trained along and not released."""
 
@@ -43,7 +56,8 @@ class Objective(nn.Module):
 
         Args:
             outputs: one per layer, the last at full depth.
-            batch: may hold `labels`; `problem_type` is always there.
+            batch: may hold `labels` and, in a Trainer, a `Clock` as `clock`; `problem_type` is
+                always there.
             stage: the running one.
         """
         raise NotImplementedError

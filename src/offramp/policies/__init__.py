@@ -15,6 +15,7 @@ from offramp.policies.base import (
 from offramp.policies.confidence import Entropy, Margin, MaxProbability
 from offramp.policies.fixed import Fixed, Full
 from offramp.policies.patience import Patience
+from offramp.registry import import_all
 
 __all__ = [
     "NEVER",
@@ -34,3 +35,5 @@ __all__ = [
     "decide",
     "make_policy",
 ]
+
+import_all(__name__, __path__)

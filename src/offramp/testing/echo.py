@@ -90,6 +90,9 @@ class EchoBackbone:
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden[:, 0]
 
+    def answer(self, pooled: Tensor) -> Tensor:
+        return pooled
+
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden[:, 0].float()
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from offramp.backbones import Batch
-from offramp.exits import ExitSpec
+from offramp.exits import ExitKind, ExitSpec
 from offramp.model import MultiExitModel
 from offramp.model.stock import auto_class
 from offramp.testing.pictures import (
@@ -215,7 +215,7 @@ def tiny_model(
     arch: str = "bert",
     problem_type: str = "single_label_classification",
     num_labels: int | None = None,
-    spec: ExitSpec | None = None,
+    spec: ExitKind | None = None,
     layers: int = 6,
     seed: int = 0,
 ) -> MultiExitModel:
@@ -226,8 +226,10 @@ def tiny_model(
     for made in model.exits.values():
         _widen(made, seed + 1)
     outputs = model.all_exits(tiny_batch_for(stock, _ROWS, seed=seed))
-    for made, output in zip(model.exits.values(), outputs, strict=False):
-        _balance(made.classifier, output.scores)
+    for layer, output in enumerate(outputs[:-1], start=1):
+        classifier = getattr(model.exits.at(layer), "classifier", None)
+        if classifier is not None:
+            _balance(classifier, output.scores)
     return model
 
 
@@ -236,7 +238,7 @@ def save_tiny(
     arch: str = "bert",
     problem_type: str = "single_label_classification",
     num_labels: int | None = None,
-    spec: ExitSpec | None = None,
+    spec: ExitKind | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a `tiny_model` with its tokenizer; returns the folder."""

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from offramp.engines.batching import plan_batches
-from offramp.exits import ExitSpec, Pooling
+from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
@@ -47,7 +47,7 @@ def attach(
     output: str | os.PathLike[str],
     *,
     pooling: Pooling | None = None,
-    exits: ExitSpec | None = None,
+    exits: ExitKind | None = None,
     options: TrainOptions | None = None,
     processor: Any = None,
     max_length: int | None = None,
@@ -106,12 +106,12 @@ class _Run:
 
     material: Material
     given: TrainOptions
-    exits: ExitSpec | None
+    exits: ExitKind | None
 
     @property
     def kind(self) -> np.dtype[Any] | None:
         """In what the vectors are cached; None where the classifier runs again instead."""
-        if self.exits is not None and self.exits.pooling == "attention":
+        if self.exits is not None and not self.exits.cacheable:
             return None
         count = len(self.material.rows.lengths)
         return cache_type(count, self.material.model, self.given.cache_limit)
@@ -126,7 +126,7 @@ class _Run:
             "model": weights_fingerprint(self.material.model.stock),
             "data": self.material.rows.fingerprint(),
             "options": self.options.what_changes_weights(),
-            "exits": self.exits and self.exits.model_dump(),
+            "exits": self.exits and self.exits.to_dict(),
             "cache": self.kind and self.kind.name,
         }
 
@@ -150,6 +150,9 @@ class _Run:
         logger.info("Vectors are not cached: the classifier runs again for every batch.")
         rows, objective = self.material.rows, SelfDistillation()
         announce(estimate(model, objective, rows, self.options), work.path)
+        if not isinstance(self.exits, ExitSpec):
+            run_stages(model, objective, rows, self.options, work)
+            return
         sample = sample_of(rows, self.given.seed)
         blocks = plan_batches(sample.lengths.numpy())
         parts = (pooled_vectors([model], sample.batch(block))[0][0] for block in blocks)

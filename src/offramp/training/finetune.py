@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from offramp.errors import ConfigError, DataError
-from offramp.exits import ExitSpec, Pooling
+from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.methods import METHODS
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
@@ -101,7 +101,7 @@ def train(
     head = head_for(path, dataset, problem_type, fresh_head)
     material = gather(path, dataset, head, chosen.seed, processor, max_length)
     _check_problem_type(method, material.model.problem_type)
-    wish = spec.pooling if as_released else pooling
+    wish = getattr(spec, "pooling", None) if as_released else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
     work.open({**run.asked(), "method": method, "pooling": wish})
@@ -130,13 +130,15 @@ class _Run:
         }
 
     def go(
-        self, work: WorkFolder, method: str, spec: ExitSpec, wish: Pooling | None
+        self, work: WorkFolder, method: str, spec: ExitKind, wish: Pooling | None
     ) -> MultiExitModel:
         rows, options = self.material.rows, self.options
-        exits = None  # a plain fine-tune uses none, so the plainest will do
+        exits: ExitKind | None = None  # a plain fine-tune uses none, so the plainest will do
         if method != PLAIN:
-            pooling = wish or work.once("pooling", self._rehearse)
-            exits = ExitSpec.model_validate({**spec.model_dump(), "pooling": pooling})
+            exits = spec
+            if hasattr(spec, "pooling"):
+                pooling = wish or work.once("pooling", self._rehearse)
+                exits = type(spec).model_validate({**spec.model_dump(), "pooling": pooling})
         set_seed(options.seed)
         model = MultiExitModel.from_stock(self.material.model.stock, exits, method)
         announce(estimate(model, self.objective, rows, options), work.path)
@@ -148,7 +150,7 @@ class _Run:
         return rehearse(material.model, self.objective, material.rows, self.options, self.new_head)
 
 
-def _preset(method: str) -> tuple[Objective, ExitSpec]:
+def _preset(method: str) -> tuple[Objective, ExitKind]:
     if method == PLAIN:
         return FullDepth(), ExitSpec()
     if method not in METHODS:

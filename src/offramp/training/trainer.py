@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from offramp.errors import NonFiniteError
-from offramp.objectives import Objective, Stage
+from offramp.objectives import Clock, Objective, Stage
 from offramp.training.batches import LengthGrouped
 
 logger = logging.getLogger("offramp")
@@ -47,6 +47,7 @@ class Trainee(nn.Module):
         self.objective = objective
         self.stage = stage
         self.problem_type = problem_type
+        self.clock = Clock()
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -64,7 +65,7 @@ class Trainee(nn.Module):
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Named parts of the loss."""
-        context: dict[str, Any] = {"problem_type": self.problem_type}
+        context: dict[str, Any] = {"problem_type": self.problem_type, "clock": self.clock}
         if "labels" in batch:
             context["labels"] = batch.pop("labels")
         return self.objective.training_step(self.model, batch, context, self.stage)
@@ -116,6 +117,8 @@ class ExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        state, trainee = self.state, self.accelerator.unwrap_model(model)
+        trainee.clock = Clock(state.global_step, state.max_steps, int(state.epoch or 0))
         parts = model(**inputs)
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         if not bool(loss.isfinite()):
