@@ -5,7 +5,7 @@ from offramp.objectives.distillation import SelfDistillation
 from offramp.objectives.joint import DepthWeighted
 from offramp.objectives.plain import FullDepth
 from offramp.objectives.staged import TwoStage
-from offramp.objectives.task import distillation_loss, task_loss
+from offramp.objectives.task import distillation_loss, row_losses, task_loss
 
 __all__ = [
     "Clock",
@@ -17,6 +17,7 @@ __all__ = [
     "Stage",
     "TwoStage",
     "distillation_loss",
+    "row_losses",
     "task_loss",
     "weighted_sum",
 ]

@@ -15,6 +15,17 @@ def task_loss(scores: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     return functional.cross_entropy(scores.float(), labels.long())
 
 
+def row_losses(scores: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """`task_loss` of each row by itself, (rows,)."""
+    scores = scores.float()
+    if problem_type == "regression":
+        return (scores - labels.float().view_as(scores)).square().mean(dim=-1)
+    if problem_type == "multi_label_classification":
+        loss = functional.binary_cross_entropy_with_logits
+        return loss(scores, labels.float(), reduction="none").mean(dim=-1)
+    return functional.cross_entropy(scores, labels.long(), reduction="none")
+
+
 def distillation_loss(scores: Tensor, teacher: Tensor, problem_type: str) -> Tensor:
     """Mean loss of scores against a teacher's scores, both (rows, classes).
 
