@@ -30,6 +30,7 @@ class TorchEngine:
     def __init__(self, model: Exitable) -> None:
         self.model = model
         self.backbone = model.backbone
+        self.remembers: bool = getattr(model, "remembers", False)
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
@@ -54,18 +55,24 @@ class TorchEngine:
         if not len(first):
             raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(first.device)
-        return _Run(self.backbone, self.exits, policy, rows).through(batch)
+        return _Run(self.backbone, self.exits, policy, rows, self.remembers).through(batch)
 
 
 class _Run:
     """One batch on its way: the only place that knows which row is where."""
 
     def __init__(
-        self, backbone: Backbone, exits: Sequence[Exit], policy: Policy, rows: Rows
+        self,
+        backbone: Backbone,
+        exits: Sequence[Exit],
+        policy: Policy,
+        rows: Rows,
+        remembers: bool,
     ) -> None:
         self.backbone = backbone
         self.exits = exits
         self.policy = policy
+        self.remembers = remembers
         self.count = rows.ids.shape[0]
         self.state: State = policy.start(rows)
         self.carry: Any = None
@@ -77,9 +84,12 @@ class _Run:
         for layer, read in enumerate(self.exits, start=1):
             flow = self.backbone.layer(layer, flow)
             last = layer == len(self.exits)
-            if not (last or self.policy.reads(layer)):
+            asked = last or self.policy.reads(layer)
+            if not (asked or self.remembers):
                 continue
             output, self.carry = read(flow.hidden, flow.mask, self.carry)
+            if not asked:
+                continue
             decision = decide(self.policy, self.state, layer, output, last)
             self.state = decision.state
             stay = self._answer(decision, layer)

@@ -12,7 +12,7 @@ from offramp.exits.base import (
     parse_exits,
     start_anew,
 )
-from offramp.exits.pooled import ExitSpec, PooledExit, check_pooling, mean_of_tokens
+from offramp.exits.pooled import ExitSpec, PooledExit, PooledKind, check_pooling, mean_of_tokens
 from offramp.registry import import_all
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Exits",
     "Host",
     "PooledExit",
+    "PooledKind",
     "Pooling",
     "check_pooling",
     "mean_of_tokens",

@@ -63,6 +63,9 @@ class Host(Protocol):
 class Exits(nn.ModuleDict):
     """The exits of a model, by the number of their layer, and what they share."""
 
+    remembers = False
+    """Exits hand memory on that they all need, so that none before the one asked is skipped."""
+
     def at(self, layer: int) -> Exit:
         """The exit after `layer`, 1..L-1."""
         return self[str(layer)]

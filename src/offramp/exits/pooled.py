@@ -24,8 +24,29 @@ _READS = {
 }
 
 
+class PooledKind(ExitKind):
+    """Exits that read one pooled vector: what all such kinds can be told.
+
+    Attributes:
+        pooling: `cls` first token, `pooler` the model's own pooler (shared by all exits),
+            `mean` of the real tokens, `attention` learned weights that start as the mean.
+        hidden: an own dense layer with tanh before the linear one (DeeBERT's pooler).
+        dropout: before the linear layer, in training only.
+    """
+
+    pooling: Pooling = "cls"
+    hidden: bool = False
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @property
+    def reads(self) -> str:
+        return _READS[self.pooling] + (
+            ", through a dense layer of their own" if self.hidden else ""
+        )
+
+
 @EXITS.register("pooled")
-class ExitSpec(ExitKind):
+class ExitSpec(PooledKind):
     """An own linear layer on the pooled tokens.
 
     Attributes:
@@ -36,19 +57,10 @@ class ExitSpec(ExitKind):
     """
 
     kind = "pooled"
-    pooling: Pooling = "cls"
-    hidden: bool = False
-    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @property
     def cacheable(self) -> bool:
         return self.pooling != "attention"
-
-    @property
-    def reads(self) -> str:
-        return _READS[self.pooling] + (
-            ", through a dense layer of their own" if self.hidden else ""
-        )
 
     def build(self, host: Host, num_scores: int) -> Exits:
         check_pooling(self.pooling, host)
@@ -69,13 +81,13 @@ class PooledExit(nn.Module):
     """Pool the backbone's view of a state, optionally a dense layer with tanh, dropout, linear.
 
     Args:
-        spec: see `ExitSpec`.
+        spec: see `PooledKind`.
         width: of the hidden state it reads.
         num_scores: classes, labels, or 1 for regression.
         host: its `pool` is used with pooling `pooler`, its pooler starts a dense layer.
     """
 
-    def __init__(self, spec: ExitSpec, width: int, num_scores: int, host: Host) -> None:
+    def __init__(self, spec: PooledKind, width: int, num_scores: int, host: Host) -> None:
         super().__init__()
         self.spec = spec
         self._pooler = host.pool
@@ -114,14 +126,20 @@ class PooledExit(nn.Module):
         weights = torch.softmax(logits, dim=-1)
         return (weights.unsqueeze(1) @ hidden).squeeze(1)
 
+    def feature(self, pooled: Tensor) -> Tensor:
+        """What the linear layer reads, (rows, width)."""
+        return pooled if self.dense is None else torch.tanh(self.dense(pooled))
+
+    def score(self, feature: Tensor) -> Tensor:
+        """(rows, width) -> scores (rows, num_scores)."""
+        if self.training:
+            feature = self.dropout(feature)
+        # `forward` because a module's call costs more than this small product itself
+        return self.classifier.forward(feature)
+
     def answer(self, pooled: Tensor) -> Tensor:
         """(rows, width) -> scores (rows, num_scores)."""
-        if self.dense is not None:
-            pooled = torch.tanh(self.dense(pooled))
-        if self.training:
-            pooled = self.dropout(pooled)
-        # `forward` because a module's call costs more than this small product itself
-        return self.classifier.forward(pooled)
+        return self.score(self.feature(pooled))
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None

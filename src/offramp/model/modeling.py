@@ -102,6 +102,11 @@ class MultiExitModel(PreTrainedModel):
         """Longest input in tokens, special tokens included, or None where nothing limits it."""
         return self.backbone.max_length
 
+    @property
+    def remembers(self) -> bool:
+        """No exit before the one asked may be skipped, see `offramp.exits.Exits`."""
+        return self.exits.remembers
+
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
         """The exit after `layer` (1-based), see `offramp.exits.Exit`."""
         return self.exits.at(layer) if layer < self.depth else self._full_depth_exit
