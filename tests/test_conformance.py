@@ -41,12 +41,13 @@ from offramp.testing import (
     tiny_batch,
     tiny_model,
 )
+from offramp.testing.reference import all_signals
 
 SINGLE = "single_label_classification"
 MATRIX = [
     pytest.param(policy, problem_type, id=f"{problem_type}-{policy!r}")
     for problem_type in PROBLEM_TYPES
-    for policy in spread_policies(problem_type, random_outputs(problem_type))
+    for policy in spread_policies(problem_type, random_outputs(problem_type, signals=all_signals()))
 ]
 
 

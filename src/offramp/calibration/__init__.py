@@ -1,5 +1,6 @@
 """Choosing on an exit table: candidates, operating points and what they claim."""
 
+from offramp.calibration.fitting import fit_bins, fit_temperatures
 from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
 from offramp.calibration.point import OperatingPoint, list_points
 from offramp.calibration.search import Calibration, calibrate
@@ -12,6 +13,8 @@ __all__ = [
     "PolicySpec",
     "Target",
     "calibrate",
+    "fit_bins",
+    "fit_temperatures",
     "frontier",
     "list_points",
     "measure",

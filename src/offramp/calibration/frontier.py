@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.calibration.fitting import FITS
 from offramp.errors import ConfigError, TableError
 from offramp.metrics import (
     METRICS,
@@ -20,7 +21,16 @@ from offramp.metrics import (
     strayed,
 )
 from offramp.policies import POLICIES, EvidencePolicy, Policy, make_policy
-from offramp.table import ExitTable, evidence_matrix, executed_cost, histogram, replay, sweep
+from offramp.table import (
+    ExitTable,
+    answer_matrix,
+    evidence_matrix,
+    executed_cost,
+    histogram,
+    replay,
+    sweep,
+)
+from offramp.table.replay import has_own_step
 from offramp.table.store import Array
 
 PolicySpec = str | Mapping[str, Any] | Policy
@@ -123,7 +133,7 @@ class Judge:
 
     def search(self, start: Policy) -> Iterator[Outcome]:
         """The policy as it is and at every other bar worth trying, if it has one."""
-        if isinstance(start, EvidencePolicy):
+        if isinstance(start, EvidencePolicy) and not has_own_step(start):
             evidence = evidence_matrix(self.table, start)
             bars = np.append(_bars(evidence), np.float32(start.bar))
             yield from self.sweep(start, bars, evidence)
@@ -135,13 +145,20 @@ class Judge:
     ) -> Iterator[Outcome]:
         """The policy at each of these bars, each resulting policy once."""
         bars = np.asarray(bars)
+        predicted = self._predicted_under(policy)
         seen: set[Policy] = set()
         for bar, exit_layers in zip(bars, sweep(self.table, policy, bars, evidence), strict=True):
             variant = policy.with_bar(float(bar))
             if variant not in seen:
                 seen.add(variant)
-                early = self._predicted[self._rows, exit_layers - 1]
+                early = predicted[self._rows, exit_layers - 1]
                 yield self._outcome(variant, exit_layers, early)
+
+    def _predicted_under(self, policy: EvidencePolicy) -> Array:
+        """Predictions of a row that leaves after layer i, (rows, depth, ...)."""
+        if type(policy).answer is EvidencePolicy.answer:
+            return self._predicted
+        return predictions(answer_matrix(self.table, policy), self.table.problem_type)
 
     def _outcome(self, policy: Policy, exit_layers: Array, early: Array) -> Outcome:
         executed, full = self._cost(policy)
@@ -187,8 +204,7 @@ def measure(
     table: ExitTable, policy: PolicySpec, metric: str | None = None, per_class: bool = False
 ) -> Outcome:
     """What a policy does on a table of any role; nothing is chosen here."""
-    policy = make_policy(policy)
-    policy.check(table.problem_type, table.depth)
+    policy = fitting_policy(policy, table)
     return Judge(table, metric, per_class).measure(policy)
 
 
@@ -201,7 +217,7 @@ def frontier(
 
     Args:
         policies: a name means the best bars of that policy are searched; a policy with its
-            options is tried as it is. By default every policy that fits the task.
+            options is tried as it is. By default as `applicable` says.
     """
     judge = Judge(table, metric)
     specs = applicable(table) if policies is None else policies
@@ -209,9 +225,25 @@ def frontier(
 
 
 def applicable(table: ExitTable) -> list[str]:
-    """Names of the policies that fit the table's task, without the baseline."""
-    fits = (name for name in POLICIES if table.problem_type in POLICIES[name].problem_types)
-    return [name for name in fits if name != BASELINE]
+    """Names of the policies for a search that names none, without the baseline.
+
+    Those that fit the table's task, read no signal that it lacks, and are `searched`.
+    """
+    signals = set(table.header.signals)
+
+    def fits(kind: type[Policy]) -> bool:
+        known = table.problem_type in kind.problem_types and signals.issuperset(kind.signals)
+        return known and kind.searched
+
+    return [name for name in POLICIES if name != BASELINE and fits(POLICIES[name])]
+
+
+def fitting_policy(spec: PolicySpec, table: ExitTable) -> Policy:
+    """The policy of a spec, if the table's task and signals allow it. Raises ConfigError."""
+    policy = make_policy(spec)
+    policy.check(table.problem_type, table.depth)
+    policy.check_signals(table.header.signals)
+    return policy
 
 
 def explore(judge: Judge, specs: Sequence[PolicySpec]) -> list[Outcome]:
@@ -227,13 +259,17 @@ def explore(judge: Judge, specs: Sequence[PolicySpec]) -> list[Outcome]:
 def _starts(spec: PolicySpec, table: ExitTable) -> Iterator[tuple[Policy, bool]]:
     """Policies to try, and whether their bars are to be searched."""
     if not isinstance(spec, str):
-        policy = make_policy(spec)
-        policy.check(table.problem_type, table.depth)
-        yield policy, False
+        yield fitting_policy(spec, table), False
         return
-    variants = POLICIES[spec].variants(table.problem_type, table.depth)
+    kind = POLICIES[spec]
+    variants = kind.variants(table.problem_type, table.depth)
     if not variants and table.depth > 1:
-        raise ConfigError(f"Policy '{spec}' is not for {table.problem_type}.")
+        why = f"Policy '{spec}' is not for {table.problem_type}. {kind.why_not}"
+        raise ConfigError(why.rstrip())
+    for policy in variants:
+        policy.check_signals(table.header.signals)
+    if spec in FITS and variants:
+        variants = [FITS[spec](table)]
     yield from ((policy, True) for policy in variants)
 
 

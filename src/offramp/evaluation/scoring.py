@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
-from offramp.calibration.frontier import Judge
-from offramp.policies import Fixed, make_policy
+from offramp.calibration.frontier import Judge, fitting_policy
+from offramp.policies import Fixed
 from offramp.table import ExitTable
 
 
@@ -68,8 +68,7 @@ def evaluate(
         policy.check(table.header.model_fingerprint, table.header.processor_fingerprint)
         metric = metric or (policy.metric if table.labels is not None else None)
         policy = policy.build_policy()
-    policy = make_policy(policy)
-    policy.check(table.problem_type, table.depth)
+    policy = fitting_policy(policy, table)
     judge = Judge(table, metric, per_class=table.labels is not None)
     return Evaluation(
         outcome=judge.measure(policy),

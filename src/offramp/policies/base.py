@@ -8,7 +8,7 @@ calibration and every engine call the same `decide`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -60,7 +60,13 @@ class Decision(NamedTuple):
 
 
 class Policy(BaseModel):
-    """An exit criterion. Subclasses are frozen and refuse unknown or non-finite options."""
+    """An exit criterion. Subclasses are frozen and refuse unknown or non-finite options.
+
+    Attributes:
+        problem_types: the tasks it is for; `why_not` says why not for the others.
+        signals: what it reads beside scores, by their names in `ExitOutput.signals`.
+        searched: whether a search that names no policy tries it, where its signals are there.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
@@ -69,6 +75,14 @@ class Policy(BaseModel):
         "multi_label_classification",
         "regression",
     )
+    why_not: ClassVar[str] = ""
+    signals: ClassVar[tuple[str, ...]] = ()
+    searched: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals it reads with the options that it has."""
+        return self.signals
 
     def start(self, rows: Rows) -> State:
         """State before layer 1: tensors whose first axis is the row."""
@@ -92,7 +106,7 @@ class Policy(BaseModel):
         if problem_type not in self.problem_types:
             raise ConfigError(
                 f"Policy '{self.name}' is not for {problem_type}; "
-                f"it is for: {', '.join(self.problem_types)}."
+                f"it is for: {', '.join(self.problem_types)}. {self.why_not}".rstrip()
             )
         multi_label = problem_type == "multi_label_classification"
         if getattr(self, "multi_label", multi_label) != multi_label:
@@ -100,6 +114,31 @@ class Policy(BaseModel):
                 f"Policy '{self.name}' has multi_label={not multi_label}, but the model is for "
                 f"{problem_type}. Set multi_label={multi_label}."
             )
+
+    def check_signals(self, given: Iterable[str]) -> None:
+        """Refuse exits that do not give the signals it reads. Raises ConfigError."""
+        given = sorted(given)
+        missing = [name for name in self.needs if name not in given]
+        if missing:
+            raise ConfigError(
+                f"Policy '{self.name}' reads the signal '{missing[0]}', which these exits do not "
+                f"give; they give: {', '.join(given) or 'none'}. Choose another policy, or train "
+                "with a method whose exits give it."
+            )
+
+    def _check_per_exit(self, option: str, values: Sequence[Any], depth: int) -> None:
+        """Refuse a list that is neither for all exits nor for each. Raises ConfigError."""
+        if len(values) not in (1, depth - 1):
+            raise ConfigError(
+                f"Policy '{self.name}': {option} has {len(values)} entries. Give one for all "
+                f"exits, or {depth - 1}: one for each exit before the last of {depth} layers."
+            )
+
+    def _signal(self, output: ExitOutput, name: str) -> Tensor:
+        """A signal of an exit, (rows,). Raises ConfigError where there is none."""
+        if name not in output.signals:
+            self.check_signals(output.signals)
+        return output.signals[name]
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.model_dump(mode="json")}
@@ -130,9 +169,21 @@ class EvidencePolicy(Policy):
         """Evidence for leaving after `layer`, (rows,) float, and the next state."""
         raise NotImplementedError
 
+    def answer(self, state: State, output: ExitOutput) -> Tensor:
+        """What rows that leave now are answered with; `state` is the one after this layer.
+
+        Like evidence, it does not depend on the bar.
+        """
+        return output.scores
+
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
         evidence, state = self.evidence(state, layer, output)
-        return Step(evidence > self.bar, output.scores, state)
+        return Step(evidence > self.bar, self.answer(state, output), state)
+
+
+def of_exit(values: Sequence[Any], layer: int) -> Any:
+    """The entry of a list with one for all exits, or one for each; the last serves full depth."""
+    return values[min(layer, len(values)) - 1]
 
 
 POLICIES: Registry[type[Policy]] = Registry("policy")

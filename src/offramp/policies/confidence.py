@@ -7,6 +7,7 @@ logits leave at the first exit instead of turning into NaN.
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import torch
@@ -17,8 +18,35 @@ from offramp.exits.base import ExitOutput
 from offramp.policies.base import POLICIES, EvidencePolicy, Policy, State
 
 
-class _Confidence(EvidencePolicy):
+def questions(scores: Tensor, multi_label: bool) -> Tensor:
+    """Logits of what a row is asked: (rows, classes), or (rows, labels, 2) with no and yes.
+
+    Not sigmoid: its vectorised and its scalar code differ in the last bit, so a row would
+    depend on its place in the batch.
+    """
+    return torch.stack((torch.zeros_like(scores), scores), dim=-1) if multi_label else scores
+
+
+def least(sureness: Tensor) -> Tensor:
+    """(rows,) stays, (rows, labels) becomes that of the least sure label."""
+    return sureness if sureness.dim() == 1 else sureness.amin(dim=-1)
+
+
+def entropy_of(probabilities: Tensor) -> Tensor:
+    """Entropy in nats, (..., classes) -> (...)."""
+    return torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
+
+
+def normalised_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy as a share of its largest value, ln C; (..., classes) -> (...)."""
+    return entropy_of(probabilities) / math.log(probabilities.shape[-1])
+
+
+class Confidence(EvidencePolicy):
+    """What rules on the class probabilities of one exit share."""
+
     problem_types = ("single_label_classification", "multi_label_classification")
+    why_not = "A number has no class probabilities to be sure of."
     multi_label: bool = False
     threshold: float = Field(ge=0)
 
@@ -37,12 +65,8 @@ class _Confidence(EvidencePolicy):
         return [cls.model_validate(options)]
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        if not self.multi_label:
-            return self._sureness(torch.softmax(output.scores, dim=-1)), state
-        # each label is a yes/no question; not sigmoid: its vectorised and its scalar code
-        # differ in the last bit, so a row would depend on its place in the batch
-        questions = torch.stack((torch.zeros_like(output.scores), output.scores), dim=-1)
-        return self._sureness(torch.softmax(questions, dim=-1)).amin(dim=-1), state
+        asked = questions(output.scores, self.multi_label)
+        return least(self._sureness(torch.softmax(asked, dim=-1))), state
 
     def _sureness(self, probabilities: Tensor) -> Tensor:
         """(..., classes) -> (...), larger where the answer is clearer."""
@@ -50,7 +74,7 @@ class _Confidence(EvidencePolicy):
 
 
 @POLICIES.register("max_probability")
-class MaxProbability(_Confidence):
+class MaxProbability(Confidence):
     """Leave when the largest class probability is above `threshold` (Shallow-Deep, 2019)."""
 
     name = "max_probability"
@@ -61,7 +85,7 @@ class MaxProbability(_Confidence):
 
 
 @POLICIES.register("margin")
-class Margin(_Confidence):
+class Margin(Confidence):
     """Leave when the two largest class probabilities differ by more than `threshold`."""
 
     name = "margin"
@@ -73,14 +97,20 @@ class Margin(_Confidence):
 
 
 @POLICIES.register("entropy")
-class Entropy(_Confidence):
-    """Leave when the entropy of the class probabilities, in nats, is below `threshold`.
+class Entropy(Confidence):
+    """Leave when the entropy of the class probabilities is below `threshold`.
 
     Source: DeeBERT, arXiv 2004.12993, section 3.3. Evidence is minus the entropy.
+
+    Args:
+        threshold: in nats.
+        normalised: entropy and threshold are a share of the largest entropy there is, ln C nats
+            for C classes: the "speed" of FastBERT, arXiv 2004.02178, equation 7.
     """
 
     name = "entropy"
     threshold: float = Field(default=0.1, ge=0)
+    normalised: bool = False
 
     @property
     def bar(self) -> float:
@@ -90,4 +120,6 @@ class Entropy(_Confidence):
         return self._with(threshold=max(-bar, 0.0))
 
     def _sureness(self, probabilities: Tensor) -> Tensor:
-        return -torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
+        if self.normalised:
+            return -normalised_entropy(probabilities)
+        return -entropy_of(probabilities)

@@ -15,9 +15,7 @@ from torch import Tensor
 from offramp.errors import ConfigError
 from offramp.exits.base import ExitOutput
 from offramp.policies.base import POLICIES, EvidencePolicy, Policy, State
-
-LONGEST = 1000
-"""Bounds the memory that one row may ask for; no model is that deep."""
+from offramp.policies.history import LONGEST, answers, remember, same, unknown
 
 
 @POLICIES.register("patience")
@@ -66,21 +64,18 @@ class Patience(EvidencePolicy):
         return self._steadiness(state, output.scores)
 
     def _agreements(self, state: State, scores: Tensor) -> tuple[Tensor, State]:
-        label = scores > 0 if self.multi_label else scores.argmax(dim=-1)
+        label = answers(scores, self.multi_label)
         if not state:
             count = torch.zeros(scores.shape[0], dtype=torch.int32, device=scores.device)
         else:
-            same = label == state["label"]
-            same = same.all(dim=-1) if self.multi_label else same
-            count = (state["count"] + 1) * same
+            count = (state["count"] + 1) * same(label, state["label"])
         return count, {"label": label, "count": count}
 
     def _steadiness(self, state: State, scores: Tensor) -> tuple[Tensor, State]:
         """Minus the largest of the last `patience` changes between successive exits."""
         if not state:
-            shape = (scores.shape[0], self.patience)
-            changes = torch.full(shape, torch.inf, device=scores.device)
+            changes = unknown(scores, self.patience, torch.inf)
         else:
-            change = (scores - state["score"]).abs().amax(dim=-1, keepdim=True)
-            changes = torch.cat((state["changes"][:, 1:], change), dim=1)
+            change = (scores - state["score"]).abs().amax(dim=-1)
+            changes = remember(state["changes"], change)
         return -changes.amax(dim=-1), {"score": scores, "changes": changes}

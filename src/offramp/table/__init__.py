@@ -1,7 +1,15 @@
 """The exit table: record once, replay any policy on it without the model."""
 
 from offramp.table.header import Column, ProblemType, Role, TableHeader
-from offramp.table.replay import Replay, evidence_matrix, executed_cost, histogram, replay, sweep
+from offramp.table.replay import (
+    Replay,
+    answer_matrix,
+    evidence_matrix,
+    executed_cost,
+    histogram,
+    replay,
+    sweep,
+)
 from offramp.table.store import (
     ExitTable,
     TableWriter,
@@ -19,6 +27,7 @@ __all__ = [
     "Role",
     "TableHeader",
     "TableWriter",
+    "answer_matrix",
     "concatenate",
     "evidence_matrix",
     "executed_cost",

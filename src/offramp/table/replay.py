@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from offramp.errors import TableError
-from offramp.policies import EvidencePolicy, Policy, decide
+from offramp.exits.base import ExitOutput
+from offramp.policies import EvidencePolicy, Policy, State, decide
 from offramp.table.store import Array, ExitTable
 
 _CHUNK = 16384
@@ -116,6 +118,7 @@ def _replay_rows(
         state = {name: leaf[~leave] for name, leaf in state.items()}
 
 
+@torch.inference_mode()
 def evidence_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.float32]:
     """Largest evidence so far, (rows, depth): a row has left by layer i if it is above the bar.
 
@@ -123,17 +126,35 @@ def evidence_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.
     a column is contiguous.
     """
     by_layer = np.empty((table.depth, table.rows), dtype=np.float32)
-    with torch.inference_mode():
-        for rows in _chunks(table.rows):
-            state = policy.start(table.start(rows))
-            for layer in range(1, table.depth + 1):
-                output = table.output(rows, layer)
-                evidence, state = policy.evidence(state, layer, output)
-                broken = ~torch.isfinite(output.scores).all(dim=-1)
-                # evidence that is no number passes no bar
-                known = evidence.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
-                by_layer[layer - 1, rows] = known.masked_fill(broken, torch.inf).numpy()
+    for rows, layer, output, evidence, _ in _looks(table, policy):
+        broken = ~torch.isfinite(output.scores).all(dim=-1)
+        # evidence that is no number passes no bar
+        known = evidence.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        by_layer[layer - 1, rows] = known.masked_fill(broken, torch.inf).numpy()
     return np.maximum.accumulate(by_layer, axis=0, out=by_layer).T
+
+
+@torch.inference_mode()
+def answer_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.float32]:
+    """What a row that leaves after layer i is answered with, (rows, depth, classes)."""
+    if type(policy).answer is EvidencePolicy.answer:
+        return table.scores
+    answers = np.empty(table.scores.shape, dtype=np.float32)
+    for rows, layer, output, _, state in _looks(table, policy):
+        answers[rows, layer - 1] = policy.answer(state, output).numpy()
+    return answers
+
+
+def _looks(
+    table: ExitTable, policy: EvidencePolicy
+) -> Iterator[tuple[Array, int, ExitOutput, Tensor, State]]:
+    """Rows, layer, output, evidence and next state, for all rows at every layer."""
+    for rows in _chunks(table.rows):
+        state = policy.start(table.start(rows))
+        for layer in range(1, table.depth + 1):
+            output = table.output(rows, layer)
+            evidence, state = policy.evidence(state, layer, output)
+            yield rows, layer, output, evidence, state
 
 
 def sweep(
@@ -148,15 +169,21 @@ def sweep(
     every exit (`fixed`, `full`) is replayed, since what it does not read cannot stop it; so
     is one with a `step` of its own.
     """
-    own_step = type(policy).step is not EvidencePolicy.step
     for bar in np.asarray(bars, dtype=np.float64).tolist():
         candidate = policy.with_bar(bar)
-        if own_step or not all(candidate.reads(layer) for layer in range(1, table.depth)):
+        if has_own_step(policy) or not all(
+            candidate.reads(layer) for layer in range(1, table.depth)
+        ):
             yield replay(table, candidate).exit_layers
             continue
         if evidence is None:
             evidence = evidence_matrix(table, policy)
         yield _first_above(evidence, candidate.bar)
+
+
+def has_own_step(policy: EvidencePolicy) -> bool:
+    """Whether evidence and bar alone do not say who leaves."""
+    return type(policy).step is not EvidencePolicy.step
 
 
 def _first_above(evidence: npt.NDArray[np.float32], bar: float) -> npt.NDArray[np.int64]:

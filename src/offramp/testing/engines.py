@@ -21,6 +21,7 @@ from offramp.testing.echo import EchoModel, Scripted, echo_batch
 from offramp.testing.reference import (
     Outputs,
     ensure,
+    select,
     spread_policies,
     stack_rows,
     walk,
@@ -44,8 +45,8 @@ def check_engine(
     Args:
         make_engine: from a model to the engine that runs it.
         model: in evaluation mode, with a vocabulary of at least that of the tiny models.
-        policies: those to run; every registered one for the task unless given, each at bars
-            where rows leave at many layers.
+        policies: those to run, at bars where rows leave at many layers. Unless given, those
+            that a search tries for the task, and whatever reads the model's signals.
         rows: of the batch it runs.
         band: by how much scores may differ between shapes. A row may leave elsewhere only if
             a change of that size moves its exit.
@@ -57,7 +58,7 @@ def check_engine(
     batch = tiny_batch_for(model.stock, rows, tokens=24, seed=5)
     alone = stack_rows(model.all_exits(_row(batch, row)) for row in range(rows))
     together = model.all_exits(batch)
-    policies = policies or spread_policies(model.problem_type, together)
+    policies = policies or _usual(spread_policies(model.problem_type, together))
     for policy in policies:
         whole = engine.run(batch, policy, rows_of(batch))
         _check_twin(policy, whole, together, rows_of(batch), band, "replay of the same batch")
@@ -66,6 +67,10 @@ def check_engine(
         _check_broken(make_engine, model, policy, batch)
     _check_threads(engine, policies, batch)
     check_bookkeeping(make_engine)
+
+
+def _usual(policies: Sequence[Policy]) -> list[Policy]:
+    return [policy for policy in policies if policy.searched or policy.needs]
 
 
 def _row(batch: Batch, row: int) -> Batch:
@@ -107,13 +112,17 @@ def _fragile(policy: Policy, outputs: Outputs, rows: Rows, band: float) -> Tenso
     for _ in range(16):
         nudged = [
             ExitOutput(
-                output.scores + band * (2 * torch.rand(output.scores.shape, generator=draw) - 1),
-                output.signals,
+                _nudged(output.scores, band, draw),
+                {name: _nudged(leaf, band, draw) for name, leaf in output.signals.items()},
             )
             for output in outputs
         ]
         fragile |= walk(policy, nudged, rows).exit_layers != exits
     return fragile
+
+
+def _nudged(values: Tensor, band: float, draw: torch.Generator) -> Tensor:
+    return values + band * (2 * torch.rand(values.shape, generator=draw) - 1)
 
 
 def _check_companies(
@@ -127,7 +136,7 @@ def _check_companies(
         chosen = torch.randperm(count, generator=draw)[:size]
         part = Rows(rows.ids[chosen], rows.lengths[chosen])
         live = engine.run(_select(batch, chosen), policy, part)
-        outputs = [ExitOutput(output.scores[chosen]) for output in alone]
+        outputs = select(alone, chosen)
         _check_twin(policy, live, outputs, part, band, f"the rows run alone, not {size} at once")
 
 

@@ -32,13 +32,13 @@ def check_policy(policy: Policy, problem_type: str, outputs: Outputs | None = No
     Args:
         policy: the one to check.
         problem_type: a task it is for.
-        outputs: what it decides on, one per layer; needed where it reads signals. Random
-            scores of 96 rows and 12 layers unless given.
+        outputs: what it decides on, one per layer. Random scores, and signals between 0 and 1,
+            of 96 rows and 12 layers unless given.
 
     Raises:
         AssertionError: saying what the policy does that it must not.
     """
-    outputs = outputs or random_outputs(problem_type)
+    outputs = outputs or random_outputs(problem_type, signals=policy.needs)
     rows = rows_like(outputs)
     try:
         policy.check(problem_type, len(outputs))

@@ -85,30 +85,52 @@ def select_rows(rows: Rows, chosen: Tensor) -> Rows:
 def stack_rows(per_row: Iterable[Outputs]) -> list[ExitOutput]:
     """One set of outputs from those of many rows or batches."""
     return [
-        ExitOutput(torch.cat([output.scores for output in layer]))
+        ExitOutput(
+            torch.cat([output.scores for output in layer]),
+            {name: torch.cat([one.signals[name] for one in layer]) for name in layer[0].signals},
+        )
         for layer in zip(*per_row, strict=True)
     ]
 
 
 def random_outputs(
-    problem_type: str, rows: int = 96, depth: int = 12, num_scores: int = 4, seed: int = 0
+    problem_type: str,
+    rows: int = 96,
+    depth: int = 12,
+    num_scores: int = 4,
+    seed: int = 0,
+    signals: Iterable[str] = (),
 ) -> list[ExitOutput]:
-    """Scores that drift from layer to layer: some rows settle early, some change their mind."""
+    """Scores that drift from layer to layer: some rows settle early, some change their mind.
+
+    Signals are numbers between 0 and 1.
+    """
     draw = torch.Generator().manual_seed(seed)
     shape = (rows, 1 if problem_type == "regression" else num_scores)
     sharpness = torch.randn(rows, 1, generator=draw).exp()
     scores, outputs = torch.randn(shape, generator=draw), []
     for _ in range(depth):
         scores = 0.8 * scores + 0.6 * torch.randn(shape, generator=draw)
-        outputs.append(ExitOutput(scores * sharpness))
+        extras = {name: torch.rand(rows, generator=draw) for name in signals}
+        outputs.append(ExitOutput(scores * sharpness, extras))
     return outputs
 
 
+def all_signals() -> list[str]:
+    """The signals that registered policies read."""
+    return sorted({signal for name in POLICIES for signal in POLICIES[name].signals})
+
+
 def spread_policies(problem_type: str, outputs: Outputs) -> list[Policy]:
-    """Every registered policy for the task, with bars at which these rows leave here and there."""
+    """Every registered policy for the task, with bars at which these rows leave here and there.
+
+    Those that read a signal which the outputs lack are left out.
+    """
     chosen: list[Policy] = []
     for name in POLICIES:
         for policy in POLICIES[name].variants(problem_type, len(outputs)):
+            if not set(policy.needs) <= set(outputs[0].signals):
+                continue
             candidates = [policy]
             if isinstance(policy, EvidencePolicy):
                 candidates += [policy.with_bar(bar) for bar in spread_bars(policy, outputs)]

@@ -1,0 +1,41 @@
+"""Leave on the largest class probability after temperature scaling.
+
+Source: Guo et al., arXiv 1706.04599. One temperature for each exit, so that one threshold means
+the same at every exit; `offramp.calibration.fit_temperatures` fits them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from offramp.exits.base import ExitOutput
+from offramp.policies.base import POLICIES, State, of_exit
+from offramp.policies.confidence import Confidence, least, questions
+
+Temperature = Annotated[float, Field(gt=0)]
+
+
+@POLICIES.register("tempered")
+class Tempered(Confidence):
+    """Leave when the largest of softmax(scores / temperature) is above `threshold`.
+
+    Args:
+        temperatures: one for each exit before the last, or one for all.
+    """
+
+    name = "tempered"
+    searched = False
+    threshold: float = Field(default=0.9, ge=0)
+    temperatures: tuple[Temperature, ...] = Field(default=(1.0,), min_length=1)
+
+    def check(self, problem_type: str, depth: int) -> None:
+        super().check(problem_type, depth)
+        self._check_per_exit("temperatures", self.temperatures, depth)
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        asked = questions(output.scores / of_exit(self.temperatures, layer), self.multi_label)
+        return least(torch.softmax(asked, dim=-1).amax(dim=-1)), state
