@@ -4,6 +4,7 @@ from offramp.exits import ExitSpec
 from offramp.model.configuration import MultiExitConfig
 from offramp.model.modeling import MultiExitModel, MultiExitOutput
 from offramp.model.stock import Head, load_stock
+from offramp.model.truncation import truncated
 
 __all__ = [
     "ExitSpec",
@@ -12,4 +13,5 @@ __all__ = [
     "MultiExitModel",
     "MultiExitOutput",
     "load_stock",
+    "truncated",
 ]

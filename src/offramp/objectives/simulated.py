@@ -104,10 +104,11 @@ def doubt(scores: Tensor, kind: Doubt) -> Tensor:
     scores = scores.float()
     if kind == "energy":
         return torch.sigmoid(-scores.logsumexp(dim=-1))
-    probabilities = scores.softmax(dim=-1)
+    log = scores.log_softmax(dim=-1)
     if kind == "entropy":
-        return torch.special.entr(probabilities).sum(dim=-1) / math.log(scores.shape[-1])
-    return 1 - probabilities.amax(dim=-1)
+        # not special.entr, whose gradient is NaN where a probability vanishes
+        return -(log.exp() * log).sum(dim=-1) / math.log(scores.shape[-1])
+    return 1 - log.exp().amax(dim=-1)
 
 
 def exit_layers(doubts: Tensor, thresholds: Tensor) -> Tensor:

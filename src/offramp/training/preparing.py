@@ -20,6 +20,7 @@ from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.model import Head, MultiExitModel, load_stock
 from offramp.model.folder import is_ours, save_stock
+from offramp.model.truncation import truncated
 from offramp.registry import nearest
 from offramp.storage import fingerprint
 from offramp.training.running import Rows
@@ -88,7 +89,13 @@ def read_examples(data: Data, columns: Columns) -> Dataset:
 
 
 def gather(
-    path: Path, dataset: Dataset, head: Head | None, seed: int, processor: Any, longest: int | None
+    path: Path,
+    dataset: Dataset,
+    head: Head | None,
+    seed: int,
+    processor: Any,
+    longest: int | None,
+    layers: int | None = None,
 ) -> Material:
     """Load the classifier in `path` and encode the rows for it.
 
@@ -97,9 +104,12 @@ def gather(
         seed: of the weights of a new head.
         processor: None for the checkpoint's.
         longest: tokens per row; the model's own limit holds as well.
+        layers: only the first so many.
     """
     set_seed(seed)
     stock = _stock(path, head)
+    if layers is not None:
+        stock = truncated(stock, layers)
     if head is not None:
         _start_head_anew(stock)
     released_type = stock.dtype
