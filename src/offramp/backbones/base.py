@@ -43,6 +43,8 @@ class Backbone(Protocol):
     """
 
     depth: int
+    layers: nn.ModuleList
+    """Their modules, fewer than `depth` where layers share weights."""
     shared_weights: bool
     reads: str
     """`text` or `image`."""

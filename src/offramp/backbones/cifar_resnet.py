@@ -188,8 +188,9 @@ class CifarResNetBackbone:
 
     def __init__(self, stock: Any) -> None:
         self._stock = stock
+        self.layers: nn.ModuleList = stock.resnet.blocks
         self._blocks = list(stock.resnet.blocks)
-        self.depth = len(self._blocks)
+        self.depth = len(self.layers)
         self.view: nn.Module | None = Pixels()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -43,8 +43,24 @@ class Clock(NamedTuple):
         return self.step / max(1, self.steps)
 
 
+Gradients = Mapping[nn.Parameter, Tensor]
+"""Of the parameters that a loss reaches."""
+
+
 class Objective(nn.Module):
-    """A training loss; it may own parameters, which are trained along and not released."""
+    """A training loss; it may own parameters, which are trained along and not released.
+
+    Attributes:
+        learning_rate: of its own parameters, which then have no weight decay; None for the
+            rate of what starts from nothing.
+        apart: names of the parts of the loss whose gradients `combine` gets by themselves.
+    """
+
+    learning_rate: float | None = None
+    apart: tuple[str, ...] = ()
+
+    def prepare(self, depth: int) -> None:
+        """Make what depends on the number of layers; called once, before training."""
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("joint", "all"),)
@@ -67,6 +83,28 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """One forward and its losses; objectives with several forwards override this."""
         return self.losses(model(**inputs).exits, batch, stage)
+
+    def combine(
+        self, apart: Mapping[str, Gradients], rest: Gradients, model: nn.Module
+    ) -> Gradients:
+        """The gradient of a step; called only where parts of the loss are `apart`.
+
+        Args:
+            apart: the gradients of these parts, by name, over all batches of the step.
+            rest: the gradient of the sum of the other parts.
+            model: what is trained.
+        """
+        return added(rest, *apart.values())
+
+
+def added(*gradients: Gradients) -> Gradients:
+    """Their sum; a parameter that a loss does not reach counts as 0 there."""
+    total: dict[nn.Parameter, Tensor] = {}
+    for found in gradients:
+        for parameter, gradient in found.items():
+            before = total.get(parameter)
+            total[parameter] = gradient if before is None else before + gradient
+    return total
 
 
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -26,20 +26,26 @@ def row_losses(scores: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     return functional.cross_entropy(scores, labels.long(), reduction="none")
 
 
-def distillation_loss(scores: Tensor, teacher: Tensor, problem_type: str) -> Tensor:
+def distillation_loss(
+    scores: Tensor, teacher: Tensor, problem_type: str, reverse: bool = False
+) -> Tensor:
     """Mean loss of scores against a teacher's scores, both (rows, classes).
 
-    KL divergence from the teacher, per-label for multi-label; squared error for regression.
+    KL(teacher || scores), per label for multi-label; squared error for regression.
+
+    Args:
+        reverse: KL(scores || teacher) instead.
     """
     scores, teacher = scores.float(), teacher.detach().float()
     if problem_type == "regression":
         return functional.mse_loss(scores, teacher)
+    guess, truth = (teacher, scores) if reverse else (scores, teacher)
     if problem_type == "multi_label_classification":
-        soft = functional.binary_cross_entropy_with_logits(scores, teacher.sigmoid())
-        return soft - functional.binary_cross_entropy_with_logits(teacher, teacher.sigmoid())
+        soft = functional.binary_cross_entropy_with_logits(guess, truth.sigmoid())
+        return soft - functional.binary_cross_entropy_with_logits(truth, truth.sigmoid())
     return functional.kl_div(
-        scores.log_softmax(dim=-1),
-        teacher.log_softmax(dim=-1),
+        guess.log_softmax(dim=-1),
+        truth.log_softmax(dim=-1),
         reduction="batchmean",
         log_target=True,
     )

@@ -64,6 +64,7 @@ class EchoBackbone:
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
+        self.layers = nn.ModuleList()
 
     def example(self, tokens: int, device: torch.device | str) -> Batch:
         return {"input_ids": torch.zeros((1, tokens), dtype=torch.long, device=device)}

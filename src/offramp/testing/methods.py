@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from offramp.methods import METHODS, Method
 from offramp.model import MultiExitModel
+from offramp.objectives import Clock
 from offramp.policies import POLICIES
 from offramp.testing.reference import ensure
 from offramp.testing.tiny import tiny_batch, tiny_model
@@ -50,10 +52,16 @@ def _check_training(method: Method, model: MultiExitModel, who: str) -> None:
     """Each stage has a finite loss; together they reach every weight of every exit."""
     torch.manual_seed(0)
     objective = method.objective()
-    batch = {"labels": _labels(model), "problem_type": model.problem_type}
+    objective.prepare(model.depth)
     model.train()
     reached: set[str] = set()
-    for stage in objective.stages():
+    # two steps, since some objectives take turns
+    for stage, step in itertools.product(objective.stages(), range(2)):
+        batch = {
+            "labels": _labels(model),
+            "problem_type": model.problem_type,
+            "clock": Clock(step, 2),
+        }
         model.zero_grad()
         losses = objective.training_step(model, tiny_batch(_ROWS), batch, stage)
         loss = torch.stack(list(losses.values())).sum()
@@ -71,8 +79,12 @@ def _check_training(method: Method, model: MultiExitModel, who: str) -> None:
 def _check_policy_fits(method: Method, model: MultiExitModel, who: str) -> None:
     variants = POLICIES[method.policy].variants(model.problem_type, model.depth)
     ensure(variants, f"{who}: its policy '{method.policy}' is not for this task.")
+    with torch.inference_mode():
+        given = [output.signals for output in model.all_exits(tiny_batch(2))]
     for policy in variants:
         policy.check(model.problem_type, model.depth)
+        for signals in given:
+            policy.check_signals(signals)
 
 
 def _check_saving(model: MultiExitModel, who: str) -> None:

@@ -6,13 +6,14 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
 from transformers import set_seed
 
 from offramp.engines.batching import plan_batches
+from offramp.errors import ConfigError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
@@ -90,6 +91,8 @@ def attach(
     dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
     material = gather(path, dataset, None, given.seed, processor, max_length)
     wish = exits or (None if pooling is None else ExitSpec(pooling=pooling))
+    if wish is not None:
+        _check_exits(wish, material.model)
     run = _Run(material, given, wish)
     work = WorkFolder(target)
     work.open(run.asked())
@@ -98,6 +101,16 @@ def attach(
     move(model, material.released_type)
     release(model, target, material.processor, work)
     return model
+
+
+def _check_exits(exits: ExitKind, model: MultiExitModel) -> None:
+    """Refuse exits that do not fit the model, or that have nothing to learn."""
+    made = exits.build(model.backbone, cast(int, model.config.num_labels))
+    if next(made.parameters(), None) is None:
+        raise ConfigError(
+            f"Exits '{exits.kind}' have no weights of their own, so there is nothing to attach. "
+            "Use `train`, which teaches the model to answer through them."
+        )
 
 
 @dataclass(frozen=True)

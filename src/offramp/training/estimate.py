@@ -20,6 +20,7 @@ from offramp.engines.batching import MAX_ROWS
 from offramp.model import MultiExitModel
 from offramp.objectives import Objective
 from offramp.training.cache import cache_bytes, pooled_vectors
+from offramp.training.gradients import gradients_apart
 from offramp.training.options import TrainOptions
 from offramp.training.running import Rows, move, trainee_for
 from offramp.training.trainer import Trainee
@@ -108,8 +109,7 @@ def _unit(model: MultiExitModel) -> str:
 def _train_on(trainee: Trainee, batch: dict[str, Tensor]) -> None:
     """Forward and backward, without an update."""
     trainee.train()
-    torch.stack(list(trainee(**batch).values())).sum().backward()
-    trainee.zero_grad(set_to_none=True)
+    gradients_apart(trainee, trainee(**batch))
 
 
 def _seconds(

@@ -16,6 +16,7 @@ from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
 from offramp.registry import nearest
+from offramp.storage import parse_document
 from offramp.training.estimate import announce, estimate
 from offramp.training.options import TRAIN, TrainOptions, check_here
 from offramp.training.preparing import (
@@ -48,6 +49,7 @@ def train(
     options: TrainOptions | None = None,
     problem_type: str | None = None,
     fresh_head: bool = False,
+    layers: int | None = None,
     processor: Any = None,
     max_length: int | None = None,
     split: str | None = None,
@@ -75,6 +77,8 @@ def train(
         options: see `TrainOptions`; the defaults are `TRAIN`.
         problem_type: as in transformers, where the labels do not tell.
         fresh_head: give a classifier a new head for the labels of `data`.
+        layers: only the first so many of the model; with method `plain` this is the smaller
+            model that early exits have to beat.
         processor: a tokenizer or image processor; without it, the checkpoint's.
         max_length: in tokens, special tokens included.
         split, text, text_pair, image, label, max_rows: see `load_examples`.
@@ -99,12 +103,12 @@ def train(
             "use `attach`, which hangs exits on a finished classifier without labels."
         )
     head = head_for(path, dataset, problem_type, fresh_head)
-    material = gather(path, dataset, head, chosen.seed, processor, max_length)
+    material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
     _check_problem_type(method, material.model.problem_type)
     wish = getattr(spec, "pooling", None) if as_released else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
-    work.open({**run.asked(), "method": method, "pooling": wish})
+    work.open({**run.asked(), "method": method, "pooling": wish, "layers": layers})
     with says_how_to_continue(work):
         model = run.go(work, method, spec, wish)
     release(model, target, material.processor, work, plain=method == PLAIN)
@@ -133,12 +137,14 @@ class _Run:
         self, work: WorkFolder, method: str, spec: ExitKind, wish: Pooling | None
     ) -> MultiExitModel:
         rows, options = self.material.rows, self.options
+        self.objective.prepare(self.material.model.depth)
         exits: ExitKind | None = None  # a plain fine-tune uses none, so the plainest will do
         if method != PLAIN:
             exits = spec
             if hasattr(spec, "pooling"):
                 pooling = wish or work.once("pooling", self._rehearse)
-                exits = type(spec).model_validate({**spec.model_dump(), "pooling": pooling})
+                settings = {**spec.model_dump(), "pooling": pooling}
+                exits = parse_document(type(spec), settings, f"Exits of method '{method}'")
         set_seed(options.seed)
         model = MultiExitModel.from_stock(self.material.model.stock, exits, method)
         announce(estimate(model, self.objective, rows, options), work.path)

@@ -84,7 +84,9 @@ def rehearse(
     if first.trainable == "stock":
         part, objective = StockAlone(stock), FullDepth()
     else:
-        part, objective = SideBySide(stock, poolings), Both(objective, poolings)
+        # a copy as well: what an objective learns here would be lost in a run that is continued
+        inner = copy.deepcopy(objective)
+        part, objective = SideBySide(stock, poolings), Both(inner, poolings)
     trainee = Trainee(part, objective, first, model.problem_type)
     steps = _rehearsal_steps(len(seen.lengths), options)
     if PartialState().is_main_process:

@@ -25,6 +25,7 @@ from transformers import (
 from offramp.errors import NonFiniteError
 from offramp.objectives import Clock, Objective, Stage
 from offramp.training.batches import LengthGrouped
+from offramp.training.gradients import KeptApart
 
 logger = logging.getLogger("offramp")
 
@@ -99,6 +100,7 @@ class ExitTrainer(Trainer):
         self._order = LengthGrouped(lengths, self._rows_per_update(), self.args.seed)
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
+        self._apart = KeptApart()
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_Bar())
@@ -109,6 +111,27 @@ class ExitTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         return self._order
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """As transformers', or with gradients of parts apart until the step, where asked for."""
+        trainee = self.accelerator.unwrap_model(model)
+        if not trainee.objective.apart:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        # several processes share the gradient of each part, not that of the sum
+        with self.accelerator.no_sync(model), self.compute_loss_context_manager():
+            given = self._prepare_inputs(inputs)
+            loss, parts = self.compute_loss(model, given, return_outputs=True)
+        share = 1 / self.current_gradient_accumulation_steps
+        self._apart.add(trainee, {name: share * part for name, part in parts.items()})
+        if self.accelerator.sync_gradients:
+            self._apart.meet(trainee, self.accelerator)
+        return loss.detach() * share
 
     def compute_loss(
         self,
@@ -151,25 +174,27 @@ class ExitTrainer(Trainer):
             logger.info("%s: %s, loss %.4f", self._stage_name(), place, float(logs["loss"]))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Parameters that start from nothing may have a learning rate of their own."""
+        """What starts from nothing and the objective's own may have learning rates of their own."""
         optimizer = super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        objective = self.accelerator.unwrap_model(trained).objective
+        own = set(objective.parameters()) if objective.learning_rate is not None else set()
+        _split(optimizer, own, lr=objective.learning_rate, weight_decay=0.0)
         if self._head_learning_rate is not None:
-            trained: Any = self.model if model is None else model
-            named = trained.named_parameters()
-            fresh = {id(parameter) for name, parameter in named if name in self._fresh}
-            for group in list(optimizer.param_groups):
-                _split(optimizer, group, fresh, self._head_learning_rate)
+            fresh = {leaf for name, leaf in trained.named_parameters() if name in self._fresh}
+            _split(optimizer, fresh - own, lr=self._head_learning_rate)
         return optimizer
 
 
 def _split(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: set[int], rate: float
+    optimizer: torch.optim.Optimizer, chosen: set[nn.Parameter], **options: float | None
 ) -> None:
-    """Move the fresh parameters of a group to a new group with their own rate."""
-    new = [p for p in group["params"] if id(p) in fresh]
-    if new:
-        group["params"] = [p for p in group["params"] if id(p) not in fresh]
-        optimizer.add_param_group({**group, "params": new, "lr": rate})
+    """Move the chosen parameters of each group to a new group with options of their own."""
+    for group in list(optimizer.param_groups):
+        new = [leaf for leaf in group["params"] if leaf in chosen]
+        if new:
+            group["params"] = [leaf for leaf in group["params"] if leaf not in chosen]
+            optimizer.add_param_group({**group, "params": new, **options})
 
 
 class _Bar(ProgressCallback):
