@@ -1,6 +1,6 @@
 """Exits that also say how much of what they read has nothing to do with the classes.
 
-Source: CAP, IJCAI 2025, arXiv 2506.17249.
+Source: CAP (null space projection), IJCAI 2025, arXiv 2506.17249.
 """
 
 from __future__ import annotations

@@ -1,0 +1,23 @@
+"""COSEE: Consistency-Oriented Signal-Based Early Exiting, AAAI 2025, arXiv 2412.13236.
+
+A linear layer per exit on the shared pooler; rows weigh most at the exits where they would
+leave, and the energy of the scores is pushed apart for right and wrong answers. Mended of the
+released code: the energy overflows for large scores and then lets rows leave at once, and one
+outlier of the last epoch sets the range of thresholds; here they are quantiles of the batch
+(`SimulatedExits(draw="last_epoch")` has it so). For one class of many only: in label sets and
+regression the sum over classes that makes the energy says nothing of being right.
+"""
+
+from offramp.exits import ExitSpec
+from offramp.methods.base import METHODS, Method
+from offramp.objectives.simulated import SimulatedExits
+
+COSEE = Method(
+    name="cosee",
+    paper="COSEE, arXiv 2412.13236",
+    exits=ExitSpec(pooling="pooler"),
+    objective=SimulatedExits,
+    policy="energy",
+    problem_types=("single_label_classification",),
+)
+METHODS.register(COSEE.name, COSEE)
