@@ -33,6 +33,10 @@ def train(
     fresh_head: Annotated[
         bool, typer.Option("--fresh-head", help="A new head for the labels of the data.")
     ] = False,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="Only the first so many layers of the model."),
+    ] = None,
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
