@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.exits.gated import GatedSpec, sureness
 from offramp.methods import METHODS
+from offramp.model import MultiExitModel
 from offramp.objectives import Clock, Stage
 from offramp.objectives.gated import (
     Gated,
@@ -33,11 +36,13 @@ from offramp.table import replay
 from offramp.testing import (
     check_engine,
     check_method,
+    save_tiny_stock,
     tiny_batch_for,
     tiny_model,
     tiny_texts,
     tiny_tokenizer,
 )
+from offramp.training import TrainOptions, train
 
 SINGLE = "single_label_classification"
 TURNS = Stage("turns", "exits")
@@ -277,6 +282,32 @@ def test_a_loss_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
 
 def test_the_method_passes() -> None:
     check_method(METHODS["jei_dnn"])
+
+
+def test_after_the_stock_model_has_learnt_only_heads_and_gates_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[tuple[str, ...]] = []
+    learn = Gated.losses
+
+    def watched(self: Gated, outputs: Any, batch: Any, stage: Stage) -> dict[str, Tensor]:
+        parts = learn(self, outputs, batch, stage)
+        turns.append((stage.name, *parts))
+        return parts
+
+    monkeypatch.setattr(Gated, "losses", watched)
+    method = replace(METHODS["jei_dnn"], objective=partial(Gated, every=2, fine_tune=False))
+    monkeypatch.setitem(METHODS._items, "jei_dnn", method)
+    source = save_tiny_stock(tmp_path / "source")
+    rows = Dataset.from_dict({"text": tiny_texts(40), "label": [n % 3 for n in range(40)]})
+    options = TrainOptions(max_steps=4, batch_size=8, quiet=True)
+    train(source, rows, tmp_path / "out", method="jei_dnn", pooling="mean", options=options)
+    assert turns[-4:] == [("turns", "gates")] * 2 + [("turns", "heads")] * 2
+    before = MultiExitModel.from_pretrained(source).stock.state_dict()
+    after = MultiExitModel.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(leaf, before[n]) for n, leaf in after.stock.state_dict().items())
+    assert all(after.exits[str(n)].gate.bias.abs() > 0 for n in range(1, 6))
+    assert all(after.exits[str(n)].classifier.bias.abs().max() > 0 for n in range(1, 6))
 
 
 @pytest.mark.parametrize("arch", ["bert", "vit", "cifar_resnet"])

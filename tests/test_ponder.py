@@ -30,11 +30,13 @@ from offramp.testing import (
     PROBLEM_TYPES,
     check_engine,
     check_method,
+    save_tiny_stock,
     tiny_batch_for,
     tiny_model,
     tiny_texts,
     tiny_tokenizer,
 )
+from offramp.training import TrainOptions, attach, train
 
 SINGLE = "single_label_classification"
 STAGE = Stage("joint", "all")
@@ -344,3 +346,32 @@ def test_golden_losses_and_masses_are_those_of_the_original(
     gone = masses.cumsum(dim=1) - masses > 0.95
     assert torch.allclose(masses[~gone], wanted[~gone], atol=1e-4)
     assert torch.allclose(wanted[gone], torch.tensor(0.05 / 12), atol=1e-7)
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pondernet", "palbert"])
+def test_training_moves_the_net_and_the_backbone(name: str, tmp_path: Path) -> None:
+    source = save_tiny_stock(tmp_path / "source")
+    rows = Dataset.from_dict({"text": tiny_texts(40), "label": [n % 3 for n in range(40)]})
+    options = TrainOptions(max_steps=3, batch_size=8, quiet=True)
+    model = train(source, rows, tmp_path / "out", method=name, options=options)
+    again = MultiExitModel.from_pretrained(tmp_path / "out")
+    assert again.config.method == name
+    assert again.fingerprint() == model.fingerprint()  # type: ignore[operator]
+    before = MultiExitModel.from_pretrained(source, exits=METHODS[name].exits).state_dict()
+    after = again.state_dict()
+    moved = {key for key in after if key not in before or not torch.equal(after[key], before[key])}
+    assert any(key.startswith("stock.bert.encoder") for key in moved)
+    assert after["exits.shared.net.0.bias"].abs().max() > 0
+
+
+def test_attaching_exits_that_halt_is_refused_since_their_answers_are_the_models_own(
+    tmp_path: Path,
+) -> None:
+    source = save_tiny_stock(tmp_path / "source")
+    rows = Dataset.from_dict({"text": tiny_texts(8)})
+    with pytest.raises(ConfigError, match="Use `train`"):
+        attach(source, rows, tmp_path / "out", exits=HaltingSpec())
+    assert not (tmp_path / "out").exists()

@@ -86,6 +86,9 @@ class ExitKind(Strict):
     """
 
     kind: ClassVar[str]
+    own_answers: ClassVar[bool] = True
+    """Exits answer with weights of their own. Where they do not, the model must be trained with
+    them and `attach` has nothing to teach."""
 
     @property
     def cacheable(self) -> bool:

@@ -32,6 +32,7 @@ class HaltingSpec(ExitKind):
     """
 
     kind = "halting"
+    own_answers = False
     input: Literal["current", "difference", "both"] = "current"
     layers: int = Field(default=1, ge=1, le=16)
     dropout: float = Field(default=0.1, ge=0, lt=1)

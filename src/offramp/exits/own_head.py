@@ -18,6 +18,7 @@ class OwnHeadSpec(ExitKind):
     """
 
     kind = "own_head"
+    own_answers = False
 
     @property
     def reads(self) -> str:

@@ -105,11 +105,11 @@ def attach(
 
 def _check_exits(exits: ExitKind, model: MultiExitModel) -> None:
     """Refuse exits that do not fit the model, or that have nothing to learn."""
-    made = exits.build(model.backbone, cast(int, model.config.num_labels))
-    if next(made.parameters(), None) is None:
+    exits.build(model.backbone, cast(int, model.config.num_labels))
+    if not exits.own_answers:
         raise ConfigError(
-            f"Exits '{exits.kind}' have no weights of their own, so there is nothing to attach. "
-            "Use `train`, which teaches the model to answer through them."
+            f"Exits '{exits.kind}' answer with the model's own head, so there is nothing to "
+            "attach. Use `train`, which teaches the model to answer through them."
         )
 
 
