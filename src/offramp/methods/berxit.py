@@ -8,7 +8,7 @@ has it so), an exit that no step trains may answer after the last layer, and bat
 
 from offramp.exits.learned import LearnedSpec
 from offramp.methods.base import METHODS, Method
-from offramp.objectives.alternating import Alternating
+from offramp.objectives import Alternating
 
 BERXIT = Method(
     name="berxit",

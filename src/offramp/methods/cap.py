@@ -9,7 +9,7 @@ regression, spans a line, and the sum over classes says nothing of label sets.
 
 from offramp.exits.subspace import NspSpec
 from offramp.methods.base import METHODS, Method
-from offramp.objectives.equal import EqualWeights
+from offramp.objectives import EqualWeights
 
 CAP = Method(
     name="cap",

@@ -10,7 +10,7 @@ regression the sum over classes that makes the energy says nothing of being righ
 
 from offramp.exits import ExitSpec
 from offramp.methods.base import METHODS, Method
-from offramp.objectives.simulated import SimulatedExits
+from offramp.objectives import SimulatedExits
 
 COSEE = Method(
     name="cosee",

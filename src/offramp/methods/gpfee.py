@@ -8,7 +8,7 @@ model's head. Not for regression, since the entropy of a single score is always 
 
 from offramp.exits.imitating import ImitatingSpec
 from offramp.methods.base import METHODS, Method
-from offramp.objectives.imitation import Imitating
+from offramp.objectives import Imitating
 
 GPFEE = Method(
     name="gpfee",
