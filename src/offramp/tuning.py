@@ -33,7 +33,7 @@ from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
 from offramp.exits import Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
-from offramp.policies import Full, Policy
+from offramp.policies import POLICIES, Full, Policy, make_policy
 from offramp.prediction import Predictor
 from offramp.prediction.stream import rows_of_examples
 from offramp.report import write_picture, write_report
@@ -176,7 +176,8 @@ def tune(
         parts["tune"] = _unseen(others, rows)
     elif share is not None:
         parts = _cut(rows, share, seed)
-    _rehearse(loaded, "label" in parts["tune"].column_names, demand)
+    signals = _signals_for(policies) if is_ours(source) else []
+    _rehearse(loaded, "label" in parts["tune"].column_names, demand, signals)
     if is_ours(source):
         folder = _own_folder(source, output)
     else:
@@ -268,7 +269,18 @@ def _cut(rows: Dataset, share: float, seed: int) -> dict[str, Dataset]:
     }
 
 
-def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> None:
+def _signals_for(policies: Sequence[PolicySpec] | None) -> list[str]:
+    """What the policies of a search read; whether a model's exits give it, its table will tell."""
+    needs = [
+        POLICIES[spec].signals if isinstance(spec, str) else make_policy(spec).needs
+        for spec in policies or ()
+    ]
+    return sorted({name for needed in needs for name in needed})
+
+
+def _rehearse(
+    model: MultiExitModel, labelled: bool, demand: dict[str, Any], signals: Sequence[str]
+) -> None:
     """Let a table of two rows tell now what `calibrate` would refuse in the end."""
     width = len(label_names(model))
     multi = model.problem_type == "multi_label_classification"
@@ -277,6 +289,7 @@ def _rehearse(model: MultiExitModel, labelled: bool, demand: dict[str, Any]) -> 
         np.random.default_rng(0).normal(size=(2, model.depth, width)),
         problem_type=model.problem_type,
         labels=labels if labelled else None,
+        signals={name: np.full((2, model.depth), 0.5) for name in signals},
     )
     calibrate(rehearsed, **demand)
 

@@ -64,18 +64,22 @@ def _describe(outcome: Outcome) -> str:
 
 
 def _name(policy: Policy) -> str:
-    """'patience 3', 'entropy 0.12', 'fixed 4'."""
-    options = policy.model_dump().values()
-    numbers = [f"{value:g}" for value in options if type(value) in (int, float)]
-    return " ".join([policy.name, *numbers])
+    """'patience 3', 'entropy 0.12', 'averaged margin 0.3 scores exit'."""
+    words = [policy.name]
+    for _, value in policy:
+        if isinstance(value, Policy):
+            words.append(_name(value))
+        elif type(value) in (int, float, str):
+            words.append(f"{value:g}" if type(value) is not str else value)
+    return " ".join(words)
 
 
 def options_text(policy: Mapping[str, Any]) -> str:
-    """'threshold 0.12', or nothing."""
+    """'threshold 0.12', or nothing; fitted numbers, which are many, are left out."""
     return ", ".join(
         f"{name} {short(value)}"
         for name, value in policy.items()
-        if name != "name" and value is not None and not isinstance(value, bool)
+        if name != "name" and value is not None and not isinstance(value, bool | list | tuple)
     )
 
 
@@ -87,4 +91,6 @@ def policy_text(policy: Mapping[str, Any]) -> str:
 
 def short(value: Any) -> str:
     """Four digits of a number that has them."""
+    if isinstance(value, Mapping):
+        return policy_text(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -170,7 +170,7 @@ Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
-        help="Search only this one: patience, entropy, max_probability, margin, fixed; repeatable.",
+        help="Search only this one, such as patience, entropy, margin, window, fixed; repeatable.",
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Of the operating point.")]

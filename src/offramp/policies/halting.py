@@ -48,6 +48,7 @@ class Sample(Policy):
 
     name = "sample"
     signals = ("halt",)
+    searched = False
     seed: int = Field(default=0, ge=0, le=_LOW)
 
     def start(self, rows: Rows) -> State:
