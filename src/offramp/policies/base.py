@@ -134,7 +134,7 @@ class Policy(BaseModel):
                 f"exits, or {depth - 1}: one for each exit before the last of {depth} layers."
             )
 
-    def _signal(self, output: ExitOutput, name: str) -> Tensor:
+    def signal(self, output: ExitOutput, name: str) -> Tensor:
         """A signal of an exit, (rows,). Raises ConfigError where there is none."""
         if name not in output.signals:
             self.check_signals(output.signals)

@@ -62,7 +62,7 @@ class Cap(_Below):
     alpha: float = Field(default=0.1, ge=0)
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        size = _size(output.scores, 1.0) - self.alpha * self._signal(output, "nsp")
+        size = _size(output.scores, 1.0) - self.alpha * self.signal(output, "nsp")
         return -_sigmoid_minus(size), state
 
 

@@ -37,7 +37,7 @@ class Gated(EvidencePolicy):
         return self._with(threshold=max(bar, 0.0))
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        gate = self._signal(output, "gate")
+        gate = self.signal(output, "gate")
         if self.masses == "simplex":
             return gate, state
         left = state.get("left", torch.ones_like(gate))

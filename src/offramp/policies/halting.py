@@ -35,7 +35,7 @@ class QExit(EvidencePolicy):
         return self._with(q=max(bar, 0.0))
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        going = (1 - self._signal(output, "halt")) * state.get("going", 1)
+        going = (1 - self.signal(output, "halt")) * state.get("going", 1)
         return 1 - going, {"going": going}
 
 
@@ -59,7 +59,7 @@ class Sample(Policy):
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
         # 24 bits are what a float32 holds: 0 <= draw < 1
         draw = (_mixed(state["key"] ^ layer) >> 8).float() / 2**24
-        return Step(draw < self._signal(output, "halt"), output.scores, state)
+        return Step(draw < self.signal(output, "halt"), output.scores, state)
 
 
 def _mixed(number: Tensor) -> Tensor:

@@ -31,4 +31,4 @@ class Learned(EvidencePolicy):
         return self._with(threshold=max(bar, 0.0))
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        return self._signal(output, "correct"), state
+        return self.signal(output, "correct"), state
