@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from offramp.backbones import CifarResNetForImageClassification
 from offramp.calibration import calibrate
 from offramp.data import dataset_ids, load_examples, split_examples
+from offramp.data.images import upright_rgb
 from offramp.engines import cost_model, inputs_of, load_processor, record
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.prediction import Predictor, pipeline, predict
+from offramp.prediction.items import ImageItems
 from offramp.testing import (
     save_tiny,
     save_tiny_stock,
@@ -96,6 +98,21 @@ def test_an_image_is_upright_and_rgb(tmp_path: Path) -> None:
     (image,) = load_examples(tmp_path)["image"]
     assert (image.mode, image.size) == ("RGB", (8, 4))
     assert image.getpixel((7, 0)) == (200, 200, 200)
+
+
+def test_sixteen_bits_a_pixel_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    Pillow.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    grey = upright_rgb(Pillow.open(tmp_path / "a.png"))
+    assert [grey.getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
+
+
+def test_training_and_prediction_open_an_image_alike(tmp_path: Path) -> None:
+    Pillow.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "a.png")
+    inputs, rows = inputs_of(tiny_image_processor()), load_examples(tmp_path)
+    trained_on = inputs.collate({"image": inputs.encode(rows)["image"][:]})["pixel_values"]
+    (answered,), _ = ImageItems(inputs).read([tmp_path / "a.png"])
+    batch = inputs.collate({"image": [answered.columns["image"]]})
+    assert torch.equal(batch["pixel_values"], trained_on)
 
 
 def test_digits_are_built_in_and_cut_by_content() -> None:

@@ -138,12 +138,21 @@ def open_image(data: bytes, what: str) -> Any:
     """A PIL image, RGB and upright. Raises DataError where the bytes are none."""
     needs_pillow()
     import PIL.Image
-    import PIL.ImageOps
 
     try:
         with PIL.Image.open(io.BytesIO(data)) as opened:
-            return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+            return upright_rgb(opened)
     # a broken PNG is a SyntaxError to Pillow, a huge one a DecompressionBombError
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as problem:
-        said = str(problem).replace("<_io.BytesIO object at ", "<")
+        said = str(problem).replace("<_io.BytesIO object at ", "<").rstrip(".")
         raise DataError(f"{what} is no image that can be opened: {said}.") from problem
+
+
+def upright_rgb(image: Any) -> Any:
+    """A PIL image as RGB, turned as the camera's own note says."""
+    import PIL.ImageOps
+
+    upright = PIL.ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # of 16 bits a pixel, which RGB would cut off at 255
+        upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return upright.convert("RGB")

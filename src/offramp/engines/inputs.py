@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset, Image, Value
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerBase
 
 from offramp.backbones import Batch
@@ -88,16 +88,24 @@ class ImageInputs:
             return dataset
         check_images(dataset)
         # all images cost the same, so one is the length of each
-        return with_columns(dataset, {"length": ([1] * len(dataset), Value("int32"))})
+        counted = with_columns(dataset, {"length": ([1] * len(dataset), Value("int32"))})
+        return counted.cast_column("image", Image(decode=False))
 
     def collate(self, columns: Columns, device: torch.device | str = "cpu") -> Batch:
-        images = [i.open() if isinstance(i, LazyImage) else i for i in columns["image"]]
+        images = [_opened(image) for image in columns["image"]]
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels.to(device)}
 
     def fingerprint(self) -> str:
         settings = json.loads(self.processor.to_json_string())
         return fingerprint(json.dumps(settings, sort_keys=True))
+
+
+def _opened(image: Any) -> Any:
+    """A PIL image from one, from a lazy one, or from what `datasets` stores."""
+    if isinstance(image, Mapping):
+        image = LazyImage(image, str(image["path"] or "An image"))
+    return image.open() if isinstance(image, LazyImage) else image
 
 
 def inputs_of(processor: Any) -> Inputs:

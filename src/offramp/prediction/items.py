@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from offramp.backbones import Batch
 from offramp.data import input_id
 from offramp.data.hashing import image_id
-from offramp.data.images import LazyImage, file_bytes
+from offramp.data.images import LazyImage, file_bytes, upright_rgb
 from offramp.data.tokens import encode_texts, token_limit
 from offramp.engines import Inputs, TextInputs
 from offramp.errors import DataError
@@ -152,7 +152,7 @@ def _image_row(item: Item) -> Row:
     if isinstance(image, LazyImage):
         return Row(image_id(file_bytes(image.stored)), 1, {"image": image})
     if hasattr(image, "convert") and hasattr(image, "tobytes"):
-        return Row(image_id(image.tobytes()), 1, {"image": image.convert("RGB")})
+        return Row(image_id(image.tobytes()), 1, {"image": upright_rgb(image)})
     raise DataError(
         f"Not an image: {str(item)[:80]!r}, a {type(item).__name__}. Give the path of an image "
         'file, a PIL image, or a dict {"image": either}.'
