@@ -18,6 +18,10 @@ MODELS = {
     "mrpc": "MiniLM",
     "docstrings": "small BERT",
 }
+PAGE = """# Which exits by default?
+
+TEXT
+"""
 POOLINGS = ("cls", "pooler", "mean", "attention")
 CROSSED = {"train": "0.001", "attach": "0.003"}
 """The rate at which a hidden layer was tried, and the code's default before the study."""
@@ -124,28 +128,71 @@ def hidden(part: str) -> Iterator[str]:
     yield from table(("set", *POOLINGS), rows)
 
 
-def choices(part: str, now: str) -> Iterator[str]:
-    """What the code chose before this study, and what it does `now`, by what they lose."""
-    rate, rows = CROSSED[part], []
-    for study in studies(part):
-        for number, seed in enumerate(study.seeds, start=1):
-            alone = Study(study.name, part, [seed])
-            chosen, better = f"{seed['default']}@{rate}", alone.better(rate)
-            regret = "0" if better == chosen else alone.minus(better, chosen).signed
-            gain = alone.minus(now, chosen).signed
-            rows.append(
-                (study.name, number, seed["default"], better.partition("@")[0], regret, gain)
-            )
-    head = ("set", "seed", "chosen before", "better of cls, mean", "regret", "now minus before")
+def probed() -> Iterator[str]:
+    """What the probe of `attach` chose, and what learned pooling does instead."""
+    rows = []
+    for study, number, alone in one_by_one("attach"):
+        before = f"{alone.seeds[0]['before']}@{CROSSED['attach']}"
+        better = alone.better(CROSSED["attach"])
+        regret = "0" if better == before else alone.minus(better, before).signed
+        gain = alone.minus("attention@0.01", before).signed
+        rows.append((study.name, number, before, better, regret, gain))
+    head = ("set", "seed", "probe", "better of cls, mean", "regret", "attention@0.01 minus probe")
     yield from table(head, rows)
 
 
+def rehearsed() -> Iterator[str]:
+    """What the rehearsal of `train` chooses, before and now."""
+    rows = []
+    for study, number, alone in one_by_one("train"):
+        better, row = alone.better(CROSSED["train"]), [study.name, number]
+        for chosen in (alone.seeds[0]["before"], alone.seeds[0].get("rehearsed")):
+            config = f"{chosen}@{CROSSED['train']}"
+            regret = "0" if better == config else alone.minus(better, config).signed
+            row.append(f"{chosen}: {regret}" if chosen else "")
+        rows.append((*row[:2], better.partition("@")[0], *row[2:]))
+    head = ("set", "seed", "better of cls, mean", "regret, at least 20 steps", "at least 80 steps")
+    yield from table(head, rows)
+
+
+def one_by_one(part: str) -> Iterator[tuple[Study, int, Study]]:
+    """Each study, and each of its seeds as one of its own."""
+    for study in studies(part):
+        for number, seed in enumerate(study.seeds, start=1):
+            if {f"cls@{CROSSED[part]}", f"mean@{CROSSED[part]}"} <= set(seed["configs"]):
+                yield study, number, Study(study.name, part, [seed])
+
+
+def settings() -> Iterator[str]:
+    """Rows of each set."""
+    rows = []
+    for name, model in MODELS.items():
+        cells = []
+        for part in ("attach", "train"):
+            found = [study for study in studies(part) if study.name == name]
+            seeds = found[0].seeds if found else []
+            counts = " + ".join(str(seed["held_out"]) for seed in seeds)
+            cells.append(f"{seeds[0]['rows']:,}; {counts}" if seeds else "")
+        rows.append((name, model, *cells))
+    yield from table(("set", "model", "`attach`: rows; held out", "`train`: rows; held out"), rows)
+
+
+def main() -> None:
+    parts = {
+        "SETTINGS": settings(),
+        "ATTACH": poolings("attach"),
+        "ATTACH_HIDDEN": hidden("attach"),
+        "PROBED": probed(),
+        "TRAIN": poolings("train"),
+        "TRAIN_FULL": poolings("train", "full"),
+        "TRAIN_HIDDEN": hidden("train"),
+        "REHEARSED": rehearsed(),
+    }
+    page = PAGE
+    for name, lines in parts.items():
+        page = page.replace(f"<<{name}>>", "\n".join(lines).rstrip())
+    (RESULTS / "defaults.md").write_text(page)
+
+
 if __name__ == "__main__":
-    for part in ("attach", "train"):
-        print("#", part)
-        print("\n".join(poolings(part)))
-        print("\n".join(hidden(part)))
-        print(
-            "\n".join(choices(part, {"train": "attention@0.003", "attach": "attention@0.01"}[part]))
-        )
-    print("\n".join(poolings("train", "full")))
+    main()
