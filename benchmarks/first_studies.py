@@ -317,7 +317,7 @@ def scores(studies: Studies) -> Iterator[str]:
         + f" `{re.sub('--seed .*', '--seed N', first['made_with']['command'])}`\n"
     )
     yield (
-        "| mode | full depth | near | patience | cost reduction | `fixed` at that cost "
+        "| mode, pooling | full depth | near | patience | cost reduction | `fixed` at that cost "
         "| best confidence policy | cost reduction |"
     )
     yield "|---" * 8 + "|"
@@ -326,7 +326,7 @@ def scores(studies: Studies) -> Iterator[str]:
             patient = studies.entries(mode, ["patience"], target)
             confident = studies.entries(mode, CONFIDENCE, target)
             cells = [
-                f"`{mode}`",
+                f"`{mode}`, {', '.join(sorted({part[mode]['pooling'] for part in studies.all}))}",
                 spread(studies.full(mode)),
                 f"{target:g}x",
                 spread([entry["dev_score"] for entry in patient]),
