@@ -75,7 +75,8 @@ What the interval over rows alone says stands in the tables of differences: the 
 models that were trained.
 
 This rule was written down when seed 1 of MRPC, RTE, SST-2, STS-B and uspto_50k had been seen, and
-nothing of the others. Intervals are 95 %, not corrected for the number of comparisons. Cost
+nothing of the others; the answer for the very models came later, when SICK had been seen, and
+decides nothing. Intervals are 95 %, not corrected for the number of comparisons. Cost
 reduction is counted FLOPs, not time; patience has few steps, so it is not always near the target.
 """
 NOTE = """
