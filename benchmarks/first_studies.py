@@ -43,6 +43,8 @@ rows (test rows of SICK, 20newsgroups and CIFAR-10) are the same for all seeds, 
 model and read once. 20newsgroups is without headers, signatures and quotes, which give the group
 away, and cut at 128 tokens; rows that this leaves empty are dropped. The CIFAR-10 networks come
 trained on CIFAR-10: what is tune here they have seen, so thresholds chosen on it are too bold.
+Their `train` was run twice: at first its exits hardly learned, which tune showed, and a higher
+learning rate for exits was then chosen on tune; so its test rows were read twice.
 
 ## How it is decided
 
