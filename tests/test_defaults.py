@@ -20,10 +20,10 @@ ADVICE = (
 def test_the_defaults_are_those_that_the_study_chose() -> None:
     defaults = {
         "attach": {
-            "pooling": ExitSpec().pooling,
+            "probed": list(probe.PROBED),
             "hidden": ExitSpec().hidden,
-            "learning_rate": ATTACH_TOKENS.learning_rate,
-            "learning_rate_on_cached_vectors": ATTACH.learning_rate,
+            "learning_rate": ATTACH.learning_rate,
+            "learning_rate_without_cache": ATTACH_TOKENS.learning_rate,
         },
         "train": {
             "rehearsed": list(probe.REHEARSED),

@@ -73,7 +73,7 @@ Output = Annotated[
 ]
 Pooling = Annotated[
     str | None,
-    typer.Option("--pooling", help="Of the exits: cls, pooler, mean or attention."),
+    typer.Option("--pooling", help="Of the exits: cls, pooler, mean or attention; else measured."),
 ]
 Epochs = Annotated[
     float | None,
