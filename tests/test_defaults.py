@@ -8,6 +8,7 @@ from pathlib import Path
 from offramp.exits import ExitSpec
 from offramp.methods import METHODS
 from offramp.training import ATTACH, ATTACH_TOKENS, TRAIN, probe
+from offramp.training.options import FEWEST_UPDATES
 
 CHOSEN = Path(__file__).parents[1] / "docs" / "results" / "defaults" / "chosen.json"
 ADVICE = (
@@ -20,10 +21,11 @@ ADVICE = (
 def test_the_defaults_are_those_that_the_study_chose() -> None:
     defaults = {
         "attach": {
-            "probed": list(probe.PROBED),
+            "pooling": ExitSpec().pooling,
             "hidden": ExitSpec().hidden,
-            "learning_rate": ATTACH.learning_rate,
-            "learning_rate_without_cache": ATTACH_TOKENS.learning_rate,
+            "learning_rate": ATTACH_TOKENS.learning_rate,
+            "learning_rate_on_cached_vectors": ATTACH.learning_rate,
+            "fewest_updates": FEWEST_UPDATES,
         },
         "train": {
             "rehearsed": list(probe.REHEARSED),

@@ -75,6 +75,9 @@ ATTACH = TrainOptions(epochs=30, batch_size=256, learning_rate=1e-2, weight_deca
 ATTACH_TOKENS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-2, weight_decay=0.0)
 """Defaults of fitting exits to a frozen model that is run again for every batch."""
 
+FEWEST_UPDATES = 400
+"""There; few rows are passed more often than `epochs` says, unless the user says how often."""
+
 
 def training_arguments(
     options: TrainOptions, folder: Path, epochs: float, decay: bool = True
