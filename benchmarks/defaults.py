@@ -105,15 +105,17 @@ ATTACH_ONLY = ("stsb", "mrpc")
 
 @dataclass(frozen=True)
 class Config:
-    """One choice of exits and their learning rate."""
+    """One choice of exits and their learning rate; of how many updates at least, in `attach`."""
 
     pooling: Pooling
     hidden: bool
     rate: float
+    updates: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.pooling}{'+hidden' if self.hidden else ''}@{self.rate:g}"
+        more = "+hidden" if self.hidden else "+updates" if self.updates else ""
+        return f"{self.pooling}{more}@{self.rate:g}"
 
     @property
     def spec(self) -> ExitSpec:
@@ -264,8 +266,11 @@ class Bench:
         else:
             fed, rows, defaults = CachedExits(model), vectors(model, known), ATTACH
         options = TrainOptions(learning_rate=config.rate, seed=self.seed, quiet=True, bf16=False)
+        options = options.filled(defaults)
+        fewest = config.updates * (options.batch_size or 1) / len(rows.lengths)
+        options = options.model_copy(update={"epochs": max(options.epochs or 1, fewest)})
         with standardised(model, moments(pooled(model, known))):
-            self._fit(fed, rows, options.filled(defaults))
+            self._fit(fed, rows, options)
         with torch.inference_mode():
             exits = CachedExits(model).eval()
             return stacked(exits(together(pooled(model, unseen)), unseen.teacher).exits)
@@ -385,9 +390,10 @@ def train_configs(setting: Setting) -> list[Config]:
 
 
 def attach_configs() -> list[Config]:
-    """Pooling x rate for linear exits; a hidden layer at one rate."""
+    """Pooling x rate for linear exits; a hidden layer at one rate; attention with more updates."""
+    longer = Config("attention", False, 1e-2, updates=400)
     linear = [Config(pooling, False, rate) for rate in ATTACH_RATES for pooling in POOLINGS]
-    return linear + [Config(pooling, True, 3e-3) for pooling in POOLINGS]
+    return [longer, *linear, *(Config(pooling, True, 3e-3) for pooling in POOLINGS)]
 
 
 @contextlib.contextmanager
