@@ -23,7 +23,7 @@ def images(file: Path) -> Dataset:
     stored = [
         {"bytes": jpeg[start:end].tobytes(), "path": None} for start, end in pairwise(ends.tolist())
     ]
-    kinds = Features({"image": Image(mode="RGB"), "label": ClassLabel(names=CLASSES)})
+    kinds = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     return Dataset.from_dict({"image": stored, "label": packed["labels"].tolist()}, kinds)
 
 

@@ -19,7 +19,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -67,28 +67,35 @@ class Setting:
 
     Attributes:
         learning_rate: of the backbone.
-        epochs: of `train`, and of a plain start made here.
+        epochs: of `train`, and of a plain start made here; so is batch_size.
+        rows: to train on; `attach` takes `attach_rows`.
         longest: texts of more characters are left out.
         plain_rows: make the start of `attach` from so many rows; None takes first_road's.
     """
 
     learning_rate: float
     epochs: float = 2
+    batch_size: int = 32
     rows: int = 1200
+    attach_rows: int = 1200
     held_out: int = 800
     longest: int | None = None
     plain_rows: int | None = None
 
-    @property
-    def train_rates(self) -> list[float]:
-        return sorted({self.learning_rate, 1e-3, 3e-3})
-
 
 SETTINGS = {
     "sst2": Setting(learning_rate=3e-4, held_out=1000, longest=60),
-    "uspto_50k": Setting(learning_rate=3e-4, rows=1000, held_out=400, longest=65),
+    "uspto_50k": Setting(
+        learning_rate=3e-4, batch_size=16, rows=2000, attach_rows=1000, held_out=400, longest=65
+    ),
     "docstrings": Setting(
-        learning_rate=1e-3, epochs=4, rows=2000, held_out=1200, longest=200, plain_rows=3000
+        learning_rate=1e-3,
+        epochs=4,
+        rows=2000,
+        attach_rows=2000,
+        held_out=1200,
+        longest=200,
+        plain_rows=3000,
     ),
     "stsb": Setting(learning_rate=1e-4),
     "mrpc": Setting(learning_rate=1e-4),
@@ -98,15 +105,17 @@ ATTACH_ONLY = ("stsb", "mrpc")
 
 @dataclass(frozen=True)
 class Config:
-    """One choice of exits and their learning rate."""
+    """One choice of exits and their learning rate; of how many updates at least, in `attach`."""
 
     pooling: Pooling
     hidden: bool
     rate: float
+    updates: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.pooling}{'+hidden' if self.hidden else ''}@{self.rate:g}"
+        more = "+hidden" if self.hidden else "+updates" if self.updates else ""
+        return f"{self.pooling}{more}@{self.rate:g}"
 
     @property
     def spec(self) -> ExitSpec:
@@ -122,11 +131,10 @@ class Bench:
         self.work, self.shared, self.starts = work / title, work / name, starts
         self.file = RESULTS / f"{title}.json"
         self.results: dict[str, Any] = read_json(self.file) if self.file.is_file() else {}
+        self.rows = rows
         self.whole, held_out = self._parts()
-        self.training = load_examples(self.whole, max_rows=rows or self.setting.rows, seed=seed)
         mine = np.random.default_rng(CUT).permutation(len(held_out))[seed - 1 :: SEEDS]
         self.held_out = held_out.select(np.sort(mine[: self.setting.held_out]))
-        self.note("data", train=len(self.training), held_out=len(self.held_out))
 
     def _parts(self) -> tuple[Dataset, Dataset]:
         """The rows of train that may be trained on, and those held out."""
@@ -176,6 +184,7 @@ class Bench:
     def train_options(self, rate: float, seed: int | None = None) -> TrainOptions:
         return TrainOptions(
             epochs=self.setting.epochs,
+            batch_size=self.setting.batch_size,
             learning_rate=self.setting.learning_rate,
             head_learning_rate=rate,
             seed=self.seed if seed is None else seed,
@@ -185,12 +194,13 @@ class Bench:
 
     def run(self, part: str, first: int | None) -> None:
         """The first so many configurations of `train` or of `attach`."""
+        rows = self.setting.rows if part == "train" else self.setting.attach_rows
+        self.training = load_examples(self.whole, max_rows=self.rows or rows, seed=self.seed)
+        self.note(part, rows=len(self.training), held_out=len(self.held_out))
         measure = {"train": self.trained, "attach": self.attached}[part]
         configs = train_configs(self.setting) if part == "train" else attach_configs()
-        choose = self.rehearsed if part == "train" else self.probed
-        if "default" not in self.results.get(part, {}):
-            began = time.monotonic()
-            self.note(part, default=choose(), default_seconds=round(time.monotonic() - began, 1))
+        if "chosen" not in self.results[part]:
+            self.note(part, chosen=self.rehearsed() if part == "train" else self.probed())
         for config in configs[:first]:
             path = self.work / "rows" / part / f"{config.name}.npy"
             if not path.is_file():
@@ -256,11 +266,14 @@ class Bench:
         else:
             fed, rows, defaults = CachedExits(model), vectors(model, known), ATTACH
         options = TrainOptions(learning_rate=config.rate, seed=self.seed, quiet=True, bf16=False)
-        with standardised(model, *moments(pooled(model, known))):
-            self._fit(fed, rows, options.filled(defaults))
+        options = options.filled(defaults)
+        fewest = config.updates * (options.batch_size or 1) / len(rows.lengths)
+        options = options.model_copy(update={"epochs": max(options.epochs or 1, fewest)})
+        with standardised(model, moments(pooled(model, known))):
+            self._fit(fed, rows, options)
         with torch.inference_mode():
             exits = CachedExits(model).eval()
-            return stacked(exits(torch.cat(list(pooled(model, unseen))), unseen.teacher).exits)
+            return stacked(exits(together(pooled(model, unseen)), unseen.teacher).exits)
 
     def _fit(self, part: torch.nn.Module, rows: Rows, options: TrainOptions) -> None:
         objective, work = SelfDistillation(), WorkFolder(self.work / "exits")
@@ -347,39 +360,40 @@ class ReplayedTokens(torch.nn.Module):
 
 
 @torch.no_grad()
-def pooled(model: MultiExitModel, tokens: Tokens) -> Iterator[Tensor]:
-    """What each exit pools, (some rows, L-1, width)."""
+def pooled(model: MultiExitModel, tokens: Tokens) -> Iterator[list[Tensor]]:
+    """What each exit pools, (some rows, width)."""
     for block in torch.arange(len(tokens.teacher)).split(64):
         layers, mask = tokens.padded(block)
-        found = [made.pool(x, mask) for made, x in zip(model.exits.values(), layers, strict=True)]
-        yield torch.stack(found, dim=1)
+        yield [made.pool(x, mask) for made, x in zip(model.exits.values(), layers, strict=True)]
+
+
+def together(parts: Iterable[list[Tensor]]) -> Tensor:
+    """All rows, the vectors of all exits one after the other, (rows, widths)."""
+    return torch.cat([torch.cat(part, dim=1) for part in parts])
 
 
 def vectors(model: MultiExitModel, tokens: Tokens) -> Rows:
     """Pooled vectors, full-depth scores and labels, as the rows of a stage."""
-    columns = zip(
-        torch.cat(list(pooled(model, tokens))), tokens.teacher, tokens.labels, strict=True
-    )
+    columns = zip(together(pooled(model, tokens)), tokens.teacher, tokens.labels, strict=True)
     rows = [{"pooled": x, "teacher": scores, "labels": label} for x, scores, label in columns]
     return Rows(rows, torch.ones(len(rows), dtype=torch.long), default_collate)
 
 
 def train_configs(setting: Setting) -> list[Config]:
     """Pooling x hidden at one rate, other rates for linear exits; what decides most comes first."""
-    linear = [Config(pooling, False, 1e-3) for pooling in POOLINGS]
-    others = [rate for rate in setting.train_rates if rate != 1e-3]
-    faster, *slower = (
-        [Config(pooling, False, rate) for pooling in ("cls", "mean", "attention")]
-        for rate in sorted(others, reverse=True)
-    )
+    some: tuple[Pooling, ...] = ("cls", "mean", "attention")
+    others = sorted({setting.learning_rate, 3e-3} - {1e-3}, reverse=True)
+    faster, *slower = ([Config(pooling, False, rate) for pooling in some] for rate in others)
+    crossed = [Config(pooling, False, 1e-3) for pooling in (*some, "pooler")]
     hidden = [Config(pooling, True, 1e-3) for pooling in POOLINGS]
-    return [*linear, *faster, *hidden, *chain.from_iterable(slower)]
+    return [*crossed[:3], *faster, crossed[3], *hidden, *chain.from_iterable(slower)]
 
 
 def attach_configs() -> list[Config]:
-    """Pooling x rate for linear exits; a hidden layer at one rate."""
+    """Pooling x rate for linear exits; a hidden layer at one rate; attention with more updates."""
+    longer = Config("attention", False, 1e-2, updates=400)
     linear = [Config(pooling, False, rate) for rate in ATTACH_RATES for pooling in POOLINGS]
-    return linear + [Config(pooling, True, 3e-3) for pooling in POOLINGS]
+    return [longer, *linear, *(Config(pooling, True, 3e-3) for pooling in POOLINGS)]
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ What it says, with one seed:
   this model; 1,974 rows are too few for it.
 - SICK: confidence policies keep full depth's score at 1.5x and lose 0.3 to 0.7 points near 2x;
   `fixed` loses 1.5 and 4.1 there. Patience is hardly above `fixed` at equal cost.
+- CIFAR-10: these ResNets have seen the tune rows, and their early blocks know little of the class:
+  early exit costs many points already at 1.5x.
 - PABEE's claim, patience as good as full depth at about 1.5x: see
   [first-studies.md](first-studies.md), with more seeds and paired intervals.
 """

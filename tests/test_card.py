@@ -225,6 +225,15 @@ def test_what_the_owner_writes_inside_it_is_rewritten(folder: Path) -> None:
     assert (folder / README).read_bytes() == before
 
 
+def test_yaml_that_cannot_be_read_stays_and_our_part_is_kept_true(folder: Path) -> None:
+    yaml = "---\n[not: yaml\n---\n"
+    (folder / README).write_text(f"{yaml}<!-- offramp:card --><!-- /offramp:card -->")
+    MultiExitModel.from_pretrained(folder).save_pretrained(folder)
+    text = (folder / README).read_text()
+    assert text.startswith(yaml)
+    assert "offramp predict" in text
+
+
 @pytest.mark.parametrize(
     "own",
     [
@@ -232,7 +241,6 @@ def test_what_the_owner_writes_inside_it_is_rewritten(folder: Path) -> None:
         b"---\nlicense: mit\n---\nMine",
         b"\xff\xfe",
         b"<!-- offramp:card -->\nno end",
-        b"---\n[not: yaml\n---\n<!-- offramp:card --><!-- /offramp:card -->",
     ],
 )
 def test_a_readme_of_somebody_else_is_never_written_over(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -19,11 +21,13 @@ from safetensors.torch import load_file
 from offramp.backbones import CifarResNetForImageClassification
 from offramp.calibration import calibrate
 from offramp.data import dataset_ids, load_examples, split_examples
+from offramp.data.images import lazy_images, upright_rgb
 from offramp.engines import cost_model, inputs_of, load_processor, record
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import ExitSpec
-from offramp.model import MultiExitModel
+from offramp.model import Head, MultiExitModel, load_stock
 from offramp.prediction import Predictor, pipeline, predict
+from offramp.prediction.items import ImageItems
 from offramp.testing import (
     save_tiny,
     save_tiny_stock,
@@ -35,6 +39,7 @@ from offramp.testing import (
     tiny_tokenizer,
 )
 from offramp.training import TrainOptions, attach
+from offramp.training.preparing import encoded_rows
 
 pytest_plugins = ("cli_fixtures",)
 SHARED = Path(os.environ.get("OFFRAMP_SHARED", "../shared"))
@@ -93,9 +98,24 @@ def test_an_image_is_upright_and_rgb(tmp_path: Path) -> None:
     exif = Pillow.Exif()
     exif[0x0112] = 6  # the camera lay on its side
     turned.save(tmp_path / "a.png", exif=exif)
-    (image,) = load_examples(tmp_path)["image"]
+    (image,) = (lazy.open() for lazy in lazy_images(load_examples(tmp_path)))
     assert (image.mode, image.size) == ("RGB", (8, 4))
     assert image.getpixel((7, 0)) == (200, 200, 200)
+
+
+def test_sixteen_bits_a_pixel_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    Pillow.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    grey = upright_rgb(Pillow.open(tmp_path / "a.png"))
+    assert [grey.getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
+
+
+def test_training_and_prediction_open_an_image_alike(tmp_path: Path) -> None:
+    Pillow.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "a.png")
+    inputs, rows = inputs_of(tiny_image_processor()), load_examples(tmp_path)
+    trained_on = inputs.collate({"image": inputs.encode(rows)["image"][:]})["pixel_values"]
+    (answered,), _ = ImageItems(inputs).read([tmp_path / "a.png"])
+    batch = inputs.collate({"image": [answered.columns["image"]]})
+    assert torch.equal(batch["pixel_values"], trained_on)
 
 
 def test_digits_are_built_in_and_cut_by_content() -> None:
@@ -121,7 +141,6 @@ def test_equal_files_stay_together_when_a_set_is_cut(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("image\nnowhere.png\n", ["row 0 (line 2)", "nowhere.png", "no file"]),
-        ("image,text\na.png,b\n", ["image", "text", "--image COLUMN"]),
         ("picture,photo\na.png,b.png\n", ["picture, photo", "--image COLUMN"]),
         ("number\n1\n", ["no column is known as text", "as image", "--image COLUMN"]),
     ],
@@ -149,7 +168,7 @@ def test_a_broken_image_is_named_by_its_row_before_the_work_starts(
     paths = write_pictures(tmp_path / "pictures")
     paths[3].write_bytes(paths[3].read_bytes()[:60] if harm is None else harm)
     source = save_tiny_stock(tmp_path / "stock", "vit")
-    with pytest.raises(DataError, match=r"Row 3 \(from 0\) is no image"):
+    with pytest.raises(DataError, match=r"Row 3 \(from 0\).*3\.png, is no image"):
         attach(source, tmp_path / "pictures", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -178,6 +197,88 @@ def test_pillow_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(Exception, match=r"pip install 'offramp\[images\]'"):
         load_examples("digits", split="train")
+
+
+def test_a_column_called_like_one_of_images_leaves_texts_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,file_name,label\na film,a.png,x\n")
+    assert load_examples(tmp_path / "a.csv")["text"][:] == ["a film"]
+    both = Dataset.from_dict({"text": ["a"], "image": tiny_pictures(1)})
+    with pytest.raises(DataError, match="more than one column could be the input: text, image"):
+        load_examples(both)
+
+
+def test_images_that_another_tool_wrote_as_bytes_and_path_are_read(tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path, 1)
+    stored = {"bytes": path.read_bytes(), "path": None}
+    pq.write_table(pa.table({"image": [stored]}), tmp_path / "a.parquet")
+    (image,) = (lazy.open() for lazy in lazy_images(load_examples(tmp_path / "a.parquet")))
+    assert pixels(image) == pixels(tiny_pictures(1)[0])
+    pq.write_table(
+        pa.table({"image": [stored, {"bytes": None, "path": None}]}), tmp_path / "b.parquet"
+    )
+    with pytest.raises(DataError, match="row 1: 'image' is an empty image"):
+        load_examples(tmp_path / "b.parquet")
+
+
+def test_hidden_files_are_no_rows_and_splits_are_no_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a" / "cat", 2)
+    write_pictures(tmp_path / "a" / ".ipynb_checkpoints", 1)
+    assert load_examples(tmp_path / "a")["label"][:] == ["cat", "cat"]
+    for split in ("train", "test"):
+        write_pictures(tmp_path / "b" / split, 1)
+    with pytest.raises(DataError, match="splits test, train and no split"):
+        load_examples(tmp_path / "b")
+    with pytest.raises(
+        DataError, match=r"no split 'tset'. Did you mean 'test'\? It has: test, train"
+    ):
+        load_examples(tmp_path / "b", split="tset")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("arch", ["vit", "cifar_resnet"])
+def test_images_are_answered_in_every_dtype(arch: str, dtype: str, tmp_path: Path) -> None:
+    predictor = Predictor.load(save_tiny(tmp_path / "model", arch), "full", dtype=dtype)
+    answers = list(predict(predictor, tiny_pictures(5)))
+    assert [answer["exit_layer"] for answer in answers] == [6] * 5
+
+
+def test_another_image_processor_starts_a_run_anew(tmp_path: Path) -> None:
+    source = save_tiny_stock(tmp_path / "stock", "vit")
+    model = MultiExitModel.from_pretrained(source)
+    rows = load_examples(Dataset.from_dict({"image": tiny_pictures(4)}))
+    other = tiny_image_processor()
+    other.image_mean = [0.1, 0.2, 0.3]
+    made = [encoded_rows(rows, model, p, None) for p in (tiny_image_processor(), other)]
+    assert made[0].fingerprint() != made[1].fingerprint()
+    assert (
+        made[0].fingerprint()
+        == encoded_rows(rows, model, tiny_image_processor(), None).fingerprint()
+    )
+
+
+def test_a_new_head_on_a_convolutional_network_starts_without_bias(tmp_path: Path) -> None:
+    source = save_tiny_stock(tmp_path / "stock", "cifar_resnet")
+    head = Head(problem_type="single_label_classification", labels=tuple("abcdefg"))
+    assert load_stock(source, head).classifier.bias.tolist() == [0.0] * 7
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    own = tiny_stock("cifar_resnet").state_dict()
+    with pytest.raises(ModelError, match="not the weights of a CIFAR ResNet"):
+        CifarResNetForImageClassification.from_released(own, list("abc"))
+
+
+def test_a_stream_of_pictures_is_read_one_batch_ahead(tmp_path: Path) -> None:
+    taken = []
+
+    def endless() -> Any:
+        for picture in tiny_pictures(100):
+            taken.append(picture)
+            yield picture
+
+    predictor = Predictor.load(save_tiny(tmp_path / "model", "vit"), "full", max_rows=4)
+    next(iter(predict(predictor, endless())))
+    assert len(taken) == 4
 
 
 def test_a_map_has_no_first_token_to_pool() -> None:
@@ -249,7 +350,7 @@ def test_a_bad_picture_among_good_ones_is_named(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path / "pictures")
     paths[2].write_bytes(b"no image")
     predictor = Predictor.load(save_tiny(tmp_path / "model", "vit"), "full")
-    with pytest.raises(DataError, match=r"Row 2 \(from 0\) is no image"):
+    with pytest.raises(DataError, match=r"Row 2 \(from 0\).*2\.png, is no image"):
         list(predict(predictor, tmp_path / "pictures"))
     with pytest.raises(DataError, match=r"nowhere\.png"):
         list(predict(predictor, ["nowhere.png"]))
@@ -282,6 +383,8 @@ def test_training_moves_the_statistics_of_batch_norms_and_saves_them(tmp_path: P
     before = tiny_stock("cifar_resnet").state_dict()[name.removeprefix("stock.")]
     assert not torch.equal(model.state_dict()[name], before)
     assert torch.equal(model.state_dict()[name], again.state_dict()[name])
+    counted = again.state_dict()[name.replace("running_mean", "num_batches_tracked")]
+    assert counted == options.max_steps  # and not the batches that were only timed
     batch = tiny_pixels(4)
     with torch.no_grad():
         assert torch.equal(model.eval()(**batch).logits, again(**batch).logits)

@@ -79,8 +79,8 @@ def without_part(text: str, name: str) -> str | None:
     return emptied.partition(begin)[0] + emptied.partition(end)[2].lstrip()
 
 
-def with_front(text: str, change: Callable[[ModelCardData], None]) -> str | None:
-    """The text with its YAML changed; None where the YAML there cannot be read."""
+def with_front(text: str, change: Callable[[ModelCardData], None]) -> str:
+    """The text with its YAML changed; as it is where the YAML there cannot be read."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK, ModelCard
 
     if not REGEX_YAML_BLOCK.search(text):
@@ -92,8 +92,8 @@ def with_front(text: str, change: Callable[[ModelCardData], None]) -> str | None
         return text if card.data.to_dict() == before else str(card)
     # whatever is wrong with YAML of others, it is theirs
     except Exception as problem:
-        logger.debug("YAML of a model card: %s", problem)
-        return None
+        logger.info("The YAML of the model card cannot be read and stays as it is: %s", problem)
+        return text
 
 
 def read_card(path: Path) -> str | None:

@@ -26,7 +26,7 @@ from offramp.data import (
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
-from offramp.engines import TorchEngine, plan_batches, processor_fingerprint, record
+from offramp.engines import TorchEngine, load_processor, plan_batches, processor_fingerprint, record
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
@@ -55,6 +55,7 @@ class Recipe(Strict):
     Attributes:
         source: fingerprint of the classifier's weights.
         data: fingerprint of the rows its exits were trained on.
+        processor: fingerprint of what makes numbers of them.
         tune_share, seed: how rows were kept from training; None where they were given apart.
         made: fingerprint of the result.
     """
@@ -62,6 +63,7 @@ class Recipe(Strict):
     schema_version: Literal[1] = 1
     source: str
     data: str
+    processor: str
     tune_share: float | None
     seed: int
     pooling: str | None
@@ -185,6 +187,7 @@ def tune(
         wanted = Recipe(
             source=weights_fingerprint(loaded.stock),
             data=data_fingerprint(parts["train"]),
+            processor=processor_fingerprint(load_processor(source, loaded.backbone.reads)),
             tune_share=share,
             seed=seed,
             pooling=pooling,
@@ -327,11 +330,11 @@ def _made_as(folder: Path, wanted: Recipe) -> bool:
 
 def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
     """The exit table of these rows, recorded unless it is there."""
-    model, tokenizer = predictor.model, predictor.processor
+    model, processor = predictor.model, predictor.processor
     wanted = {
         "role": "tune",
         "model_fingerprint": model.fingerprint(),
-        "processor_fingerprint": processor_fingerprint(tokenizer),
+        "processor_fingerprint": processor_fingerprint(processor),
         "data_fingerprint": data_fingerprint(rows),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
@@ -342,7 +345,7 @@ def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
             return table
     except OfframpError:
         pass
-    return record(model, rows, place, "tune", processor=tokenizer)
+    return record(model, rows, place, "tune", processor=processor)
 
 
 def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:

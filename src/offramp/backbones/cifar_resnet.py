@@ -26,6 +26,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from offramp.backbones.base import Batch, Flow, take_rows
 from offramp.backbones.encoders import BACKBONES
+from offramp.errors import ModelError
 from offramp.exits import Pooling
 
 MODEL_TYPE = "cifar_resnet"
@@ -98,7 +99,7 @@ class CifarResNet(nn.Module):
         )
 
     def stem(self, pixel_values: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(pixel_values)))
+        return F.relu(self.bn1(self.conv1(pixel_values.to(self.conv1.weight.dtype))))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """The map after the stem and after each block."""
@@ -125,18 +126,32 @@ class CifarResNetForImageClassification(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def from_released(
         cls, weights: Mapping[str, Tensor], labels: Sequence[str]
     ) -> CifarResNetForImageClassification:
-        """The network of a state dict of github.com/akamaster/pytorch_resnet_cifar10."""
+        """The network of a state dict of github.com/akamaster/pytorch_resnet_cifar10.
+
+        Raises:
+            ModelError: the weights are not those of such a network, or not for these labels.
+        """
+        weights = {name.removeprefix("module."): leaf for name, leaf in weights.items()}
         names = (re.match(r"layer(\d)\.\d+\.conv1", name) for name in weights)
         stages = Counter(int(found[1]) for found in names if found)
         blocks = [stages[stage] for stage in sorted(stages)]
         config = CifarResNetConfig(blocks, id2label=dict(enumerate(labels)))
-        model = cls(config)
-        model.load_state_dict({_renamed(name, blocks): leaf for name, leaf in weights.items()})
+        try:
+            model = cls(config)
+            model.load_state_dict({_renamed(name, blocks): leaf for name, leaf in weights.items()})
+        except (RuntimeError, ValueError) as problem:
+            said = str(problem).strip().split("\n")[0]
+            raise ModelError(
+                f"These are not the weights of a CIFAR ResNet of three stages with {len(labels)} "
+                f"labels: {said}"
+            ) from problem
         return model.eval()
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -146,14 +161,12 @@ class CifarResNetForImageClassification(PreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
-        labels: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput:
         states = self.resnet(pixel_values)
         logits = self.head(states[-1])
         return ImageClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,
             hidden_states=tuple(states) if output_hidden_states else None,
         )

@@ -81,7 +81,7 @@ class OperatingPoint(Strict):
         return make_policy(self.policy)
 
     def check(self, model_fingerprint: str, processor_fingerprint: str | None = None) -> None:
-        """Refuse a point that was chosen for another model or tokenizer. Raises PointError."""
+        """Refuse a point that was chosen for another model or processor. Raises PointError."""
         for what, mine, other in (
             ("model", self.model_fingerprint, model_fingerprint),
             ("processor", self.processor_fingerprint, processor_fingerprint),

@@ -73,7 +73,7 @@ Output = Annotated[
 ]
 Pooling = Annotated[
     str | None,
-    typer.Option("--pooling", help="Of the exits: cls, pooler, mean or attention; else measured."),
+    typer.Option("--pooling", help="Of the exits: cls, pooler, mean or attention."),
 ]
 Epochs = Annotated[
     float | None,

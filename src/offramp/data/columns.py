@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offramp.data.images import NAMES as IMAGES
-from offramp.data.sources import Source
+from offramp.data.sources import Source, as_arrow
 from offramp.errors import ConfigError, DataError
 from offramp.registry import nearest
 
@@ -85,8 +84,9 @@ def choose_columns(
 
 def _conventional_input(source: Source) -> tuple[str | None, str | None, str | None]:
     """The text, its pair and the image, at least two of them None."""
-    texts = [(*names, None) for names in _known_texts(source)]
-    found = texts + [(None, None, image) for image in _known_images(source)]
+    texts = _known_texts(source)
+    images = source.images if texts else _known_images(source)
+    found = [(*names, None) for names in texts] + [(None, None, image) for image in images]
     if len(found) == 1:
         return found[0]
     if found:
@@ -149,7 +149,7 @@ def _listing(source: Source) -> str:
 
 def read_text(source: Source, column: str) -> pa.ChunkedArray:
     """A column of text, (rows,); a missing or other value is an error that names the row."""
-    values = _arrow(source, column)
+    values = as_arrow(source, column)
     if values.type == pa.null():
         raise DataError(f"{source.name}: column '{column}' is missing in every row.")
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
@@ -168,7 +168,7 @@ def read_text(source: Source, column: str) -> pa.ChunkedArray:
 
 def read_label(source: Source, column: str) -> pa.ChunkedArray | None:
     """A column of labels: text, int64, float64 or lists of these; None if all are missing."""
-    values = _arrow(source, column)
+    values = as_arrow(source, column)
     if source.untyped:
         values = _numbers(values)
     kind = _label_type(values.type)
@@ -200,15 +200,6 @@ def _label_type(kind: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _arrow(source: Source, column: str) -> pa.ChunkedArray:
-    values = source.read(column)
-    if isinstance(values, list):
-        return pa.chunked_array([_typed(source, column, values)])
-    if pa.types.is_dictionary(values.type):
-        return values.cast(values.type.value_type)
-    return values
-
-
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(
     r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
@@ -225,42 +216,3 @@ def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     elif all(_FLOAT.fullmatch(cell) for cell in filled):
         parse = float
     return pa.chunked_array([pa.array([None if cell is None else parse(cell) for cell in cells])])
-
-
-def _typed(source: Source, column: str, values: list[Any]) -> pa.Array:
-    """Python values as one Arrow type; a value of another kind is named with its row."""
-    kinds = [_kind(value) for value in values]
-    counts = Counter(kind for kind in kinds if kind is not None)
-    if len(counts) > 1:
-        usual = counts.most_common(1)[0][0]
-        row = next(row for row, kind in enumerate(kinds) if kind not in (None, usual))
-        raise DataError(
-            f"{source.name}: {source.place(row)}: '{column}' is {kinds[row]} where other rows "
-            f"hold {usual}."
-        )
-    try:
-        return pa.array(values)
-    except _ARROW_REFUSES as problem:
-        bad = next((row for row, value in enumerate(values) if not _convertible(value)), 0)
-        raise DataError(f"{source.name}: {source.place(bad)}: '{column}': {problem}.") from None
-
-
-_ARROW_REFUSES = (pa.ArrowException, OverflowError, UnicodeEncodeError)
-
-
-def _kind(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, list):
-        inner = {str(_kind(item)) for item in value}
-        return f"a list of {' and '.join(sorted(inner))}" if inner else None
-    kinds = {str: "text", int: "a number", float: "a number", bool: "true/false"}
-    return kinds.get(type(value), "an object")
-
-
-def _convertible(value: Any) -> bool:
-    try:
-        pa.array([value])
-    except _ARROW_REFUSES:
-        return False
-    return True

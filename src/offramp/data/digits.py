@@ -25,7 +25,7 @@ def load() -> DatasetDict:
         "label": digits.target.tolist(),
     }
     names = ClassLabel(names=[str(name) for name in digits.target_names])
-    whole = Dataset.from_dict(columns, Features({"image": Image(mode="RGB"), "label": names}))
+    whole = Dataset.from_dict(columns, Features({"image": Image(), "label": names}))
     return DatasetDict(split_examples(whole, SHARES, SPLIT_SEED))
 
 

@@ -6,6 +6,7 @@ becomes pixels when it is asked for: a folder of photographs does not fit into m
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -13,23 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
-from offramp.data.sources import Source
+from offramp.data.sources import Source, as_arrow
 from offramp.errors import DataError, MissingExtraError
 
 NAMES = ("image", "img", "picture", "photo", "image_path", "file_name")
 """Column names known to hold images or the paths of image files."""
 
+MOST_BYTES = 2**31 - 1
+"""What Arrow can hold in one piece."""
+
 STORED = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def image_feature() -> Image:
-    """Decodes to RGB, turned as the camera's own note says."""
+    """Raises MissingExtraError where images cannot be read."""
     needs_pillow()
-    return Image(mode="RGB")
+    return Image()
 
 
 def needs_pillow() -> None:
@@ -46,14 +52,17 @@ def read_images(source: Source, column: str) -> pa.ChunkedArray:
     Paths are relative to the file they stand in. A missing or other value is an error that
     names the row.
     """
-    values = source.read(column)
-    if isinstance(values, list):
-        values = pa.chunked_array([pa.array(values, from_pandas=True)])
+    values = as_arrow(source, column)
     if values.null_count:
-        row = values.to_pylist().index(None)
+        row = pc.index(values.is_null(), True).as_py()
         raise DataError(f"{source.name}: {source.place(row)}: '{column}' is missing.")
-    if column in source.images:
-        return values.cast(STORED)
+    if values.nbytes > MOST_BYTES:
+        raise DataError(
+            f"{source.name}: column '{column}' holds {values.nbytes / 1e9:.0f} GB of images, more "
+            "than are kept in memory. Save them as files and give their folder, or their paths."
+        )
+    if column in source.images or _is_stored(values.type):
+        return _with_content(source, column, values.cast(STORED))
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         paths = [_found(source, column, row, path) for row, path in enumerate(values.to_pylist())]
         return pa.chunked_array([_stored(pa.nulls(len(paths), pa.binary()), pa.array(paths))])
@@ -66,13 +75,33 @@ def read_images(source: Source, column: str) -> pa.ChunkedArray:
     )
 
 
+def _is_stored(kind: pa.DataType) -> bool:
+    """As `datasets` writes images, perhaps by another tool that does not say so."""
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def _with_content(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The stored images; DataError where one has neither bytes nor a path."""
+    for row, (raw, path) in enumerate(_halves(values)):
+        if not raw and path is None:
+            raise DataError(f"{source.name}: {source.place(row)}: '{column}' is an empty image.")
+    return values
+
+
+def _halves(values: pa.ChunkedArray) -> Iterator[tuple[bool, str | None]]:
+    """Whether an image has bytes, and its path."""
+    for chunk in values.chunks:
+        has_bytes = chunk.field("bytes").is_valid().to_pylist()
+        yield from zip(has_bytes, chunk.field("path").to_pylist(), strict=True)
+
+
 def _stored(raw: pa.Array, paths: pa.Array) -> pa.StructArray:
     return pa.StructArray.from_arrays([raw, paths], fields=list(STORED))
 
 
 def _found(source: Source, column: str, row: int, path: str) -> str:
     whole = Path(source.folder, os.path.expanduser(path))
-    if not whole.is_file():
+    if not os.path.isfile(whole):  # unlike Path.is_file it bears any name
         raise DataError(
             f"{source.name}: {source.place(row)}: '{column}' names {whole}, which is no file. "
             "Paths count from the folder of the file they stand in."
@@ -103,7 +132,8 @@ def lazy_images(dataset: Dataset) -> Iterator[LazyImage]:
     rows = iter(dataset["row"][:] if "row" in dataset.column_names else range(len(dataset)))
     for table in view.iter(batch_size=100):
         for stored in table.column("image").to_pylist():
-            yield LazyImage(stored, f"Row {next(rows)} (from 0)")
+            file = f", {stored['path']}," if stored["path"] and stored["bytes"] is None else ""
+            yield LazyImage(stored, f"Row {next(rows)} (from 0){file}")
 
 
 def image_files(dataset: Dataset) -> Iterator[bytes]:
@@ -117,7 +147,7 @@ def file_bytes(stored: Mapping[str, Any]) -> bytes:
         return bytes(stored["bytes"])
     try:
         return Path(stored["path"]).read_bytes()
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         raise DataError(f"{stored['path']}: cannot be read: {problem}.") from problem
 
 
@@ -138,12 +168,33 @@ def open_image(data: bytes, what: str) -> Any:
     """A PIL image, RGB and upright. Raises DataError where the bytes are none."""
     needs_pillow()
     import PIL.Image
-    import PIL.ImageOps
+
+    with _refusing(what), PIL.Image.open(io.BytesIO(data)) as opened:
+        return upright_rgb(opened, what)
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Whatever Pillow says of a broken image as a DataError."""
+    import PIL.Image
 
     try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
-            return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+        yield
     # a broken PNG is a SyntaxError to Pillow, a huge one a DecompressionBombError
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as problem:
-        said = str(problem).replace("<_io.BytesIO object at ", "<")
+        said = str(problem).replace("<_io.BytesIO object at ", "<").rstrip(".")
         raise DataError(f"{what} is no image that can be opened: {said}.") from problem
+
+
+def upright_rgb(image: Any, what: str = "An image") -> Any:
+    """A PIL image as RGB, turned as the camera's own note says. Raises DataError."""
+    import PIL.ImageOps
+
+    with _refusing(what):
+        upright = PIL.ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # whole numbers, which RGB would cut off at 255
+            upright = upright.convert("I")
+            if np.asarray(upright).max() > 255:
+                upright = upright.point(lambda value: value * (1 / 257))
+            upright = upright.convert("L")
+        return upright.convert("RGB")

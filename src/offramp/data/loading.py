@@ -47,7 +47,7 @@ def load_examples(
             of the file, and the same rows wherever they stand. Duplicates count as rows.
 
     Returns:
-        `text` and `text_pair` as str, `image` as a PIL image (RGB), `label` as it stands in the
+        `text` and `text_pair` as str, `image` as a PIL image, `label` as it stands in the
         source (str, int, float or a list; numbers are read from CSV and TSV cells), `row` =
         number in the source, from 0.
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,7 @@ def _images(features: Features) -> tuple[str, ...]:
 
 # --- a folder of images ---------------------------------------------------------------
 
+SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test"}
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -143,15 +145,22 @@ def _folder(path: Path, split: str | None) -> Source:
     """FOLDER/CLASS/file, FOLDER/SPLIT/CLASS/file, or files without classes."""
     root = path if split is None else path / split
     found = (file for file in root.rglob("*") if file.suffix.lower() in IMAGE_FILES)
-    files = sorted(file.relative_to(root) for file in found)
+    inside = (file.relative_to(root) for file in found)
+    files = sorted(file for file in inside if not any(p.startswith(".") for p in file.parts))
     if not files:
+        there = sorted(part.name for part in path.iterdir() if part.is_dir())
+        if split is not None and there:
+            raise DataError(
+                f"{path} has no split '{split}'.{nearest(split, there)} It has: {', '.join(there)}."
+            )
         raise DataError(
             f"{root}: holds no images ({', '.join(IMAGE_FILES)}). Data is a file, a hub id, or a "
             "folder of images with one subfolder per class."
         )
     depths = {len(file.parts) for file in files}
-    if depths == {3} and split is None:
-        names = sorted({file.parts[0] for file in files})
+    names = sorted({file.parts[0] for file in files})
+    unsplit = depths == {3} or (depths == {2} and SPLITS.issuperset(names))
+    if unsplit and split is None:
         raise DataError(
             f"{path} has the splits {', '.join(names)} and no split was given. "
             "Name one with --split (split=...)."
@@ -343,3 +352,55 @@ _READERS: dict[str, Callable[[Path, bytes], Source]] = {
     ".jsonl": _jsonl,
     ".parquet": _parquet,
 }
+
+
+# --- values ---------------------------------------------------------------------------
+
+
+def as_arrow(source: Source, column: str) -> pa.ChunkedArray:
+    """A column of one Arrow type; a value of another kind is named with its row."""
+    values = source.read(column)
+    if isinstance(values, list):
+        return pa.chunked_array([_typed(source, column, values)])
+    if pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    return values
+
+
+def _typed(source: Source, column: str, values: list[Any]) -> pa.Array:
+    """Python values as one Arrow type; a value of another kind is named with its row."""
+    kinds = [_kind(value) for value in values]
+    counts = Counter(kind for kind in kinds if kind is not None)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        row = next(row for row, kind in enumerate(kinds) if kind not in (None, usual))
+        raise DataError(
+            f"{source.name}: {source.place(row)}: '{column}' is {kinds[row]} where other rows "
+            f"hold {usual}."
+        )
+    try:
+        return pa.array(values)
+    except _ARROW_REFUSES as problem:
+        bad = next((row for row, value in enumerate(values) if not _convertible(value)), 0)
+        raise DataError(f"{source.name}: {source.place(bad)}: '{column}': {problem}.") from None
+
+
+_ARROW_REFUSES = (pa.ArrowException, OverflowError, UnicodeEncodeError)
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        inner = {str(_kind(item)) for item in value}
+        return f"a list of {' and '.join(sorted(inner))}" if inner else None
+    kinds = {str: "text", int: "a number", float: "a number", bool: "true/false"}
+    return kinds.get(type(value), "an object")
+
+
+def _convertible(value: Any) -> bool:
+    try:
+        pa.array([value])
+    except _ARROW_REFUSES:
+        return False
+    return True

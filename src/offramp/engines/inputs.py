@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset, Value
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerBase
+import transformers
+from datasets import Dataset, Image, Value
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from offramp.backbones import Batch
-from offramp.data.images import LazyImage, check_images, needs_pillow
+from offramp.data.images import LazyImage, check_images, needs_pillow, upright_rgb
 from offramp.data.memory import with_columns
 from offramp.data.tokens import encode, load_tokenizer
 from offramp.engines.batching import collate
 from offramp.errors import ConfigError, DataError, ModelError
-from offramp.storage import fingerprint
+from offramp.model.bounds import UNUSABLE
+from offramp.storage import fingerprint, read_json
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -88,16 +90,30 @@ class ImageInputs:
             return dataset
         check_images(dataset)
         # all images cost the same, so one is the length of each
-        return with_columns(dataset, {"length": ([1] * len(dataset), Value("int32"))})
+        counted = with_columns(dataset, {"length": ([1] * len(dataset), Value("int32"))})
+        return counted.cast_column("image", Image(decode=False))
 
     def collate(self, columns: Columns, device: torch.device | str = "cpu") -> Batch:
-        images = [i.open() if isinstance(i, LazyImage) else i for i in columns["image"]]
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        images = [_opened(image) for image in columns["image"]]
+        try:
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        except (ValueError, TypeError) as problem:
+            raise DataError(
+                f"The image processor makes no batch of these images: {problem} Does it bring all "
+                "to one size (do_resize, size)?"
+            ) from problem
         return {"pixel_values": pixels.to(device)}
 
     def fingerprint(self) -> str:
         settings = json.loads(self.processor.to_json_string())
         return fingerprint(json.dumps(settings, sort_keys=True))
+
+
+def _opened(image: Any) -> Any:
+    """A PIL image from one, from a lazy one, or from what `datasets` stores."""
+    if isinstance(image, Mapping):
+        image = LazyImage(image, str(image["path"] or "An image"))
+    return image.open() if isinstance(image, LazyImage) else upright_rgb(image)
 
 
 def inputs_of(processor: Any) -> Inputs:
@@ -124,11 +140,20 @@ def load_processor(folder: Path, reads: str) -> Any:
 def _image_processor(folder: Path) -> BaseImageProcessor:
     needs_pillow()
     try:
-        # Pillow's arithmetic, whatever else is installed: the same pixels on every machine
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+        return _in_pillow(folder).from_pretrained(folder)
+    except (*UNUSABLE, ModelError) as problem:
         reason = str(problem).strip().split("\n")[0].strip(" :.")
         raise ModelError(
             f"{folder}: no usable image processor ({reason}). Save the model's own beside it: "
             f"AutoImageProcessor.from_pretrained(...).save_pretrained('{folder}')."
         ) from problem
+
+
+def _in_pillow(folder: Path) -> Any:
+    """The class named in the folder, in Pillow's arithmetic: the same pixels on every machine."""
+    settings = read_json(folder / "preprocessor_config.json", ModelError)
+    kind = settings.get("image_processor_type") if isinstance(settings, dict) else None
+    name = str(kind).removesuffix("Fast").removesuffix("Pil") + "Pil"
+    if not hasattr(transformers, name):
+        raise ModelError(f"no image processor '{kind}' that works with Pillow is known")
+    return getattr(transformers, name)

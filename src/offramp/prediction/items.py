@@ -14,6 +14,7 @@ from offramp.data.hashing import image_id
 from offramp.data.images import LazyImage, file_bytes
 from offramp.data.tokens import encode_texts, token_limit
 from offramp.engines import Inputs, TextInputs
+from offramp.engines.batching import WINDOW
 from offramp.errors import DataError
 from offramp.model import MultiExitModel
 
@@ -41,10 +42,12 @@ class Items(Protocol):
 
     Attributes:
         longest: row in tokens, or None.
+        ahead: how many batches' worth of rows a stream reads ahead.
         usual_top_k: answers per item that transformers' pipeline gives; None is the best alone.
     """
 
     longest: int | None
+    ahead: int
     usual_top_k: int | None
 
     def is_one(self, given: Any) -> bool:
@@ -69,6 +72,7 @@ def items_of(model: MultiExitModel, inputs: Inputs, max_length: int | None) -> I
 class TextItems:
     """Texts and pairs of texts."""
 
+    ahead = WINDOW
     usual_top_k: int | None = None
 
     def __init__(self, inputs: TextInputs, longest: int | None) -> None:
@@ -103,6 +107,7 @@ class ImageItems:
     """Images, each opened when its batch is made."""
 
     longest: int | None = None
+    ahead = 1  # images are large, and there is nothing to sort them by
     usual_top_k: int | None = 5
 
     def __init__(self, inputs: Inputs) -> None:
@@ -152,8 +157,15 @@ def _image_row(item: Item) -> Row:
     if isinstance(image, LazyImage):
         return Row(image_id(file_bytes(image.stored)), 1, {"image": image})
     if hasattr(image, "convert") and hasattr(image, "tobytes"):
-        return Row(image_id(image.tobytes()), 1, {"image": image.convert("RGB")})
+        return Row(image_id(_pixels(image)), 1, {"image": image})
     raise DataError(
         f"Not an image: {str(item)[:80]!r}, a {type(item).__name__}. Give the path of an image "
         'file, a PIL image, or a dict {"image": either}.'
     )
+
+
+def _pixels(image: Any) -> bytes:
+    try:
+        return bytes(image.tobytes())
+    except (OSError, ValueError) as problem:
+        raise DataError(f"An image cannot be read: {problem}.") from problem

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from offramp.engines import windows
-from offramp.engines.batching import WINDOW
 from offramp.errors import DataError
 from offramp.prediction.items import Item
 from offramp.prediction.labels import BROKEN, Labels, Scores, function
@@ -94,6 +94,8 @@ class Classifier:
         if isinstance(inputs, list):
             return answers(inputs)
         try:
+            if isinstance(inputs, bytes | np.ndarray):
+                raise TypeError
             asked = iter(inputs)
         except TypeError:
             raise DataError(
@@ -105,7 +107,7 @@ class Classifier:
     def _lazily(
         self, items: Iterable[Item], answers: Callable[[list[Item]], list[Any]]
     ) -> Iterator[Any]:
-        for window in windows(items, WINDOW * self.predictor.max_rows):
+        for window in windows(items, self.predictor.items.ahead * self.predictor.max_rows):
             yield from answers(window)
 
     def _said(

@@ -93,7 +93,7 @@ class Predictor:
         max_length: int | None = None,
         **hub: Any,
     ) -> Self:
-        """Load model, tokenizer and point from a folder or hub id.
+        """Load model, processor and point from a folder or hub id.
 
         Args:
             device: None is the first GPU, or the CPU where there is none.
@@ -123,7 +123,7 @@ class Predictor:
         """The policy a point stands for, checked against the model.
 
         Raises:
-            PointError: no such point, or one that was chosen for another model or tokenizer.
+            PointError: no such point, or one that was chosen for another model or processor.
             ConfigError: a policy that does not fit the task.
         """
         if isinstance(point, str):

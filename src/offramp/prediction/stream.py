@@ -13,7 +13,6 @@ from datasets import Dataset, DatasetDict
 from offramp.data import load_examples
 from offramp.data.images import lazy_images
 from offramp.engines import windows
-from offramp.engines.batching import WINDOW
 from offramp.policies import Policy
 from offramp.prediction.items import Item
 from offramp.prediction.labels import Labels
@@ -72,6 +71,8 @@ def numbered(data: Data, columns: dict[str, Any]) -> Iterable[Numbered]:
 
 def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
     """Row numbers and items of loaded examples, from the given one on."""
+    if first >= len(examples):
+        return
     if "image" in examples.column_names:
         rows = examples.select(range(first, len(examples)))
         yield from zip(rows["row"][:], lazy_images(rows), strict=True)
@@ -91,9 +92,9 @@ def blocks(
     scores: bool,
     seen: Callable[[Sequence[Answer]], object] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Entries of a few thousand rows at a time; says at the end how many texts were cut."""
+    """Entries of a window of rows at a time; says at the end how many texts were cut."""
     labels, cut, total = Labels(predictor.model), 0, 0
-    for window in windows(rows, WINDOW * predictor.max_rows):
+    for window in windows(rows, predictor.items.ahead * predictor.max_rows):
         answers, long = predictor.answer([item for _, item in window], policy, seen)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)

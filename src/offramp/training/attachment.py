@@ -20,7 +20,13 @@ from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
 from offramp.training.cache import CachedExits, VectorCache, cache_type, pooled_vectors
 from offramp.training.estimate import announce, estimate, estimate_vectors
-from offramp.training.options import ATTACH, ATTACH_TOKENS, TrainOptions, check_here
+from offramp.training.options import (
+    ATTACH,
+    ATTACH_TOKENS,
+    FEWEST_UPDATES,
+    TrainOptions,
+    check_here,
+)
 from offramp.training.preparing import (
     Columns,
     Data,
@@ -31,7 +37,7 @@ from offramp.training.preparing import (
     release,
     weights_fingerprint,
 )
-from offramp.training.probe import choose_pooling, sample_of
+from offramp.training.probe import sample_of
 from offramp.training.running import move, run_stage, run_stages
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
@@ -62,20 +68,20 @@ def attach(
     """Train exits for a fine-tuned classifier from its own answers, and save the result.
 
     The classifier stays frozen: its full-depth answers are unchanged bit for bit. The text
-    needs no labels; where there are some, they are used as well. Pooled vectors of all layers
-    are computed once and cached in `<output>.work`, up to `options.cache_limit` bytes; above
-    that, and with pooling `attention`, the classifier runs again for every batch. A killed
-    run continues when it is started again with the same arguments.
+    needs no labels; where there are some, they are used as well. With pooling `attention` the
+    classifier runs again for every batch; with the others, vectors of all layers are computed
+    once and cached in `<output>.work`, up to `options.cache_limit` bytes. A killed run
+    continues when it is started again with the same arguments.
 
     Args:
         source: folder or hub id of a classifier.
         data: text like that the model will see, see `load_examples`; or a Dataset that is
             encoded already (`input_ids`, `length`, perhaps `label`).
         output: folder to write; whole or not at all.
-        pooling: of the exits; without it a probe of the model decides.
+        pooling: of the exits; without it `attention`, which learns where to look.
         exits: the exits in full, instead of `pooling`.
-        options: see `TrainOptions`; the defaults are `ATTACH` and, where vectors are not
-            cached, `ATTACH_TOKENS`.
+        options: see `TrainOptions`; the defaults are `ATTACH_TOKENS` and, where vectors are
+            cached, `ATTACH`.
         processor: a tokenizer or image processor; without it, the checkpoint's.
         max_length: in tokens, special tokens included.
         split, text, text_pair, image, label, max_rows: see `load_examples`.
@@ -90,10 +96,9 @@ def attach(
     check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
     material = gather(path, dataset, None, given.seed, processor, max_length)
-    wish = exits or (None if pooling is None else ExitSpec(pooling=pooling))
-    if wish is not None:
-        _check_exits(wish, material.model)
-    run = _Run(material, given, wish)
+    spec = exits or (ExitSpec() if pooling is None else ExitSpec(pooling=pooling))
+    _check_exits(spec, material.model)
+    run = _Run(material, given, spec)
     work = WorkFolder(target)
     work.open(run.asked())
     with says_how_to_continue(work):
@@ -119,19 +124,26 @@ class _Run:
 
     material: Material
     given: TrainOptions
-    exits: ExitKind | None
+    exits: ExitKind
 
     @property
     def kind(self) -> np.dtype[Any] | None:
         """In what the vectors are cached; None where the classifier runs again instead."""
-        if self.exits is not None and not self.exits.cacheable:
+        if not self.exits.cacheable:
             return None
         count = len(self.material.rows.lengths)
         return cache_type(count, self.material.model, self.given.cache_limit)
 
     @property
     def options(self) -> TrainOptions:
-        return self.given.filled(ATTACH_TOKENS if self.kind is None else ATTACH)
+        if self.kind is not None:
+            return self.given.filled(ATTACH)
+        options = self.given.filled(ATTACH_TOKENS)
+        if self.given.epochs is None:
+            size = (options.batch_size or 1) * options.gradient_accumulation
+            fewest = FEWEST_UPDATES * size / len(self.material.rows.lengths)
+            options = options.model_copy(update={"epochs": max(options.epochs or 1, fewest)})
+        return options
 
     def asked(self) -> dict[str, Any]:
         """What decides the weights that the run ends in."""
@@ -139,14 +151,13 @@ class _Run:
             "model": weights_fingerprint(self.material.model.stock),
             "data": self.material.rows.fingerprint(),
             "options": self.options.what_changes_weights(),
-            "exits": self.exits and self.exits.to_dict(),
+            "exits": self.exits.to_dict(),
             "cache": self.kind and self.kind.name,
         }
 
     def go(self, work: WorkFolder) -> MultiExitModel:
-        exits = self.exits or ExitSpec(pooling=work.once("pooling", self._probe))
         set_seed(self.given.seed)
-        model = MultiExitModel.from_stock(self.material.model.stock, exits, ATTACHED)
+        model = MultiExitModel.from_stock(self.material.model.stock, self.exits, ATTACHED)
         model.eval()
         move(model, PartialState().device)
         if self.kind is None:
@@ -154,9 +165,6 @@ class _Run:
         else:
             self._fit_cached(model, self.kind, work)
         return model
-
-    def _probe(self) -> Pooling:
-        return choose_pooling(self.material.model, self.material.rows, self.given.seed)
 
     def _fit(self, model: MultiExitModel, work: WorkFolder) -> None:
         """Run the classifier for every batch."""

@@ -76,6 +76,7 @@ def estimate(
     batches = math.ceil(count / size / state.num_processes)
     updates = math.ceil(batches / options.gradient_accumulation)
     steps, passes, seconds = 0, 0.0, 0.0
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for stage in objective.stages():
         planned = options.max_steps or math.ceil(updates * (options.epochs or 1.0) * stage.share)
         trainee = trainee_for(model, objective, stage)
@@ -83,6 +84,8 @@ def estimate(
         steps += planned
         passes += planned / updates
         seconds += each * batches * planned / updates
+    for name, buffer in model.named_buffers():  # batch norms count the batches they see
+        buffer.copy_(statistics[name])
     model.requires_grad_(True)
     model.eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -69,11 +69,14 @@ class TrainOptions(Strict):
 TRAIN = TrainOptions(epochs=3, batch_size=32, learning_rate=3e-5, head_learning_rate=1e-3)
 """Defaults of fine-tuning backbone and exits."""
 
-ATTACH = TrainOptions(epochs=30, batch_size=256, learning_rate=3e-3, weight_decay=0.0)
+ATTACH = TrainOptions(epochs=30, batch_size=256, learning_rate=1e-2, weight_decay=0.0)
 """Defaults of fitting exits to cached vectors of a frozen model."""
 
-ATTACH_TOKENS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-3, weight_decay=0.0)
+ATTACH_TOKENS = TrainOptions(epochs=3, batch_size=32, learning_rate=1e-2, weight_decay=0.0)
 """Defaults of fitting exits to a frozen model that is run again for every batch."""
+
+FEWEST_UPDATES = 400
+"""There; few rows are passed more often than `epochs` says, unless the user says how often."""
 
 
 def training_arguments(

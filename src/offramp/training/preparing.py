@@ -157,7 +157,9 @@ def encoded_rows(
         return Rows.of(dataset, partial(collate, pad_id=config.pad_token_id))
     inputs = inputs_of(processor)
     limits = [limit for limit in (longest, model.max_length) if limit is not None]
-    return Rows.of(inputs.encode(dataset, min(limits, default=None)), inputs.collate)
+    encoded = inputs.encode(dataset, min(limits, default=None))
+    made_by = inputs.fingerprint() if model.backbone.reads == "image" else ""
+    return Rows.of(encoded, inputs.collate, made_by)
 
 
 def task_of(model: MultiExitModel) -> Task:

@@ -34,10 +34,10 @@ from offramp.training.trainer import Trainee
 
 logger = logging.getLogger("offramp")
 
-PROBED: tuple[Pooling, ...] = ("cls", "mean", "pooler")
+PROBED: tuple[Pooling, ...] = ("cls", "mean")
 REHEARSED: tuple[Pooling, ...] = ("cls", "mean")
 MAX_ROWS = 2000
-MAX_STEPS = 150
+FEWEST_STEPS, MAX_STEPS = 80, 150
 RIDGE = 0.05
 """Strength of the ridge, as a share of the number of rows, on standardised vectors."""
 
@@ -67,9 +67,9 @@ def rehearse(
     """The pooling that does better after a short training of a throw-away copy.
 
     Exits with `cls` and with `mean` are trained side by side on one backbone for an eighth of
-    the run, at most 150 steps, and compared by their loss on rows held out, which tells
-    sooner than accuracy does. Where the objective trains the stock model first, only that is
-    rehearsed, and the copy is then probed.
+    the run, 80 to 150 steps but at most half of it, and compared by their loss on rows held
+    out, which tells sooner than accuracy does. Where the objective trains the stock model
+    first, only that is rehearsed, and the copy is then probed.
     """
     poolings = _fitting(REHEARSED, model)
     if len(poolings) == 1:
@@ -170,8 +170,8 @@ def _part(rows: Rows, places: np.ndarray) -> Rows:
 def _rehearsal_steps(count: int, options: TrainOptions) -> int:
     update = (options.batch_size or 1) * options.gradient_accumulation
     total = options.max_steps or math.ceil(count / update * (options.epochs or 1))
-    # fewer than 20 steps tell little, but even a short run must not be mostly rehearsal
-    return max(1, min(MAX_STEPS, max(total // 8, min(20, total // 2))))
+    # fewer tell little (docs/results/defaults.md), but no run must be mostly rehearsal
+    return max(1, min(MAX_STEPS, max(total // 8, min(FEWEST_STEPS, total // 2))))
 
 
 @torch.inference_mode()

@@ -42,28 +42,32 @@ class Rows:
         dataset: rows by number, for a DataLoader.
         lengths: (rows,), to group them by.
         collate: makes a batch of rows.
+        made_by: names what makes numbers of them, where that is not done yet.
     """
 
-    def __init__(self, dataset: Any, lengths: Tensor, collate: Callable[..., Any]) -> None:
+    def __init__(
+        self, dataset: Any, lengths: Tensor, collate: Callable[..., Any], made_by: str = ""
+    ) -> None:
         self.dataset = dataset
         self.lengths = lengths
         self.collate = collate
+        self.made_by = made_by
 
     def fingerprint(self) -> str:
         """A name for the rows and their order, whatever file or cache they came from."""
-        return dataset_fingerprint(self.dataset)
+        return dataset_fingerprint(self.dataset) + self.made_by
 
     def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
         """The rows at `places`, padded."""
         return self.collate([self.dataset[int(place)] for place in places])
 
     @classmethod
-    def of(cls, dataset: Dataset, collate: Collate) -> Rows:
+    def of(cls, dataset: Dataset, collate: Collate, made_by: str = "") -> Rows:
         """Rows of an encoded dataset: `input_ids` or `image`, `length`, perhaps `label`."""
         wanted = ("input_ids", "token_type_ids", "image", "label")
         used = [name for name in wanted if name in dataset.column_names]
         lengths = torch.tensor(dataset["length"][:])
-        return cls(dataset.select_columns(used), lengths, Batches(collate))
+        return cls(dataset.select_columns(used), lengths, Batches(collate), made_by)
 
 
 def move(model: nn.Module, where: torch.device | torch.dtype) -> None:
