@@ -155,9 +155,13 @@ def test_a_trainer_that_keeps_gradients_apart_steps_like_one_that_does_not(tmp_p
         work = WorkFolder(tmp_path / type(objective).__name__)
         run_stages(model, objective, rows_for(model), options, work)
         found.append(model.state_dict())
-    assert not same(found[0], tiny_model(spec=ExitSpec(hidden=True)).state_dict())
-    for name, leaf in found[0].items():
-        torch.testing.assert_close(leaf, found[1][name], atol=2e-4, rtol=0)
+    start = tiny_model(spec=ExitSpec(hidden=True)).state_dict()
+
+    def apart(one: Any, other: Any) -> float:
+        return sum(float((leaf - other[name]).square().sum()) for name, leaf in one.items())
+
+    # not each weight by itself: Adam makes a whole step of a gradient that is nothing but rounding
+    assert apart(*found) < 1e-3 * apart(start, found[1])
 
 
 def rows_for(model: MultiExitModel) -> Rows:
