@@ -47,7 +47,7 @@ from offramp.storage import read_json, write_json
 from offramp.training import ATTACH, ATTACH_TOKENS, TRAIN, TrainOptions, train
 from offramp.training.cache import CachedExits
 from offramp.training.preparing import gather, head_for
-from offramp.training.probe import choose_pooling, rehearse
+from offramp.training.probe import rehearse
 from offramp.training.running import Rows, move, run_stage
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
@@ -199,8 +199,8 @@ class Bench:
         self.note(part, rows=len(self.training), held_out=len(self.held_out))
         measure = {"train": self.trained, "attach": self.attached}[part]
         configs = train_configs(self.setting) if part == "train" else attach_configs()
-        if "chosen" not in self.results[part]:
-            self.note(part, chosen=self.rehearsed() if part == "train" else self.probed())
+        if part == "train" and "chosen" not in self.results[part]:
+            self.note(part, chosen=self.rehearsed())
         for config in configs[:first]:
             path = self.work / "rows" / part / f"{config.name}.npy"
             if not path.is_file():
@@ -304,11 +304,6 @@ class Bench:
         material = gather(self.pretrained, self.training, head, self.seed, None, None)
         options = self.train_options(TRAIN.head_learning_rate or 1e-3).filled(TRAIN)
         return rehearse(material.model, DepthWeighted(), material.rows, options, head is not None)
-
-    def probed(self) -> Pooling:
-        """What `attach` chooses where no pooling is given."""
-        material = gather(self.fine_tuned, self.training, None, self.seed, None, None)
-        return choose_pooling(material.model, material.rows, self.seed)
 
 
 class Tokens:
