@@ -220,7 +220,7 @@ def test_attach_leaves_the_classifier_as_it_is(
                    "1", "--pooling", "mean", "--quiet")  # fmt: skip
     assert said.code == 0, said.err
     info = offramp("info", made, "--json").document
-    assert (info["method"], info["pooling"], info["depth"]) == ("attach", "mean", 6)
+    assert (info["method"], info["exits_read"]) == ("attach", "the mean of the tokens")
 
 
 def test_predict_writes_a_file_and_says_what_it_did(

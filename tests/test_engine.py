@@ -396,6 +396,8 @@ def test_a_broken_hidden_state_is_found_at_the_next_exit(model: MultiExitModel) 
 def test_a_script_overrides_only_the_decision() -> None:
     table = torch.randn(6, 5, 3)
     for inner in spread_policies("single_label_classification", outputs_of(table)):
+        if inner.name == "averaged":
+            continue  # its answer is not that of the exit a row left at
         script = Scripted(layers=(1, 5, 2, 3, 4, 9), inner=inner)
         answers = run_table(table, script)
         assert answers.exit_layers.tolist() == [1, 5, 2, 3, 4, 5]

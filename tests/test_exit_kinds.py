@@ -60,7 +60,7 @@ def test_no_tensor_is_kept_twice(spec: ExitKind) -> None:
 
 
 def test_one_layer_judges_all_exits_by_what_they_read() -> None:
-    model = tiny_model(spec=LearnedSpec(hidden=True))
+    model = tiny_model(spec=LearnedSpec(pooling="cls", hidden=True))
     judge = model.exits["correctness"]
     hidden = torch.randn(3, 5, 32)
     for layer in range(1, 6):

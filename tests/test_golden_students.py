@@ -312,7 +312,9 @@ def test_elbert_leaves_and_answers_as_the_original(elbert: MultiExitModel, size:
 def romebert() -> MultiExitModel:
     config = BertConfig(max_position_embeddings=64, **SIZES)
     stock = AutoModelForSequenceClassification.from_config(config)
-    model = MultiExitModel.from_stock(stock, ExitSpec(hidden=True, dropout=0.0), "romebert")
+    model = MultiExitModel.from_stock(
+        stock, ExitSpec(pooling="cls", hidden=True, dropout=0.0), "romebert"
+    )
     found = {}
     for name, leaf in weights("romebert").items():
         _, highway, rest = name.partition("bert.encoder.highway.")

@@ -282,7 +282,7 @@ def test_a_stream_of_pictures_is_read_one_batch_ahead(tmp_path: Path) -> None:
 
 
 def test_a_map_has_no_first_token_to_pool() -> None:
-    with pytest.raises(ConfigError, match=r"'cls' makes no sense for cifar_resnet.*mean"):
+    with pytest.raises(ConfigError, match=r"'cls' makes no sense for this model.*mean"):
         tiny_model("cifar_resnet", spec=ExitSpec(pooling="cls"))
 
 
@@ -364,7 +364,9 @@ def test_a_convolutional_network_is_fine_tuned_without_exits_too(tmp_path: Path)
     options = TrainOptions(max_steps=2, batch_size=8, quiet=True)
     train(source, rows, tmp_path / "out", method="plain", options=options)
     attach(tmp_path / "out", rows, tmp_path / "exits", options=options)
-    assert MultiExitModel.from_pretrained(tmp_path / "exits").config.exit_kind().pooling == "mean"
+    assert (
+        MultiExitModel.from_pretrained(tmp_path / "exits").config.exit_kind().pooling == "attention"
+    )
 
 
 def test_training_moves_the_statistics_of_batch_norms_and_saves_them(tmp_path: Path) -> None:
