@@ -44,7 +44,8 @@ model and read once. 20newsgroups is without headers, signatures and quotes, whi
 away, and cut at 128 tokens; rows that this leaves empty are dropped. The CIFAR-10 networks come
 trained on CIFAR-10: what is tune here they have seen, so thresholds chosen on it are too bold.
 Their `train` was run twice: at first its exits hardly learned, which tune showed, and a higher
-learning rate for exits was then chosen on tune; so its test rows were read twice.
+learning rate for exits was then chosen on tune; so its test rows were read twice. `attach` is that
+of before [defaults.md](defaults.md): a probe chose what exits pool, at rate 0.003.
 
 ## How it is decided
 
