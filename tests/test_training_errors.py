@@ -35,6 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (ConfigError, "Unknown method 'pabe'. Did you mean 'pabee'", {"method": "pabe"}),
         (ConfigError, "Unknown method 'plane'. Did you mean 'plain'", {"method": "plane"}),
         (ConfigError, "Unknown pooling 'meen'. Did you mean 'mean'", {"pooling": "meen"}),
+        (ConfigError, "exits of 'elbert' do not pool", {"method": "elbert", "pooling": "mean"}),
         (ConfigError, "needs a new head", {"problem_type": "regression"}),
         (ConfigError, "nonsense", {"options": TrainOptions(report_to=("nonsense",))}),
         (DataError, "no column .txet.", {"text": "txet"}),

@@ -93,6 +93,8 @@ def train(
     chosen = (options or TrainOptions()).filled(TRAIN)
     objective, spec = _preset(method)
     check_pooling(pooling)
+    if pooling is not None and not hasattr(spec, "pooling"):
+        raise ConfigError(f"The exits of '{method}' do not pool; leave --pooling out.")
     check_here(chosen)
     path, target = resolve(source), Path(output)
     check_output(target, path, plain=method == PLAIN)
