@@ -127,7 +127,7 @@ def main() -> None:
     for name, stock, encoded in cases(given.rows):
         if given.only not in (None, name):
             continue
-        model = MultiExitModel.from_stock(stock, ExitSpec()).eval().to(given.device)
+        model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval().to(given.device)
         for size in (1, 32):
             batches = make_batches(encoded, size, given.device)
             engine = Numbered(TorchEngine(model), batches)
