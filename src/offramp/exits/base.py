@@ -121,6 +121,17 @@ def parse_exits(document: Mapping[str, Any], source: str) -> ExitKind:
     return parse_document(EXITS[kind], settings, source)
 
 
+def one_width(host: Host, kind: str) -> int:
+    """The width of all layers; ConfigError where it changes and the model's head fits few."""
+    widths = sorted({host.width(layer) for layer in range(1, host.depth + 1)})
+    if len(widths) > 1:
+        raise ConfigError(
+            f"Exits of kind '{kind}' answer with the model's own head and need layers of one "
+            f"width; this model's have {', '.join(map(str, widths))}. Use exits of kind 'pooled'."
+        )
+    return widths[0]
+
+
 def start_anew(module: nn.Module) -> nn.Module:
     """Draw the linear layers of a module as transformers does: small weights, no bias."""
     for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):

@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from offramp.errors import ConfigError
-from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, start_anew
+from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, one_width, start_anew
 
 
 @EXITS.register("halting")
@@ -42,14 +41,8 @@ class HaltingSpec(ExitKind):
         return "what the model's own head reads"
 
     def build(self, host: Host, num_scores: int) -> Exits:
-        widths = sorted({host.width(layer) for layer in range(1, host.depth + 1)})
-        if len(widths) > 1:
-            raise ConfigError(
-                "Exits of kind 'halting' answer with the model's own head, so all layers must "
-                f"have its width; this model's have {', '.join(map(str, widths))}. "
-                "Use exits of kind 'pooled'."
-            )
-        made = HaltingExits({"shared": HaltingExit(self, widths[0], host)})
+        width = one_width(host, self.kind)
+        made = HaltingExits({"shared": HaltingExit(self, width, host)})
         made.remembers = self.input != "current"
         return made
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from offramp.errors import ConfigError
-from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host
+from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, one_width
 
 
 @EXITS.register("own_head")
@@ -25,13 +24,7 @@ class OwnHeadSpec(ExitKind):
         return "what the model's own head makes of the tokens"
 
     def build(self, host: Host, num_scores: int) -> Exits:
-        widths = {host.width(number) for number in range(1, host.depth + 1)}
-        if len(widths) > 1:
-            raise ConfigError(
-                f"Exits 'own_head' need layers of one width; this model's are of widths "
-                f"{', '.join(map(str, sorted(widths)))}. Take exits with heads of their own, "
-                "such as 'pooled'."
-            )
+        one_width(host, self.kind)
         return Exits({str(number): OwnHead(host) for number in range(1, host.depth)})
 
 
