@@ -281,6 +281,13 @@ def test_a_stream_of_pictures_is_read_one_batch_ahead(tmp_path: Path) -> None:
     assert len(taken) == 4
 
 
+def test_pixels_of_another_shape_than_the_model_reads_are_refused() -> None:
+    model = tiny_model("vit")
+    for shape in ((2, 1, 8, 8), (2, 3, 16, 16)):
+        with pytest.raises(DataError, match=r"\(3, 8, 8\), its image processor gives"):
+            model(pixel_values=torch.zeros(shape))
+
+
 def test_a_map_has_no_first_token_to_pool() -> None:
     with pytest.raises(ConfigError, match=r"'cls' makes no sense for this model.*mean"):
         tiny_model("cifar_resnet", spec=ExitSpec(pooling="cls"))

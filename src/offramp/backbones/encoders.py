@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from offramp.backbones.base import Backbone, Batch, Flow, take_rows
-from offramp.errors import ModelError
+from offramp.errors import DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.registry import Registry, nearest
 
@@ -175,6 +175,8 @@ class EncoderBackbone:
 
     def embed(self, batch: Batch) -> Flow:
         """Run everything before layer 1 and note what each layer will need."""
+        if self.reads == "image":
+            self._check_pixels(batch["pixel_values"])
         self._log.calls = []
         named = {name: value for name, value in batch.items() if name in self._accepts}
         self._skeleton(**named, return_dict=True)
@@ -194,6 +196,15 @@ class EncoderBackbone:
                 arguments = dict(zip(self._names, args, strict=False)) | kwargs
                 constants.append(self._describe(number, module, arguments, inputs, len(hidden)))
         return Flow(hidden, batch.get("attention_mask"), inputs, constants)
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        wanted, given = self.example(0, "meta")["pixel_values"].shape[1:], pixels.shape[1:]
+        if given != wanted:
+            raise DataError(
+                "The model reads images of (channels, height, width) "
+                f"{tuple(wanted)}, its image processor gives {tuple(given)}. Save the processor "
+                "that belongs to the model beside it."
+            )
 
     def _describe(
         self,
