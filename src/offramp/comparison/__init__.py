@@ -1,0 +1,1 @@
+"""Methods of early exit side by side, on one model and one set of rows."""

@@ -1,0 +1,150 @@
+"""What `compare` finds: the leaderboard, as it is written to `leaderboard.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from offramp import __version__
+from offramp.storage import Strict
+
+CHEAPEST, DEAREST = 0.2, 1.0
+"""The share of full-depth cost between which a curve's area is taken."""
+TARGETS = (1.5, 2.0, 3.0, 4.0)
+"""Cost reductions at which methods are read."""
+
+
+class Figure(Strict):
+    """A number with its 95 % interval over rows and seeds."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(Figure):
+    """A paired difference; p as it is, and after Holm over all methods of the board."""
+
+    p: float
+    p_holm: float
+
+
+class Reading(Strict):
+    """What a seed's `tune` rows chose for a target, read on its test rows."""
+
+    seed: int
+    policy: dict[str, Any]
+    score: float
+    cost_reduction: float
+
+
+class AtTarget(Strict):
+    """One policy at one cost reduction.
+
+    Attributes:
+        score: on the curve at exactly this cost, mean over seeds.
+        readings: one per seed in which a threshold reached the target on `tune`.
+    """
+
+    target: float
+    score: Figure
+    readings: tuple[Reading, ...]
+
+
+class Point(Strict):
+    """A policy chosen on `tune`, read on test; no policy is the commonest answer, at no cost."""
+
+    cost: float
+    score: float
+    policy: dict[str, Any] | None
+
+
+class PolicyRow(Strict):
+    """One family of policies on the exits of one method.
+
+    Attributes:
+        area: mean score over costs from CHEAPEST to DEAREST.
+        tune_area: that on `tune`, by which a method's family is chosen; mean over seeds.
+        auroc: how well its evidence tells right from wrong answers of exits 1..L-1, mean over
+            seeds; None where an exit is always right or wrong, or nothing is right or wrong.
+        curves: one per seed, by cost.
+    """
+
+    name: str
+    area: Figure
+    tune_area: float
+    at: tuple[AtTarget, ...]
+    auroc: tuple[float | None, ...]
+    curves: tuple[tuple[Point, ...], ...]
+
+
+class MethodRow(Strict):
+    """One method.
+
+    Attributes:
+        learning_rate: chosen on `tune`; None where there was no choice.
+        own: the family of the method's paper.
+        chosen: the family of the largest `tune_area`, by which the method is judged.
+        policies: all families, `chosen` among them.
+        full_score: at full depth.
+        seconds: of training, mean over seeds.
+        times_plain: that, by the seconds of the plain fine-tune.
+        parameters_added: by the exits.
+        against: paired differences from the reference's chosen family: `area` and targets
+            ("2" for 2x); empty for the reference itself.
+        against_plain: paired differences from the plain fine-tune at full depth: `full` and
+            targets.
+    """
+
+    name: str
+    paper: str
+    learning_rate: float | None
+    own: str
+    chosen: str
+    policies: tuple[PolicyRow, ...]
+    full_score: Figure
+    seconds: float
+    times_plain: float | None
+    parameters_added: int
+    against: dict[str, Difference]
+    against_plain: dict[str, Difference]
+
+    @property
+    def row(self) -> PolicyRow:
+        """Of the chosen family."""
+        return next(row for row in self.policies if row.name == self.chosen)
+
+
+class Missing(Strict):
+    """A run that is not there."""
+
+    method: str
+    seed: int
+    why: str
+
+
+class Board(Strict):
+    """A leaderboard.
+
+    Attributes:
+        title: the data's name.
+        facts: how it was made, in words: model, rows, epochs, command.
+        metric: of all scores, higher is better.
+        guess: score of the commonest answer of `tune` for every row.
+        plain: score of the plain fine-tune at full depth, None where it was not run.
+        reference: the method that others are compared with.
+        methods: by area of the chosen family, best first.
+    """
+
+    schema_version: Literal[1] = 1
+    offramp: str = __version__
+    title: str
+    facts: dict[str, str]
+    metric: str
+    depth: int
+    seeds: tuple[int, ...]
+    test_rows: int
+    guess: float
+    plain: Figure | None
+    reference: str
+    methods: tuple[MethodRow, ...]
+    missing: tuple[Missing, ...]
