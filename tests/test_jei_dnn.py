@@ -269,9 +269,11 @@ def test_gates_learn_to_open_where_the_loss_is_small_enough(simplex: bool) -> No
 
 
 def test_stages_are_as_in_the_paper_where_the_model_is_finished() -> None:
-    names = [(stage.name, stage.trainable) for stage in Gated(fine_tune=False).stages()]
+    objective = Gated()
+    assert [stage.name for stage in objective.ahead()] == ["stock", "heads", "turns"]
+    objective.fine_tuned = True
+    names = [(stage.name, stage.trainable) for stage in objective.ahead()]
     assert names == [("heads", "exits"), ("turns", "exits")]
-    assert [stage.name for stage in Gated().stages()] == ["stock", "heads", "turns"]
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"floor": 1.5}, {"floor": torch.nan}])
@@ -296,12 +298,13 @@ def test_after_the_stock_model_has_learnt_only_heads_and_gates_do(
         return parts
 
     monkeypatch.setattr(Gated, "losses", watched)
-    method = replace(METHODS["jei_dnn"], objective=partial(Gated, every=2, fine_tune=False))
+    method = replace(METHODS["jei_dnn"], objective=partial(Gated, every=2))
     monkeypatch.setitem(METHODS._items, "jei_dnn", method)
     source = save_tiny_stock(tmp_path / "source")
     rows = Dataset.from_dict({"text": tiny_texts(40), "label": [n % 3 for n in range(40)]})
     options = TrainOptions(max_steps=4, batch_size=8, quiet=True)
-    train(source, rows, tmp_path / "out", method="jei_dnn", pooling="mean", options=options)
+    given = {"method": "jei_dnn", "pooling": "mean", "fine_tuned": True, "options": options}
+    train(source, rows, tmp_path / "out", **given)
     assert turns[-4:] == [("turns", "gates")] * 2 + [("turns", "heads")] * 2
     before = MultiExitModel.from_pretrained(source).stock.state_dict()
     after = MultiExitModel.from_pretrained(tmp_path / "out")

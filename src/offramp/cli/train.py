@@ -26,6 +26,10 @@ def train(
     as_released: Annotated[
         bool, typer.Option("--as-released", help="The paper's pooling instead of a measured one.")
     ] = False,
+    fine_tuned: Annotated[
+        bool,
+        typer.Option("--fine-tuned", help="MODEL has learnt these data already."),
+    ] = False,
     problem_type: Annotated[
         str | None,
         typer.Option("--problem-type", help="As in transformers, where labels do not tell."),

@@ -54,16 +54,23 @@ class Objective(nn.Module):
         learning_rate: of its own parameters, which then have no weight decay; None for the
             rate of what starts from nothing.
         apart: names of the parts of the loss whose gradients `combine` gets by themselves.
+        fine_tuned: the stock model has learnt the task already, see `ahead`.
     """
 
     learning_rate: float | None = None
     apart: tuple[str, ...] = ()
+    fine_tuned: bool = False
 
     def prepare(self, depth: int) -> None:
         """Make what depends on the number of layers; called once, before training."""
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("joint", "all"),)
+
+    def ahead(self) -> Sequence[Stage]:
+        """The stages to run: not those of the stock model alone, where it is fine-tuned."""
+        done = self.fine_tuned
+        return tuple(stage for stage in self.stages() if not (done and stage.trainable == "stock"))
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage

@@ -40,8 +40,6 @@ class Gated(Objective):
             paper, P_l = min(g_l, what the gates before have left).
         as_released: heads learn the plain mean of their losses, which is what the released
             weighting amounts to.
-        fine_tune: train the stock model first. False where it is a finished classifier, as in
-            the paper.
 
     Raises:
         ConfigError: `every` is below 1 or `floor` is not between 0 and 1.
@@ -55,7 +53,6 @@ class Gated(Objective):
         floor: float = 0.1,
         simplex: bool = False,
         as_released: bool = False,
-        fine_tune: bool = True,
     ) -> None:
         super().__init__()
         if every < 1 or not 0 <= floor <= 1:
@@ -66,11 +63,10 @@ class Gated(Objective):
         self.trade_off, self.costs = trade_off, costs
         self.every, self.floor = every, floor
         self.simplex, self.as_released = simplex, as_released
-        self.fine_tune = fine_tune
 
     def stages(self) -> Sequence[Stage]:
-        exits = Stage(WARM_UP, "exits", share=0.5), Stage(BY_TURNS, "exits")
-        return (Stage("stock", "stock"), *exits) if self.fine_tune else exits
+        warm_up = Stage(WARM_UP, "exits", share=0.5)
+        return (Stage("stock", "stock"), warm_up, Stage(BY_TURNS, "exits"))
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage

@@ -77,7 +77,7 @@ def estimate(
     updates = math.ceil(batches / options.gradient_accumulation)
     steps, passes, seconds = 0, 0.0, 0.0
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for stage in objective.stages():
+    for stage in objective.ahead():
         planned = options.max_steps or math.ceil(updates * (options.epochs or 1.0) * stage.share)
         trainee = trainee_for(model, objective, stage)
         each = _seconds(partial(_train_on, trainee), rows, size, state.device)

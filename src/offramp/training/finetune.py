@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.methods import METHODS
-from offramp.model import MultiExitModel
+from offramp.model import Head, MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
 from offramp.registry import nearest
@@ -46,6 +46,7 @@ def train(
     method: str = "pabee",
     pooling: Pooling | None = None,
     as_released: bool = False,
+    fine_tuned: bool = False,
     options: TrainOptions | None = None,
     problem_type: str | None = None,
     fresh_head: bool = False,
@@ -74,6 +75,8 @@ def train(
             `attach`.
         pooling: of the exits; without it a short rehearsal on the data decides.
         as_released: take the paper's pooling.
+        fine_tuned: `source` has learnt these data already, as `plain` leaves it: stages that
+            train the stock model alone are left out.
         options: see `TrainOptions`; the defaults are `TRAIN`.
         problem_type: as in transformers, where the labels do not tell.
         fresh_head: give a classifier a new head for the labels of `data`.
@@ -92,6 +95,8 @@ def train(
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
     objective, spec = _preset(method)
+    objective.fine_tuned = fine_tuned
+    _check_work_left(method, objective)
     check_pooling(pooling)
     if pooling is not None and not hasattr(spec, "pooling"):
         raise ConfigError(f"The exits of '{method}' do not pool; leave --pooling out.")
@@ -105,12 +110,15 @@ def train(
             "use `attach`, which hangs exits on a finished classifier without labels."
         )
     head = head_for(path, dataset, problem_type, fresh_head)
+    if fine_tuned:
+        _check_finished(path, head, layers)
     material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
     _check_problem_type(method, material.model.problem_type)
     wish = getattr(spec, "pooling", None) if as_released else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
-    work.open({**run.asked(), "method": method, "pooling": wish, "layers": layers})
+    asked = {"method": method, "pooling": wish, "layers": layers, "fine_tuned": fine_tuned}
+    work.open({**run.asked(), **asked})
     with says_how_to_continue(work):
         model = run.go(work, method, spec, wish)
     release(model, target, material.processor, work, plain=method == PLAIN)
@@ -167,6 +175,24 @@ def _preset(method: str) -> tuple[Objective, ExitKind]:
             f"Unknown method '{method}'.{nearest(method, known)} Known: {', '.join(known)}."
         )
     return METHODS[method].objective(), METHODS[method].exits
+
+
+def _check_work_left(method: str, objective: Objective) -> None:
+    if not objective.ahead():
+        raise ConfigError(
+            f"Method '{method}' trains the model alone, and fine_tuned=True (--fine-tuned) says "
+            "that this is done. Leave it out, or name a method with exits."
+        )
+
+
+def _check_finished(path: Path, head: Head | None, layers: int | None) -> None:
+    """Refuse to call a model fine-tuned whose own answers are no use yet."""
+    wrong = "gets a new head" if head is not None else f"is cut to {layers} layers"
+    if head is not None or layers is not None:
+        raise ConfigError(
+            f"{path} {wrong}, so fine_tuned=True (--fine-tuned) cannot hold. Fine-tune it with "
+            "method 'plain' first, and name the folder that this writes."
+        )
 
 
 def _check_problem_type(method: str, problem_type: str) -> None:

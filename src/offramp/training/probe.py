@@ -69,17 +69,21 @@ def rehearse(
     Exits with `cls` and with `mean` are trained side by side on one backbone for an eighth of
     the run, 80 to 150 steps but at most half of it, and compared by their loss on rows held
     out, which tells sooner than accuracy does. Where the objective trains the stock model
-    first, only that is rehearsed, and the copy is then probed.
+    first, only that is rehearsed, and the copy is then probed; where it never trains it, the
+    model is probed as it is.
     """
     poolings = _fitting(REHEARSED, model)
     if len(poolings) == 1:
         return poolings[0]
+    stages = objective.ahead()
+    if all(stage.trainable == "exits" for stage in stages):
+        return choose_pooling(model, rows, options.seed)
     order = _shuffled(rows, options.seed)
     held_out = max(1, min(MAX_ROWS // 4, len(order) // 5))
     seen, unseen = _part(rows, order[held_out:]), _part(rows, order[:held_out])
     stock = copy.deepcopy(model.stock)
     set_seed(options.seed)
-    (first, *_) = objective.stages()
+    first = stages[0]
     part: nn.Module
     if first.trainable == "stock":
         part, objective = StockAlone(stock), FullDepth()

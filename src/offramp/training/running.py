@@ -90,8 +90,8 @@ def run_stages(
     work: WorkFolder,
     new_head: bool = False,
 ) -> None:
-    """Train `model` in place through all stages of `objective`."""
-    for stage in objective.stages():
+    """Train `model` in place through the stages that `objective` has ahead."""
+    for stage in objective.ahead():
         trainee = trainee_for(model, objective, stage)
         fresh = fresh_parameters(trainee, model.stock, new_head)
         run_stage(trainee, rows, options, work, fresh)
