@@ -1,0 +1,432 @@
+"""From the recorded runs of several methods to a leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, mode
+
+import numpy as np
+
+from offramp.calibration.frontier import BASELINE, Judge
+from offramp.comparison import curves, families, statistics
+from offramp.comparison.board import (
+    TARGETS,
+    AtTarget,
+    Board,
+    Difference,
+    Figure,
+    MethodRow,
+    Missing,
+    Point,
+    PolicyRow,
+    Reading,
+)
+from offramp.comparison.families import Choice, Reader
+from offramp.comparison.statistics import Floats, Resamples
+from offramp.errors import ConfigError, TableError
+from offramp.methods import METHODS
+from offramp.metrics import METRICS, Metric, default_metric
+from offramp.policies import Full, Policy
+from offramp.table import ExitTable, require_role
+from offramp.table.store import Array
+
+PLAIN = "plain"
+"""The plain fine-tune, of which only full depth is read."""
+AUTO = "auto"
+_OTHERS = 100
+"""Resamples for families that were not chosen, where a metric is slow."""
+_TARGETS = tuple(f"{target:g}" for target in TARGETS)
+_COLUMNS = ("area", "full", *_TARGETS)
+Columns = dict[str, Floats]
+"""`area`, `full` and each target, (1 + resamples, seeds)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method trained with one seed.
+
+    Attributes:
+        tune, test: its exit tables, with labels.
+        seconds: of training.
+        parameters_added: by the exits.
+        learning_rate: chosen on `tune`, None where there was no choice.
+        layers: the exits that may be used, where each is a smaller model trained by itself.
+    """
+
+    method: str
+    seed: int
+    tune: ExitTable
+    test: ExitTable
+    seconds: float
+    parameters_added: int
+    learning_rate: float | None
+    layers: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method} (seed {self.seed})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What all runs are read on."""
+
+    metric: Metric
+    labels: Array
+    rows: Array  # of the test tables, those with finite scores in every run
+    resamples: Resamples
+
+    def reader(self, run: Run) -> Reader:
+        whole = len(self.rows) == run.test.rows
+        return Reader(run.test if whole else run.test.take(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method, before it is compared."""
+
+    name: str
+    runs: list[Run]
+    chosen: str
+    policies: list[PolicyRow]
+    tune_area: float
+    columns: Columns
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    @property
+    def own(self) -> str:
+        """The family of its paper."""
+        return _own(self.runs[0])
+
+
+def build_board(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    facts: dict[str, str],
+    reference: str | None = None,
+    missing: Sequence[Missing] = (),
+    metric: str | None = None,
+) -> Board:
+    """Compare methods on the same test rows.
+
+    Args:
+        runs: of methods, and of the plain fine-tune under the name `plain`.
+        reference: method that others are compared with; `auto` if it is there, else the one of
+            the largest area on `tune`.
+        metric: a name; by default the task's own.
+
+    Raises:
+        ConfigError: no method, one seed of a method twice, an unknown reference or metric.
+        TableError: tables of other rows, labels, tasks or depths; or without labels.
+    """
+    _check(runs)
+    ground = _ground(runs, metric)
+    by_name = {
+        name: sorted(of, key=lambda run: run.seed)
+        for name, of in groupby(sorted(runs, key=lambda run: run.method), lambda run: run.method)
+    }
+    plain = by_name.pop(PLAIN, [])
+    methods = {name: _method(name, of, ground) for name, of in by_name.items()}
+    first = _reference(methods, reference)
+    return Board(
+        title=title,
+        facts=facts | _left_out(runs, ground),
+        metric=ground.metric.name,
+        depth=runs[0].test.depth,
+        seeds=tuple(sorted({run.seed for run in runs})),
+        test_rows=len(ground.rows),
+        guess=_guess(runs, ground),
+        plain=_figure(ground, _full_depth(plain, ground)) if plain else None,
+        reference=first,
+        methods=_rows(methods, first, plain, ground),
+        missing=tuple(missing),
+    )
+
+
+def _check(runs: Sequence[Run]) -> None:
+    if all(run.method == PLAIN for run in runs):
+        raise ConfigError("There is no method to compare: no run of any is there.")
+    seen: set[tuple[str, int]] = set()
+    for run in runs:
+        require_role(run.tune, ("tune", "calibrate"), "choose a policy")
+        if (run.method, run.seed) in seen:
+            raise ConfigError(f"{run} is there twice. Give each seed of a method once.")
+        seen.add((run.method, run.seed))
+        _check_same(runs[0], run)
+
+
+def _check_same(one: Run, other: Run) -> None:
+    first, second = one.test, other.test
+    if first.labels is None or second.labels is None or other.tune.labels is None:
+        raise TableError(f"{one} or {other} has no labels; methods are compared by their scores.")
+    if not np.array_equal(first.ids, second.ids):
+        raise TableError(
+            f"{one} and {other} were recorded on different test rows, or in another order. "
+            "Record all methods on the same rows."
+        )
+    same = first.problem_type == second.problem_type and first.depth == second.depth
+    if not (same and np.array_equal(first.labels, second.labels)):
+        raise TableError(f"{one} and {other} differ in their test labels, their task or depth.")
+
+
+def _ground(runs: Sequence[Run], name: str | None) -> _Ground:
+    first = runs[0].test
+    metric = default_metric(first.problem_type) if name is None else METRICS[name]
+    metric.check(first.problem_type)
+    fine = np.ones(first.rows, dtype=bool)
+    for run in runs:
+        fine &= np.isfinite(run.test.scores).all(axis=(1, 2))
+    if not fine.any():
+        raise TableError("No test row has finite scores in all runs.")
+    rows = np.flatnonzero(fine)
+    labels = np.asarray(first.labels)[rows]
+    return _Ground(metric, labels, rows, statistics.resamples_for(metric, len(rows)))
+
+
+def _left_out(runs: Sequence[Run], ground: _Ground) -> dict[str, str]:
+    gone = runs[0].test.rows - len(ground.rows)
+    return {"test rows left out": f"{gone}, with NaN or infinite scores"} if gone else {}
+
+
+def _guess(runs: Sequence[Run], ground: _Ground) -> float:
+    """Of the commonest answer of each seed's `tune` rows, mean over seeds."""
+    of_seed = {run.seed: run for run in runs}
+    return fmean(
+        families.score_of_guess(ground.metric, _commonest(run), ground.labels)
+        for run in of_seed.values()
+    )
+
+
+def _own(run: Run) -> str:
+    return BASELINE if run.layers else families.own_family(run.method, run.tune.problem_type)
+
+
+def _commonest(run: Run) -> Array:
+    return families.commonest(np.asarray(run.tune.labels), run.tune.problem_type)
+
+
+def _method(name: str, runs: list[Run], ground: _Ground) -> _Method:
+    """Choose on `tune`, then read on test."""
+    chosen = [_choices(run, ground.metric) for run in runs]
+    names = [one for one in chosen[0] if all(one in choices for choices in chosen)]
+    areas = {one: fmean(choices[one].tune_area for choices in chosen) for one in names}
+    best = max(names, key=lambda one: areas[one])
+    readers = [ground.reader(run) for run in runs]
+    policies, columns = [], {}
+    for one in names:
+        resamples = ground.resamples if one == best else ground.resamples.first(_least(ground))
+        traces = [
+            _Trace.read(run, reader, choices[one], ground.metric, resamples)
+            for run, reader, choices in zip(runs, readers, chosen, strict=True)
+        ]
+        found = {key: np.stack([t.columns[key] for t in traces], axis=1) for key in _COLUMNS}
+        policies.append(_policy_row(one, areas[one], traces, found, ground))
+        if one == best:
+            columns = found
+    return _Method(name, runs, best, policies, areas[best], columns)
+
+
+def _least(ground: _Ground) -> int:
+    every = len(ground.resamples.counts) - 1
+    return every if every == statistics.RESAMPLES else _OTHERS
+
+
+def _choices(run: Run, metric: Metric) -> dict[str, Choice]:
+    judge = Judge(run.tune, metric.name)
+    labels = np.asarray(judge.table.labels)
+    guess = families.score_of_guess(metric, _commonest(run), labels)
+    if run.layers is not None:
+        return {BASELINE: families.choose_layers(judge, run.layers, guess)}
+    found = families.families(run.tune, _own(run))
+    return {name: families.choose(judge, family, guess) for name, family in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """One family on the test rows of one run."""
+
+    curve: tuple[Point, ...]
+    readings: dict[float, Reading]
+    auroc: tuple[float | None, ...]
+    columns: Columns
+
+    @classmethod
+    def read(
+        cls, run: Run, reader: Reader, choice: Choice, metric: Metric, resamples: Resamples
+    ) -> _Trace:
+        done = reader.read([*choice.corners, *choice.reached.values()])
+        corners = [policy for _, policy in choice.corners]
+        guess = families.guessed(_commonest(run), len(reader.labels))
+        answers = [guess, *(done[policy][0] for policy in corners), reader.full]
+        scores = resamples.scores(metric, np.stack(answers), reader.labels)
+        full = reader.full_cost
+        executed = [np.zeros_like(full), *(done[policy][1] for policy in corners), full]
+        costs = resamples.costs(np.stack(executed), full)
+        return cls(
+            curve=_curve(costs[0], scores[0], [None, *corners, Full()]),
+            readings={
+                target: _reading(run.seed, policy, *done[policy], reader, metric)
+                for target, (_, policy) in choice.reached.items()
+            },
+            auroc=reader.auroc(choice.start),
+            columns=_columns(costs, scores),
+        )
+
+
+def _curve(costs: Floats, scores: Floats, policies: Sequence[Policy | None]) -> tuple[Point, ...]:
+    order = np.argsort(costs, kind="stable")
+    documents = [policy.to_dict() if policy else None for policy in policies]
+    return tuple(Point(cost=costs[one], score=scores[one], policy=documents[one]) for one in order)
+
+
+def _reading(
+    seed: int, policy: Policy, predicted: Array, executed: Array, reader: Reader, metric: Metric
+) -> Reading:
+    return Reading(
+        seed=seed,
+        policy=policy.to_dict(),
+        score=metric.compare(predicted, reader.labels),
+        cost_reduction=float(reader.full_cost.sum() / executed.sum()),
+    )
+
+
+def _columns(costs: Floats, scores: Floats) -> Columns:
+    at = {f"{target:g}": curves.score_at(costs, scores, 1 / target) for target in TARGETS}
+    return {"area": curves.area(costs, scores), "full": scores[:, -1], **at}
+
+
+def _policy_row(
+    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns, ground: _Ground
+) -> PolicyRow:
+    return PolicyRow(
+        name=name,
+        area=_figure(ground, columns["area"]),
+        tune_area=tune_area,
+        at=tuple(
+            AtTarget(
+                target=target,
+                score=_figure(ground, columns[f"{target:g}"]),
+                readings=tuple(t.readings[target] for t in traces if target in t.readings),
+            )
+            for target in TARGETS
+        ),
+        auroc=tuple(map(_mean_known, zip(*(trace.auroc for trace in traces), strict=True))),
+        curves=tuple(trace.curve for trace in traces),
+    )
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _figure(ground: _Ground, column: Floats) -> Figure:
+    return statistics.figure(ground.resamples.over_seeds(column))
+
+
+def _reference(methods: Mapping[str, _Method], asked: str | None) -> str:
+    if asked is not None and asked not in methods:
+        raise ConfigError(
+            f"The reference '{asked}' is not among the methods: {', '.join(methods)}. "
+            "Name one of these."
+        )
+    if asked is None and AUTO in methods:
+        return AUTO
+    return asked or max(methods, key=lambda name: methods[name].tune_area)
+
+
+def _full_depth(runs: Sequence[Run], ground: _Ground) -> Floats:
+    """Scores of full depth, (1 + resamples, seeds)."""
+    full = np.stack([ground.reader(run).full for run in runs])
+    return ground.resamples.scores(ground.metric, full, ground.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rivals:
+    """What methods are compared with, column by column.
+
+    Attributes:
+        seeds: of the rival.
+        columns: column of a method to the column of the rival that it is held against.
+    """
+
+    seeds: list[int]
+    columns: Columns
+
+    def against(
+        self, methods: Mapping[str, _Method], resamples: Resamples
+    ) -> dict[str, dict[str, Difference]]:
+        """Method to its differences, over the seeds that both have."""
+        found: dict[str, dict[str, Difference]] = {name: {} for name in methods}
+        for column, rival in self.columns.items():
+            apart = {
+                name: resamples.over_seeds(self._apart(method, column, rival))
+                for name, method in methods.items()
+                if not set(self.seeds).isdisjoint(method.seeds)
+            }
+            for name, difference in statistics.differences(apart).items():
+                found[name][column] = difference
+        return found
+
+    def _apart(self, method: _Method, column: str, rival: Floats) -> Floats:
+        common = sorted(set(self.seeds) & set(method.seeds))
+        mine = [method.seeds.index(seed) for seed in common]
+        theirs = [self.seeds.index(seed) for seed in common]
+        return method.columns[column][:, mine] - rival[:, theirs]
+
+
+def _rows(
+    methods: Mapping[str, _Method], reference: str, plain: Sequence[Run], ground: _Ground
+) -> tuple[MethodRow, ...]:
+    """By area, best first."""
+    first = methods[reference]
+    rivals = _Rivals(first.seeds, {key: first.columns[key] for key in ("area", *_TARGETS)})
+    others = {name: method for name, method in methods.items() if name != reference}
+    against = rivals.against(others, ground.resamples)
+    against_plain: dict[str, dict[str, Difference]] = {}
+    if plain:
+        full = dict.fromkeys(("full", *_TARGETS), _full_depth(plain, ground))
+        rivals = _Rivals([run.seed for run in plain], full)
+        against_plain = rivals.against(methods, ground.resamples)
+    rows = [
+        _row(method, against.get(name, {}), against_plain.get(name, {}), plain, ground)
+        for name, method in methods.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.row.area.value))
+
+
+def _row(
+    method: _Method,
+    against: dict[str, Difference],
+    against_plain: dict[str, Difference],
+    plain: Sequence[Run],
+    ground: _Ground,
+) -> MethodRow:
+    runs, name = method.runs, method.name
+    return MethodRow(
+        name=name,
+        paper=METHODS[name].paper if name in METHODS else "",
+        learning_rate=mode(run.learning_rate for run in runs),
+        own=method.own,
+        chosen=method.chosen,
+        policies=tuple(method.policies),
+        full_score=_figure(ground, method.columns["full"]),
+        seconds=fmean(run.seconds for run in runs),
+        times_plain=_times(runs, plain),
+        parameters_added=mode(run.parameters_added for run in runs),
+        against=against,
+        against_plain=against_plain,
+    )
+
+
+def _times(runs: Sequence[Run], plain: Sequence[Run]) -> float | None:
+    """Seconds by those of the plain fine-tune, over the seeds that both have."""
+    ours = {run.seed: run.seconds for run in runs}
+    theirs = {run.seed: run.seconds for run in plain if run.seed in ours}
+    total = sum(theirs.values())
+    return sum(ours[seed] for seed in theirs) / total if total > 0 else None
