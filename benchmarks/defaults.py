@@ -45,10 +45,11 @@ from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import DepthWeighted, SelfDistillation
 from offramp.storage import read_json, write_json
 from offramp.training import ATTACH, ATTACH_TOKENS, TRAIN, TrainOptions, train
+from offramp.training.batches import Rows
 from offramp.training.cache import CachedExits
 from offramp.training.preparing import gather, head_for
 from offramp.training.probe import rehearse
-from offramp.training.running import Rows, move, run_stage
+from offramp.training.running import move, run_stage
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder

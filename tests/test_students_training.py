@@ -38,9 +38,10 @@ from offramp.testing import (
     tiny_tokenizer,
 )
 from offramp.training import TrainOptions, attach, train
+from offramp.training.batches import Rows
 from offramp.training.gradients import KeptApart, gradients_apart
 from offramp.training.preparing import encoded_rows
-from offramp.training.running import Rows, run_stages
+from offramp.training.running import run_stages
 from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder
 

@@ -29,12 +29,12 @@ from offramp.testing import (
     tiny_tokenizer,
 )
 from offramp.training import ATTACH, TRAIN, TrainOptions, attach, probe, train
-from offramp.training.batches import LengthGrouped
+from offramp.training.batches import LengthGrouped, Rows
 from offramp.training.cache import VectorCache, cache_bytes, cache_type, pooled_vectors
 from offramp.training.estimate import estimate
 from offramp.training.preparing import encoded_rows, weights_fingerprint
 from offramp.training.probe import choose_pooling, rehearse
-from offramp.training.running import Rows, run_stages
+from offramp.training.running import run_stages
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder

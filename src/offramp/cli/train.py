@@ -56,6 +56,7 @@ def train(
     max_length: o.MaxLength = None,
     bf16: o.Bf16 = None,
     seed: o.Seed = None,
+    cache_limit: o.CacheLimit = None,
     checkpoint_minutes: o.CheckpointMinutes = None,
     report_to: o.ReportTo = None,
     quiet: o.Quiet = False,

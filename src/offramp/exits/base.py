@@ -75,7 +75,11 @@ class Exits(nn.ModuleDict):
 
         Policies read the same signals there as at an earlier exit.
         """
-        return ExitOutput(scores), carry
+        return ExitOutput(scores, self.full_signals(scores)), carry
+
+    def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
+        """Those signals of full depth that follow from its scores, (units, classes)."""
+        return {}
 
 
 class ExitKind(Strict):
@@ -92,8 +96,14 @@ class ExitKind(Strict):
 
     @property
     def cacheable(self) -> bool:
-        """Each exit answers from one vector that training does not change: it has `pool` and
-        `answer`, and `attach` computes the vectors only once."""
+        """Each exit answers from one vector that its training does not change: it has `pool` and
+        `read`, as `PooledExit` has. Where the model is frozen the vectors are computed once."""
+        return False
+
+    @property
+    def rescalable(self) -> bool:
+        """Mean and spread of what an exit pools can move into weights of its own, so that it can
+        be fitted on standardised vectors."""
         return False
 
     @property

@@ -6,6 +6,7 @@ sends no gradient to its exit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,10 +47,8 @@ class GatedExit(PooledExit):
         nn.init.normal_(self.gate.weight, std=0.02)
         nn.init.zeros_(self.gate.bias)
 
-    def forward(
-        self, hidden: Tensor, mask: Tensor | None, carry: Any = None
-    ) -> tuple[ExitOutput, Any]:
-        scores = self.answer(self.pool(hidden, mask))
+    def read(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
+        scores = self.score(self.feature(pooled))
         seen = sureness(scores.detach().float()).to(self.gate.weight.dtype)
         gate = self.gate(seen).squeeze(-1).float().sigmoid()
         return ExitOutput(scores, {"gate": gate}), carry
@@ -58,8 +57,8 @@ class GatedExit(PooledExit):
 class GatedExits(Exits):
     """Everyone who comes as far as full depth leaves there."""
 
-    def full(self, scores: Tensor, hidden: Tensor, carry: Any) -> tuple[ExitOutput, Any]:
-        return ExitOutput(scores, {"gate": scores.new_ones(len(scores)).float()}), carry
+    def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
+        return {"gate": scores.new_ones(len(scores)).float()}
 
 
 def sureness(scores: Tensor) -> Tensor:

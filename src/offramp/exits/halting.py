@@ -6,7 +6,7 @@ the layer before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -93,5 +93,5 @@ class HaltingExits(Exits):
     def at(self, layer: int) -> HaltingExit:
         return self["shared"]  # type: ignore[return-value]
 
-    def full(self, scores: Tensor, hidden: Tensor, carry: Any) -> tuple[ExitOutput, Any]:
-        return ExitOutput(scores, {"halt": scores.new_ones(len(scores)).float()}), carry
+    def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
+        return {"halt": scores.new_ones(len(scores)).float()}

@@ -5,7 +5,7 @@ Source: BERxiT, EACL 2021, section 3.3: one linear layer for all exits ("learnin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,10 @@ class LearnedSpec(PooledKind):
 
     kind = "learned"
     correctness: Literal["shared", "own"] = "shared"
+
+    @property
+    def rescalable(self) -> bool:
+        return self.hidden  # else what judges reads the pooled vector too
 
     def build(self, host: Host, num_scores: int) -> Exits:
         check_pooling(self.pooling, host)
@@ -78,10 +82,8 @@ class LearnedExit(PooledExit):
         # a bound method, so that what is shared is not registered here as well
         self._judge: Callable[[Tensor], Tensor] = shared.forward
 
-    def forward(
-        self, hidden: Tensor, mask: Tensor | None, carry: Any = None
-    ) -> tuple[ExitOutput, Any]:
-        feature = self.feature(self.pool(hidden, mask))
+    def read(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
+        feature = self.feature(pooled)
         correct = torch.sigmoid(self._judge(feature).squeeze(-1).float())
         return ExitOutput(self.score(feature), {"correct": correct}), carry
 
@@ -89,5 +91,5 @@ class LearnedExit(PooledExit):
 class LearnedExits(Exits):
     """The exits, and what judges them all if that is shared."""
 
-    def full(self, scores: Tensor, hidden: Tensor, carry: Any) -> tuple[ExitOutput, Any]:
-        return ExitOutput(scores, {"correct": scores.new_ones(len(scores)).float()}), carry
+    def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
+        return {"correct": scores.new_ones(len(scores)).float()}

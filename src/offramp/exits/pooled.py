@@ -40,6 +40,14 @@ class PooledKind(ExitKind):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @property
+    def cacheable(self) -> bool:
+        return self.pooling != "attention"
+
+    @property
+    def rescalable(self) -> bool:
+        return True
+
+    @property
     def reads(self) -> str:
         return _READS[self.pooling] + (
             ", through a dense layer of their own" if self.hidden else ""
@@ -58,10 +66,6 @@ class ExitSpec(PooledKind):
     """
 
     kind = "pooled"
-
-    @property
-    def cacheable(self) -> bool:
-        return self.pooling != "attention"
 
     def build(self, host: Host, num_scores: int) -> Exits:
         check_pooling(self.pooling, host)
@@ -138,14 +142,14 @@ class PooledExit(nn.Module):
         # `forward` because a module's call costs more than this small product itself
         return self.classifier.forward(feature)
 
-    def answer(self, pooled: Tensor) -> Tensor:
-        """(rows, width) -> scores (rows, num_scores)."""
-        return self.score(self.feature(pooled))
+    def read(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
+        """What the exit says of pooled vectors, (rows, width); kinds with signals override this."""
+        return ExitOutput(self.score(self.feature(pooled))), carry
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
     ) -> tuple[ExitOutput, Any]:
-        return ExitOutput(self.answer(self.pool(hidden, mask))), carry
+        return self.read(self.pool(hidden, mask), carry)
 
 
 def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:

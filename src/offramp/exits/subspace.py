@@ -5,6 +5,7 @@ Source: CAP (null space projection), IJCAI 2025, arXiv 2506.17249.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,10 +42,8 @@ class NspExit(PooledExit):
 
     _known: tuple[Any, Tensor, Tensor] | None = None
 
-    def forward(
-        self, hidden: Tensor, mask: Tensor | None, carry: Any = None
-    ) -> tuple[ExitOutput, Any]:
-        feature = self.feature(self.pool(hidden, mask))
+    def read(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
+        feature = self.feature(pooled)
         signals = {} if self.training else {"nsp": self.outside(feature)}
         return ExitOutput(self.score(feature), signals), carry
 
@@ -70,9 +69,8 @@ class NspExit(PooledExit):
 class NspExits(Exits):
     """Exits with `nsp`; at full depth, where nobody goes on, it is 0."""
 
-    def full(self, scores: Tensor, hidden: Tensor, carry: Any) -> tuple[ExitOutput, Any]:
-        signals = {} if self.training else {"nsp": scores.new_zeros(len(scores)).float()}
-        return ExitOutput(scores, signals), carry
+    def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
+        return {} if self.training else {"nsp": scores.new_zeros(len(scores)).float()}
 
 
 @torch.no_grad()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
+from torch import Tensor
 from transformers import set_seed
 
 from offramp.engines.batching import plan_batches
@@ -18,8 +21,9 @@ from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
-from offramp.training.cache import CachedExits, VectorCache, cache_type, pooled_vectors
-from offramp.training.estimate import announce, estimate, estimate_vectors
+from offramp.training.batches import Rows
+from offramp.training.cache import filled_cache, pooled_vectors, vectors_type
+from offramp.training.estimate import announce, estimate
 from offramp.training.options import (
     ATTACH,
     ATTACH_TOKENS,
@@ -38,9 +42,8 @@ from offramp.training.preparing import (
     weights_fingerprint,
 )
 from offramp.training.probe import sample_of
-from offramp.training.running import move, run_stage, run_stages
+from offramp.training.running import fresh_parameters, move, run_stage, trainee_for
 from offramp.training.standard import moments, standardised
-from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder, check_output, says_how_to_continue
 
 logger = logging.getLogger("offramp")
@@ -127,16 +130,14 @@ class _Run:
     exits: ExitKind
 
     @property
-    def kind(self) -> np.dtype[Any] | None:
+    def cached(self) -> np.dtype[Any] | None:
         """In what the vectors are cached; None where the classifier runs again instead."""
-        if not self.exits.cacheable:
-            return None
-        count = len(self.material.rows.lengths)
-        return cache_type(count, self.material.model, self.given.cache_limit)
+        material, limit = self.material, self.given.cache_limit
+        return vectors_type(self.exits, SelfDistillation(), material.model, material.rows, limit)
 
     @property
     def options(self) -> TrainOptions:
-        if self.kind is not None:
+        if self.cached is not None:
             return self.given.filled(ATTACH)
         options = self.given.filled(ATTACH_TOKENS)
         if self.given.epochs is None:
@@ -152,7 +153,7 @@ class _Run:
             "data": self.material.rows.fingerprint(),
             "options": self.options.what_changes_weights(),
             "exits": self.exits.to_dict(),
-            "cache": self.kind and self.kind.name,
+            "cache": self.cached and self.cached.name,
         }
 
     def go(self, work: WorkFolder) -> MultiExitModel:
@@ -160,36 +161,28 @@ class _Run:
         model = MultiExitModel.from_stock(self.material.model.stock, self.exits, ATTACHED)
         model.eval()
         move(model, PartialState().device)
-        if self.kind is None:
-            self._fit(model, work)
+        objective, rows, quiet = SelfDistillation(), self.material.rows, self.given.quiet
+        if self.cached is None:
+            logger.info("Vectors are not cached: the classifier runs again for every batch.")
+        announce(estimate(model, objective, rows, self.options, self.cached), work.path)
+        (stage,) = objective.stages()
+        trainee = trainee_for(model, objective, stage, self.cached is not None)
+        parts: Iterable[Sequence[Tensor]]
+        if self.cached is None:
+            parts = _sampled_vectors(model, sample_of(rows, self.given.seed))
         else:
-            self._fit_cached(model, self.kind, work)
+            cache = filled_cache(work.path / "vectors", model, rows, self.cached, quiet)
+            rows, parts = cache.rows(), cache.parts()
+        fresh = fresh_parameters(trainee, model.stock, new_head=False)
+        move_in = standardised(model, moments(parts)) if self.exits.rescalable else nullcontext()
+        with move_in:
+            run_stage(trainee, rows, self.options, work, fresh)
+        model.requires_grad_(True)
+        model.eval()
         return model
 
-    def _fit(self, model: MultiExitModel, work: WorkFolder) -> None:
-        """Run the classifier for every batch."""
-        logger.info("Vectors are not cached: the classifier runs again for every batch.")
-        rows, objective = self.material.rows, SelfDistillation()
-        announce(estimate(model, objective, rows, self.options), work.path)
-        if not isinstance(self.exits, ExitSpec):
-            run_stages(model, objective, rows, self.options, work)
-            return
-        sample = sample_of(rows, self.given.seed)
-        blocks = plan_batches(sample.lengths.numpy())
-        parts = (pooled_vectors([model], sample.batch(block))[0][0] for block in blocks)
-        with standardised(model, moments(parts)):
-            run_stages(model, objective, rows, self.options, work)
 
-    def _fit_cached(self, model: MultiExitModel, kind: np.dtype[Any], work: WorkFolder) -> None:
-        """Run the classifier once for every row."""
-        state, objective = PartialState(), SelfDistillation()
-        rows = self.material.rows
-        announce(estimate_vectors(model, rows, kind), work.path)
-        with state.main_process_first():
-            cache = VectorCache(work.path / "vectors", model, rows, kind)
-        cache.fill(self.given.quiet, state.process_index, state.num_processes)
-        state.wait_for_everyone()
-        (stage,) = objective.stages()
-        with standardised(model, moments(cache.parts())):
-            trainee = Trainee(CachedExits(model), objective, stage, model.problem_type)
-            run_stage(trainee, cache.rows(), self.options, work)
+def _sampled_vectors(model: MultiExitModel, rows: Rows) -> Iterator[list[Tensor]]:
+    """What exits 1..L-1 pool of some rows after the other, (rows, width) each."""
+    for block in plan_batches(rows.lengths.numpy()):
+        yield pooled_vectors([model], rows.batch(block))[0][0]

@@ -1,15 +1,17 @@
-"""Batches for training, in an order that a resumed run repeats."""
+"""Rows and batches for training, in an order that a resumed run repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from offramp.backbones import Batch
+from offramp.training.work import dataset_fingerprint
 
 Collate = Callable[[Mapping[str, Sequence[Any]]], Batch]
 """From columns of an encoded dataset to a batch."""
@@ -27,6 +29,41 @@ class Batches:
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch
+
+
+class Rows:
+    """What a stage is trained on.
+
+    Attributes:
+        dataset: rows by number, for a DataLoader.
+        lengths: (rows,), to group them by.
+        collate: makes a batch of rows.
+        made_by: names what makes numbers of them, where that is not done yet.
+    """
+
+    def __init__(
+        self, dataset: Any, lengths: Tensor, collate: Callable[..., Any], made_by: str = ""
+    ) -> None:
+        self.dataset = dataset
+        self.lengths = lengths
+        self.collate = collate
+        self.made_by = made_by
+
+    def fingerprint(self) -> str:
+        """A name for the rows and their order, whatever file or cache they came from."""
+        return dataset_fingerprint(self.dataset) + self.made_by
+
+    def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
+        """The rows at `places`, padded."""
+        return self.collate([self.dataset[int(place)] for place in places])
+
+    @classmethod
+    def of(cls, dataset: Dataset, collate: Collate, made_by: str = "") -> Rows:
+        """Rows of an encoded dataset: `input_ids` or `image`, `length`, perhaps `label`."""
+        wanted = ("input_ids", "token_type_ids", "image", "label")
+        used = [name for name in wanted if name in dataset.column_names]
+        lengths = torch.tensor(dataset["length"][:])
+        return cls(dataset.select_columns(used), lengths, Batches(collate), made_by)
 
 
 class LengthGrouped(Sampler[int]):

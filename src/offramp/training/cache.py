@@ -9,17 +9,35 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from offramp.engines.batching import plan_batches
-from offramp.exits import ExitOutput
+from offramp.exits import ExitKind, ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
-from offramp.training.running import Rows
+from offramp.objectives import Objective
+from offramp.training.batches import Rows
 
 logger = logging.getLogger("offramp")
+
+
+def vectors_type(
+    exits: ExitKind, objective: Objective, model: MultiExitModel, rows: Rows, limit: int
+) -> np.dtype[Any] | None:
+    """In what vectors are cached for the stages of the exits alone; None where nothing is.
+
+    That is without such a stage, with exits that do not answer from one fixed vector, with an
+    objective that runs the model in its own way, and where all vectors take more than `limit`
+    bytes.
+    """
+    frozen = any(stage.trainable == "exits" for stage in objective.ahead())
+    own_way = type(objective).training_step is not Objective.training_step or objective.apart
+    if not frozen or own_way or not exits.cacheable:
+        return None
+    return cache_type(len(rows.lengths), model, limit)
 
 
 def cache_type(rows: int, model: MultiExitModel, limit: int) -> np.dtype[Any] | None:
@@ -105,9 +123,24 @@ class VectorCache(TorchDataset[dict[str, Tensor]]):
             part = torch.from_numpy(self.pooled[start : start + 4096].astype(np.float32))
             yield part.split(widths(self._model), dim=1)
 
-    def rows(self) -> Rows:
-        """As the rows of a stage."""
-        return Rows(self, torch.ones(len(self), dtype=torch.long), _as_it_is)
+    def rows(self, lengths: Tensor | None = None) -> Rows:
+        """As the rows of a stage; lengths (rows,) order them as a stage that reads tokens does."""
+        alike = torch.ones(len(self), dtype=torch.long)
+        return Rows(self, alike if lengths is None else lengths, _as_it_is)
+
+
+def filled_cache(
+    folder: Path, model: MultiExitModel, rows: Rows, kind: np.dtype[Any], quiet: bool
+) -> VectorCache:
+    """The vectors of a model as it is now; all processes compute what is missing in `folder`."""
+    state = PartialState()
+    nn.Module.to(model, state.device)
+    model.eval()
+    with state.main_process_first():
+        cache = VectorCache(folder, model, rows, kind)
+    cache.fill(quiet, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    return cache
 
 
 class CachedExits(nn.Module):
@@ -119,13 +152,12 @@ class CachedExits(nn.Module):
         self._widths = widths(model)
 
     def forward(self, pooled: Tensor, teacher: Tensor) -> MultiExitOutput:
-        early = [
-            ExitOutput(made.answer(vectors))  # type: ignore[operator]
-            for made, vectors in zip(
-                self.exits.values(), pooled.split(self._widths, dim=1), strict=True
-            )
-        ]
-        return MultiExitOutput(exits=(*early, ExitOutput(teacher)))
+        outputs, carry = [], None
+        for layer, vectors in enumerate(pooled.split(self._widths, dim=1), start=1):
+            output, carry = self.exits.at(layer).read(vectors, carry)  # type: ignore[attr-defined]
+            outputs.append(output)
+        full = ExitOutput(teacher, self.exits.full_signals(teacher))
+        return MultiExitOutput(exits=(*outputs, full))
 
 
 @torch.inference_mode()
@@ -147,7 +179,7 @@ def pooled_vectors(
         flow = first.backbone.layer(layer, flow)
         if layer < first.depth:
             for view, found in zip(views, vectors, strict=True):
-                pooled = view.exits[str(layer)].pool(flow.hidden, flow.mask)  # type: ignore[operator]
+                pooled = view.exits.at(layer).pool(flow.hidden, flow.mask)  # type: ignore[attr-defined]
                 found.append(pooled.float())
     return vectors, first.backbone.head(flow.hidden, flow.mask).float()
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.engines.batching import MAX_ROWS
 from offramp.model import MultiExitModel
 from offramp.objectives import Objective
-from offramp.training.cache import cache_bytes, pooled_vectors
+from offramp.training.batches import Rows
+from offramp.training.cache import CachedExits, cache_bytes, pooled_vectors
 from offramp.training.gradients import gradients_apart
 from offramp.training.options import TrainOptions
-from offramp.training.running import Rows, move, trainee_for
+from offramp.training.running import move, trainee_for
 from offramp.training.trainer import Trainee
 from offramp.training.work import check_space
 
@@ -37,7 +38,7 @@ class Estimate:
 
     Attributes:
         rows: in the data.
-        steps: updates over all stages; 0 where only vectors are computed.
+        steps: updates over all stages.
         units: tokens (without padding) or images, read over all stages.
         minutes: on this machine, by the time of a few batches.
         disk: bytes that the run takes until it is done.
@@ -51,9 +52,8 @@ class Estimate:
     unit: str = "tokens"
 
     def __str__(self) -> str:
-        steps = f"{self.steps:,} steps, " if self.steps else ""
         return (
-            f"{self.rows:,} rows, {steps}{self.units:,} {self.unit}; about "
+            f"{self.rows:,} rows, {self.steps:,} steps, {self.units:,} {self.unit}; about "
             f"{max(self.minutes, 0.1):.1f} minutes and {self.disk / 1e6:,.0f} MB of disk"
         )
 
@@ -66,47 +66,80 @@ def announce(made: Estimate, place: Path) -> None:
 
 
 def estimate(
-    model: MultiExitModel, objective: Objective, rows: Rows, options: TrainOptions
+    model: MultiExitModel,
+    objective: Objective,
+    rows: Rows,
+    options: TrainOptions,
+    cached: np.dtype[Any] | None = None,
 ) -> Estimate:
-    """Of training: times a few batches of every stage; the weights stay as they are."""
-    state = PartialState()
-    move(model, state.device)
-    count = len(rows.lengths)
-    size = options.batch_size or 1
-    batches = math.ceil(count / size / state.num_processes)
-    updates = math.ceil(batches / options.gradient_accumulation)
-    steps, passes, seconds = 0, 0.0, 0.0
+    """Of training: times a few batches of every stage; the weights stay as they are.
+
+    `cached` as for `run_stages`.
+    """
+    move(model, PartialState().device)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for stage in objective.ahead():
-        planned = options.max_steps or math.ceil(updates * (options.epochs or 1.0) * stage.share)
-        trainee = trainee_for(model, objective, stage)
-        each = _seconds(partial(_train_on, trainee), rows, size, state.device)
-        steps += planned
-        passes += planned / updates
-        seconds += each * batches * planned / updates
+    stages = [
+        _of_stage(trainee_for(model, objective, stage, cached is not None), model, rows, options)
+        for stage in objective.ahead()
+    ]
+    vectors = _Part() if cached is None else _of_vectors(model, rows, cached)
     for name, buffer in model.named_buffers():  # batch norms count the batches they see
         buffer.copy_(statistics[name])
     model.requires_grad_(True)
     model.eval()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    units = int(rows.lengths.sum() * passes)
-    # two checkpoints of weights and two moments each, the weights of a stage, the result
-    return Estimate(count, steps, units, seconds / 60, 8 * weights, _unit(model))
+    parts = (*stages, vectors)
+    return Estimate(
+        rows=len(rows.lengths),
+        steps=sum(part.steps for part in parts),
+        units=int(rows.lengths.sum() * sum(part.passes for part in parts)),
+        minutes=sum(part.seconds for part in parts) / 60,
+        # the result comes to that
+        disk=max(part.disk for part in stages) + vectors.disk + _bytes(model),
+        unit="tokens" if model.backbone.reads == "text" else "images",
+    )
 
 
-def estimate_vectors(model: MultiExitModel, rows: Rows, kind: np.dtype[Any]) -> Estimate:
-    """Of computing the vectors of all rows; fitting exits to them takes little beside it."""
-    state = PartialState()
-    count = len(rows.lengths)
+class _Part(NamedTuple):
+    """What a stage, or computing the vectors, takes; `passes` of the model over all rows."""
+
+    steps: int = 0
+    passes: float = 0.0
+    seconds: float = 0.0
+    disk: int = 0
+
+
+def _of_stage(trainee: Trainee, model: MultiExitModel, rows: Rows, options: TrainOptions) -> _Part:
+    state, size = PartialState(), options.batch_size or 1
+    batches = math.ceil(len(rows.lengths) / size / state.num_processes)
+    updates = math.ceil(batches / options.gradient_accumulation)
+    share = trainee.stage.share
+    planned = options.max_steps or math.ceil(updates * (options.epochs or 1.0) * share)
+    fed = isinstance(trainee.model, CachedExits)
+    given = partial(_vectors, model) if fed else dict
+    each = _seconds(partial(_train_on, trainee), rows, size, state.device, given)
+    passes = planned / updates
+    # two checkpoints of weights and two moments each, and the weights after the stage
+    disk = 7 * _bytes(trainee)
+    return _Part(planned, 0.0 if fed else passes, each * batches * passes, disk)
+
+
+def _of_vectors(model: MultiExitModel, rows: Rows, kind: np.dtype[Any]) -> _Part:
+    state, count = PartialState(), len(rows.lengths)
+    model.eval()
     each = _seconds(partial(pooled_vectors, [model]), rows, MAX_ROWS, state.device)
     batches = math.ceil(count / MAX_ROWS / state.num_processes)
-    disk = cache_bytes(count, model, kind)
-    units = int(rows.lengths.sum())
-    return Estimate(count, 0, units, each * batches / 60, disk, _unit(model))
+    return _Part(0, 1.0, each * batches, cache_bytes(count, model, kind))
 
 
-def _unit(model: MultiExitModel) -> str:
-    return "tokens" if model.backbone.reads == "text" else "images"
+def _vectors(model: MultiExitModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of tokens or images as the cache would give it."""
+    (vectors,), scores = pooled_vectors([model], batch)
+    labels = {name: batch[name] for name in batch if name == "labels"}
+    return {"pooled": torch.cat(vectors, dim=1), "teacher": scores.clone(), **labels}
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in module.parameters())
 
 
 def _train_on(trainee: Trainee, batch: dict[str, Tensor]) -> None:
@@ -116,16 +149,23 @@ def _train_on(trainee: Trainee, batch: dict[str, Tensor]) -> None:
 
 
 def _seconds(
-    run: Callable[[dict[str, Tensor]], object], rows: Rows, size: int, device: torch.device
+    run: Callable[[dict[str, Tensor]], object],
+    rows: Rows,
+    size: int,
+    device: torch.device,
+    given: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> float:
-    """Mean seconds of a batch, over batches of typical lengths, after one that is not timed."""
+    """Mean seconds of a batch, over batches of typical lengths, after one that is not timed.
+
+    What makes of a batch what is `given` to `run` is not timed.
+    """
     order = rows.lengths.argsort()
     last = max(0, len(order) - size)
     places = torch.linspace(0, last, TIMED_BATCHES + 2)[1:-1].long().tolist()
     total = 0.0
     for number, place in enumerate([places[-1], *places]):
         batch = rows.batch(order[place : place + size].tolist())
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = given({name: value.to(device) for name, value in batch.items()})
         began = time.perf_counter()
         run(batch)
         if device.type == "cuda":

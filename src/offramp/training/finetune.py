@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, set_seed
 
 from offramp.errors import ConfigError, DataError
@@ -17,6 +18,7 @@ from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
 from offramp.registry import nearest
 from offramp.storage import parse_document
+from offramp.training.cache import vectors_type
 from offramp.training.estimate import announce, estimate
 from offramp.training.options import TRAIN, TrainOptions, check_here
 from offramp.training.preparing import (
@@ -63,7 +65,9 @@ def train(
     """Fine-tune an encoder and its exits on labelled examples, and save the result.
 
     A killed run that is started again with the same arguments continues from its last
-    checkpoint, in `<output>.work`, and ends in the same weights.
+    checkpoint, in `<output>.work`, and ends in the same weights. Where a method trains exits on
+    a frozen model, and they read vectors that can be computed once, these are cached there up
+    to `options.cache_limit` bytes; the weights are those of a run without, up to rounding.
 
     Args:
         source: folder or hub id of a pretrained encoder or a classifier.
@@ -117,7 +121,10 @@ def train(
     wish = getattr(spec, "pooling", None) if as_released else pooling
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
+    # where no pooling is asked for, one is measured that is as fixed as the mean
+    cached = run.cached(_with_pooling(spec, wish or "mean", method))
     asked = {"method": method, "pooling": wish, "layers": layers, "fine_tuned": fine_tuned}
+    asked["cache"] = cached and cached.name
     work.open({**run.asked(), **asked})
     with says_how_to_continue(work):
         model = run.go(work, method, spec, wish)
@@ -152,14 +159,19 @@ class _Run:
         if method != PLAIN:
             exits = spec
             if hasattr(spec, "pooling"):
-                pooling = wish or work.once("pooling", self._rehearse)
-                settings = {**spec.model_dump(), "pooling": pooling}
-                exits = parse_document(type(spec), settings, f"Exits of method '{method}'")
+                pooling = work.once("pooling", self._rehearse) if wish is None else wish
+                exits = _with_pooling(spec, pooling, method)
         set_seed(options.seed)
         model = MultiExitModel.from_stock(self.material.model.stock, exits, method)
-        announce(estimate(model, self.objective, rows, options), work.path)
-        run_stages(model, self.objective, rows, options, work, self.new_head)
+        cached = self.cached(exits or spec)
+        announce(estimate(model, self.objective, rows, options, cached), work.path)
+        run_stages(model, self.objective, rows, options, work, self.new_head, cached)
         return model
+
+    def cached(self, exits: ExitKind) -> np.dtype[Any] | None:
+        """See `vectors_type`."""
+        material, limit = self.material, self.options.cache_limit
+        return vectors_type(exits, self.objective, material.model, material.rows, limit)
 
     def _rehearse(self) -> Pooling:
         material = self.material
@@ -175,6 +187,14 @@ def _preset(method: str) -> tuple[Objective, ExitKind]:
             f"Unknown method '{method}'.{nearest(method, known)} Known: {', '.join(known)}."
         )
     return METHODS[method].objective(), METHODS[method].exits
+
+
+def _with_pooling(spec: ExitKind, pooling: Pooling, method: str) -> ExitKind:
+    """Exits with another pooling, where they have one."""
+    if not hasattr(spec, "pooling"):
+        return spec
+    settings = {**spec.model_dump(), "pooling": pooling}
+    return parse_document(type(spec), settings, f"Exits of method '{method}'")
 
 
 def _check_work_left(method: str, objective: Objective) -> None:

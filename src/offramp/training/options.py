@@ -35,7 +35,7 @@ class TrainOptions(Strict):
         save_steps: checkpoint every so many updates instead.
         report_to: trackers, such as `tensorboard`; none unless named.
         quiet: no progress bar.
-        cache_limit: bytes of disk that pooled vectors may take (`attach`).
+        cache_limit: bytes of disk that pooled vectors may take, where the model is frozen.
     """
 
     epochs: float | None = Field(default=None, gt=0)

@@ -23,7 +23,7 @@ from offramp.model.folder import is_ours, save_stock
 from offramp.model.truncation import truncated
 from offramp.registry import nearest
 from offramp.storage import fingerprint
-from offramp.training.running import Rows
+from offramp.training.batches import Rows
 from offramp.training.work import WorkFolder
 
 logger = logging.getLogger("offramp")

@@ -27,9 +27,10 @@ from offramp.exits import ExitOutput, ExitSpec, Pooling
 from offramp.metrics import disagreement
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import FullDepth, Objective, Stage, task_loss
+from offramp.training.batches import Rows
 from offramp.training.cache import pooled_vectors
 from offramp.training.options import TrainOptions
-from offramp.training.running import Rows, StockAlone, fresh_parameters, make_trainer, move
+from offramp.training.running import StockAlone, fresh_parameters, make_trainer, move
 from offramp.training.trainer import Trainee
 
 logger = logging.getLogger("offramp")

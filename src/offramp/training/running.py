@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import Objective, Stage
-from offramp.training.batches import Batches, Collate
+from offramp.training.batches import Rows
+from offramp.training.cache import CachedExits, filled_cache
 from offramp.training.options import TrainOptions, training_arguments
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
-from offramp.training.work import WorkFolder, dataset_fingerprint
+from offramp.training.work import WorkFolder
 
 logger = logging.getLogger("offramp")
 
@@ -35,49 +36,20 @@ class StockAlone(nn.Module):
         return MultiExitOutput(exits=(ExitOutput(self.stock(**batch).logits),))
 
 
-class Rows:
-    """What a stage is trained on.
-
-    Attributes:
-        dataset: rows by number, for a DataLoader.
-        lengths: (rows,), to group them by.
-        collate: makes a batch of rows.
-        made_by: names what makes numbers of them, where that is not done yet.
-    """
-
-    def __init__(
-        self, dataset: Any, lengths: Tensor, collate: Callable[..., Any], made_by: str = ""
-    ) -> None:
-        self.dataset = dataset
-        self.lengths = lengths
-        self.collate = collate
-        self.made_by = made_by
-
-    def fingerprint(self) -> str:
-        """A name for the rows and their order, whatever file or cache they came from."""
-        return dataset_fingerprint(self.dataset) + self.made_by
-
-    def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
-        """The rows at `places`, padded."""
-        return self.collate([self.dataset[int(place)] for place in places])
-
-    @classmethod
-    def of(cls, dataset: Dataset, collate: Collate, made_by: str = "") -> Rows:
-        """Rows of an encoded dataset: `input_ids` or `image`, `length`, perhaps `label`."""
-        wanted = ("input_ids", "token_type_ids", "image", "label")
-        used = [name for name in wanted if name in dataset.column_names]
-        lengths = torch.tensor(dataset["length"][:])
-        return cls(dataset.select_columns(used), lengths, Batches(collate), made_by)
-
-
 def move(model: nn.Module, where: torch.device | torch.dtype) -> None:
     """`model.to(...)`, in place."""
     nn.Module.to(model, where)
 
 
-def trainee_for(model: MultiExitModel, objective: Objective, stage: Stage) -> Trainee:
-    """The part of a model that a stage runs."""
-    part = StockAlone(model.stock) if stage.trainable == "stock" else model
+def trainee_for(
+    model: MultiExitModel, objective: Objective, stage: Stage, cached: bool = False
+) -> Trainee:
+    """The part of a model that a stage runs: with `cached` vectors, of a frozen one the exits."""
+    part: nn.Module = model
+    if stage.trainable == "stock":
+        part = StockAlone(model.stock)
+    elif stage.trainable == "exits" and cached:
+        part = CachedExits(model)
     part.requires_grad_(True)
     return Trainee(part, objective, stage, model.problem_type)
 
@@ -89,12 +61,26 @@ def run_stages(
     options: TrainOptions,
     work: WorkFolder,
     new_head: bool = False,
+    cached: np.dtype[Any] | None = None,
 ) -> None:
-    """Train `model` in place through the stages that `objective` has ahead."""
+    """Train `model` in place through the stages that `objective` has ahead.
+
+    Args:
+        new_head: the model's own head starts from nothing.
+        cached: see `vectors_type`; stages of the exits alone then read vectors of this type. Rows
+            come in the order, and dropout falls where it would, without the cache, so float32
+            gives the same weights but for rounding; float16 rounds the vectors too.
+    """
+    vectors = work.path / "vectors"
     for stage in objective.ahead():
-        trainee = trainee_for(model, objective, stage)
+        trainee, seen = trainee_for(model, objective, stage, cached is not None), rows
+        if cached is not None and isinstance(trainee.model, CachedExits):
+            cache = filled_cache(vectors, model, rows, cached, options.quiet)
+            seen = cache.rows(rows.lengths)
         fresh = fresh_parameters(trainee, model.stock, new_head)
-        run_stage(trainee, rows, options, work, fresh)
+        run_stage(trainee, seen, options, work, fresh)
+        if stage.trainable != "exits":  # those of the model before are no longer right
+            vectors = work.path / f"vectors-after-{stage.name}"
     model.requires_grad_(True)
     model.eval()
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 
 
@@ -44,7 +45,7 @@ def standardised(
 ) -> Iterator[None]:
     """Inside, exits answer from (pooled - mean) / spread; afterwards they do so from pooled."""
     device = model.stock.device
-    exits: list[Any] = list(model.exits.values())
+    exits: list[Any] = [model.exits.at(layer) for layer in range(1, model.depth)]
     moved = [
         (made, mean.to(device), spread.to(device))
         for made, (mean, spread) in zip(exits, of_exits, strict=True)
@@ -52,21 +53,21 @@ def standardised(
     for made, shift, scale in moved:
         if made.dense is not None:  # it starts as the model's pooler and shall stay that
             _rescale(made.dense, -shift / scale, 1 / scale)
-        made.answer = _Standardised(made.answer, shift, scale)
+        made.read = _Standardised(made.read, shift, scale)
     yield
     for made, shift, scale in moved:
-        del made.answer
+        del made.read
         _rescale(made.classifier if made.dense is None else made.dense, shift, scale)
 
 
 class _Standardised:
-    """`PooledExit.answer` of standardised vectors."""
+    """`PooledExit.read` of standardised vectors."""
 
-    def __init__(self, answer: Callable[[Tensor], Tensor], mean: Tensor, spread: Tensor) -> None:
-        self._answer, self._mean, self._spread = answer, mean, spread
+    def __init__(self, read: Callable[..., Any], mean: Tensor, spread: Tensor) -> None:
+        self._read, self._mean, self._spread = read, mean, spread
 
-    def __call__(self, pooled: Tensor) -> Tensor:
-        return self._answer((pooled - self._mean) / self._spread)
+    def __call__(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
+        return self._read((pooled - self._mean) / self._spread, carry)
 
 
 @torch.no_grad()

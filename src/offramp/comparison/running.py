@@ -1,0 +1,353 @@
+"""`compare`: train methods side by side on one model and one set of rows, and rank them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from filelock import FileLock, Timeout
+
+from offramp.comparison.board import Board, Missing
+from offramp.comparison.leaderboard import Run, build_board
+from offramp.comparison.markdown import to_markdown
+from offramp.comparison.page import write_page
+from offramp.comparison.plan import PLAIN, REFERENCES, Grid, Plan, open_plan, results
+from offramp.comparison.workers import Workers
+from offramp.data import data_fingerprint, drop_overlap, infer_task, load_examples, split_examples
+from offramp.errors import ConfigError, DataError, OfframpError
+from offramp.methods import METHODS
+from offramp.metrics import METRICS
+from offramp.model.folder import is_ours, resolve
+from offramp.registry import nearest
+from offramp.storage import fingerprint, whole_file, write_document
+from offramp.table import ExitTable
+from offramp.training.preparing import check_pooling, head_for
+
+RATES = (1e-4, 3e-4)
+EPOCHS, BATCH = 2.0, 32
+TUNE, TEST = 0.2, 0.2
+LEADERBOARD = "leaderboard"
+ALL = "all"
+PROBLEMS = "single_label_classification, multi_label_classification, regression"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What `compare` has so far.
+
+    Attributes:
+        board: None while too little is done to rank.
+        folder: of the runs and of leaderboard.html, .md and .json.
+        complete: whether every run is done.
+    """
+
+    board: Board | None
+    folder: Path
+    complete: bool
+    missing: tuple[Missing, ...]
+
+
+def compare(
+    model: str | os.PathLike[str],
+    data: str | Path | Dataset,
+    output: str | os.PathLike[str],
+    *,
+    methods: Sequence[str] = (ALL,),
+    seeds: int = 3,
+    budget: float | None = None,
+    epochs: float = EPOCHS,
+    start_epochs: float | None = None,
+    batch_size: int = BATCH,
+    rates: Sequence[float] = RATES,
+    pooling: str | None = None,
+    reference: str | None = None,
+    metric: str | None = None,
+    eval_data: str | Path | Dataset | None = None,
+    eval_split: str | None = None,
+    test_data: str | Path | Dataset | None = None,
+    test_split: str | None = None,
+    tune_share: float = TUNE,
+    test_share: float = TEST,
+    problem_type: str | None = None,
+    fresh_head: bool = False,
+    max_length: int | None = None,
+    split: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    max_rows: int | None = None,
+    title: str | None = None,
+    workers: int | None = None,
+    plugins: Sequence[str] = (),
+    quiet: bool = False,
+) -> Compared:
+    """Train methods of early exit from one start and say which is best on rows of test.
+
+    Every seed fine-tunes the model once, without exits (a classifier for these labels is taken
+    as it is), and every method goes on from there with equal epochs and equal learning rates,
+    the best of which is chosen on `tune` rows with the first seed. Policies and thresholds are
+    chosen on `tune`, too; test rows are only read. Runs go in processes of their own, on one
+    core each. The same call goes on with what is not done yet, and more methods or seeds may be
+    asked for; leaderboard.html, .md and .json are written anew each time.
+
+    Args:
+        model: folder or hub id of a pretrained encoder or of a classifier.
+        data: labelled examples, see `load_examples`.
+        output: folder of the comparison.
+        methods: names of methods; `plain` (fine-tuned on without exits, what all are measured
+            by), `truncated` (the first layers alone), `attach` (exits on the frozen start);
+            `all` is all of these.
+        seeds: how many, counted from 1.
+        budget: seconds after which runs are stopped, to be continued by the next call.
+        epochs, batch_size: of every method.
+        start_epochs: of the fine-tune that all start from; by default as many.
+        rates: learning rates to try; what starts from nothing takes ten times as much, 0.001
+            at least.
+        pooling: of exits that pool; without it a probe of the start decides for all methods
+            that leave it open.
+        reference: the method that others are compared with; else `auto` or the best on `tune`.
+        metric: see `calibrate`; learning rates are chosen by the task's own.
+        eval_data, eval_split: rows to choose on; else `tune_share` of the data.
+        test_data, test_split: rows to rank on; else `test_share` of the data.
+        problem_type, fresh_head, max_length: see `train`.
+        split, text, text_pair, image, label: see `load_examples`.
+        max_rows: to train on.
+        title: of the leaderboard; else the name of the data.
+        workers: processes at once; else one per core, as memory allows, or one on a GPU.
+        plugins: modules to import first, which register methods of your own.
+
+    Raises:
+        OfframpError: before the work starts, wherever that can be known.
+    """
+    for plugin in plugins:
+        _plug_in(plugin)
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; there must be one at least.")
+    if not rates or min(rates) <= 0:
+        raise ConfigError("Learning rates must be positive numbers, one at least.")
+    if metric is not None:
+        METRICS[metric]
+    check_pooling(pooling)
+    folder = Path(output)
+    _check_folder(folder)
+    columns: dict[str, Any] = {"text": text, "text_pair": text_pair, "image": image, "label": label}
+    whole = load_examples(data, split=split, **columns)
+    apart = {
+        "tune": _others(data, eval_data, eval_split, columns),
+        "test": _others(data, test_data, test_split, columns),
+    }
+    rows = _cut(whole, apart, {"tune": tune_share, "test": test_share}, max_rows)
+    source = resolve(model)
+    if is_ours(source):
+        raise ConfigError(f"{source} has exits already; compare starts from a stock model.")
+    head = head_for(source, rows["train"], problem_type, fresh_head)
+    task = infer_task(rows["train"], problem_type)
+    plan = Plan(
+        model=str(source),
+        title=title or _title(data),
+        model_fingerprint=_weights(source),
+        rows={role: data_fingerprint(part) for role, part in rows.items()},
+        counts={role: len(part) for role, part in rows.items()},
+        problem_type=task.problem_type,
+        max_length=max_length,
+        fresh_head=fresh_head,
+        fine_tunes=head is not None,
+        start_epochs=epochs if start_epochs is None else start_epochs,
+        epochs=epochs,
+        batch_size=batch_size,
+        rates=tuple(sorted(set(rates))),
+        pooling=pooling,
+    )
+    grid = Grid(plan, _methods(methods, task.problem_type), tuple(range(1, seeds + 1)))
+    deadline = None if budget is None else time.monotonic() + budget
+    crew = Workers(folder, workers, deadline, plugins, quiet)
+    with _alone(folder):
+        open_plan(folder, plan)
+        _keep_rows(folder, rows)
+        crew.run(grid)
+        return _conclude(folder, grid, crew, reference, metric)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other comparison works in the folder meanwhile. Raises ConfigError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"Another comparison is at work in {folder}. Wait for it, or give another --output."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _conclude(
+    folder: Path, grid: Grid, crew: Workers, reference: str | None, metric: str | None
+) -> Compared:
+    """Write the leaderboard of what is done."""
+    done = results(folder)
+    runs, missing = [], []
+    for method in dict.fromkeys((PLAIN, *grid.methods)):
+        found = grid.chosen(method, done)
+        for seed, result in found.items():
+            place = folder / "cells" / result.cell.name
+            tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
+            runs.append(
+                Run(
+                    method,
+                    seed,
+                    tune,
+                    test,
+                    result.seconds,
+                    result.parameters_added,
+                    result.rate,
+                    result.layers,
+                )
+            )
+        missing += _missing(method, [s for s in grid.seeds if s not in found], crew)
+    complete = not missing
+    if not any(run.method != PLAIN for run in runs):
+        return Compared(None, folder, complete, tuple(missing))
+    board = build_board(
+        runs,
+        title=grid.plan.title,
+        facts=_facts(grid, done),
+        reference=reference,
+        missing=missing,
+        metric=metric,
+    )
+    write_document(folder / f"{LEADERBOARD}.json", board)
+    with whole_file(folder / f"{LEADERBOARD}.md") as file:
+        file.write_text(to_markdown(board), encoding="utf-8")
+    write_page(board, folder / f"{LEADERBOARD}.html")
+    return Compared(board, folder, complete, tuple(missing))
+
+
+def _missing(method: str, seeds: Sequence[int], crew: Workers) -> list[Missing]:
+    reasons = {cell.seed: why for cell, why in crew.failed.items() if cell.method == method}
+    other = next(iter(crew.failed.values()), None)
+    fallback = "not done yet" if other is None else "what it starts from is not done"
+    return [Missing(method=method, seed=s, why=reasons.get(s, fallback)) for s in seeds]
+
+
+def _facts(grid: Grid, done: Any) -> dict[str, str]:
+    plan = grid.plan
+    counts = ", ".join(f"{number:,} {role}" for role, number in plan.counts.items())
+    start = grid.start_of(grid.seeds[0], done)
+    begun = "a fine-tune of each seed" if plan.fine_tunes else "the classifier itself"
+    return {
+        "model": Path(plan.model).name,
+        "rows": counts,
+        "start": f"{begun}, {plan.start_epochs:g} epochs" if plan.fine_tunes else begun,
+        "each method": f"{plan.epochs:g} epochs in batches of {plan.batch_size}, learning rate "
+        f"the best on tune of {', '.join(f'{rate:g}' for rate in plan.rates)}",
+        "pooling": plan.pooling or (start.pooling if start and start.pooling else "not chosen"),
+        "seeds": ", ".join(map(str, grid.seeds)),
+    }
+
+
+def _plug_in(name: str) -> None:
+    try:
+        import_module(name)
+    except ImportError as problem:
+        raise ConfigError(
+            f"Plug-in '{name}' cannot be imported: {problem}. Give the name of a module that "
+            "`import` finds from here."
+        ) from None
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; give the name of a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").is_file():
+        raise ConfigError(f"{folder} is not empty and holds no comparison. Give another --output.")
+
+
+def _others(data: Any, given: Any, split: str | None, columns: dict[str, Any]) -> Dataset | None:
+    """Rows that are given apart from the others."""
+    if given is None and split is None:
+        return None
+    return load_examples(data if given is None else given, split=split, **columns)
+
+
+def _cut(
+    whole: Dataset,
+    apart: dict[str, Dataset | None],
+    shares: dict[str, float],
+    max_rows: int | None,
+) -> dict[str, Dataset]:
+    """Rows by role, no input in two of them."""
+    wanted = {role: shares[role] for role, part in apart.items() if part is None}
+    if not all(0 < share < 1 for share in wanted.values()) or sum(wanted.values()) >= 1:
+        raise ConfigError("Shares of tune and test must be above 0 and leave rows to train on.")
+    others = [part for part in apart.values() if part is not None]
+    if others:
+        whole, _ = drop_overlap(whole, *others)
+    if not len(whole):
+        raise DataError("All rows are also among those to choose or rank on. Give other rows.")
+    parts = {"train": 1 - sum(wanted.values()), **wanted}
+    rows = split_examples(whole, parts, 0) if wanted else {"train": whole}
+    if apart["tune"] is not None and apart["test"] is not None:
+        apart["tune"], _ = drop_overlap(apart["tune"], apart["test"])
+    rows |= {role: part for role, part in apart.items() if part is not None}
+    for role, part in rows.items():
+        if not len(part):
+            raise DataError(f"There are no rows for '{role}'. Give more rows, or other shares.")
+        if "label" not in part.column_names:
+            raise DataError(
+                f"The rows for '{role}' have no labels; name their column with --label."
+            )
+    if max_rows is not None:
+        rows["train"] = load_examples(rows["train"], max_rows=max_rows)
+    return {role: rows[role] for role in ("train", "tune", "test")}
+
+
+def _keep_rows(folder: Path, rows: dict[str, Dataset]) -> None:
+    """Write the rows where every process reads them."""
+    for role, part in rows.items():
+        if not (folder / "rows" / role / "state.json").is_file():
+            part.save_to_disk(str(folder / "rows" / role))
+
+
+def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:
+    """Those asked for, with `all` spelt out. Raises ConfigError."""
+    known = [*METHODS, *REFERENCES]
+    fit = [name for name in METHODS if problem_type in METHODS[name].problem_types]
+    chosen: list[str] = []
+    for name in asked:
+        if name == ALL:
+            chosen += [*REFERENCES, *fit]
+        elif name not in known:
+            hint = nearest(name, [ALL, *known])
+            raise ConfigError(f"Unknown method '{name}'.{hint} Known: {', '.join(known)}.")
+        elif name in METHODS and name not in fit:
+            raise ConfigError(f"Method '{name}' does not do {problem_type}.")
+        else:
+            chosen.append(name)
+    return tuple(dict.fromkeys((PLAIN, *chosen)))
+
+
+def _title(data: Any) -> str:
+    if isinstance(data, Dataset):
+        return "a data set"
+    return Path(str(data)).name.partition(".")[0] or str(data)
+
+
+def _weights(source: Path) -> str:
+    """A name for a checkpoint's weights."""
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise OfframpError(f"{source}: no safetensors file here.")
+    return fingerprint(*(part.read_bytes() for part in [source / "config.json", *files]))

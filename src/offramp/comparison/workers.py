@@ -1,0 +1,197 @@
+"""Runs the cells of a grid, each in a process of its own, as many at once as there is room for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from offramp.comparison.plan import Cell, Grid, Result, results
+
+logger = logging.getLogger("offramp")
+
+LOG = "log.txt"
+POLL_SECONDS = 0.5
+STOP_SECONDS = 120.0
+"""For a checkpoint, after which a run is killed."""
+
+
+@dataclass
+class Workers:
+    """The processes of a comparison.
+
+    Args:
+        folder: of the comparison.
+        most: processes at once; None for one per core, or one on a GPU, and as memory allows.
+        deadline: on the monotonic clock; runs are stopped there with a checkpoint.
+        plugins: modules that the processes import first.
+        quiet: no progress.
+    """
+
+    folder: Path
+    most: int | None = None
+    deadline: float | None = None
+    plugins: Sequence[str] = ()
+    quiet: bool = False
+    failed: dict[Cell, str] = field(default_factory=dict)
+    _running: dict[Cell, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(self, grid: Grid) -> None:
+        """Do what is not done yet, until it is done or the deadline has come."""
+        with _Bars(grid.count(), self.quiet) as bars:
+            try:
+                while not self._late():
+                    done = self._collect(bars)
+                    wanted = [c for c in grid.next(done, self.failed) if c not in self._running]
+                    if not wanted and not self._running:
+                        return
+                    for cell in wanted[: self._room(done)]:
+                        self._begin(cell)
+                    bars.show(len(done), self._running, self.folder)
+                    time.sleep(POLL_SECONDS)
+                logger.warning("The time is up; the same command goes on from here.")
+            finally:
+                self._stop()
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _room(self, done: dict[Cell, Result]) -> int:
+        """How many more processes there may be."""
+        most = self.most
+        if most is None:
+            most = 1 if torch.cuda.is_available() else _cores()
+            largest = max((result.memory for result in done.values()), default=0)
+            if largest:
+                free = psutil.virtual_memory().available
+                most = min(most, len(self._running) + int(free // (1.2 * largest)))
+            elif not torch.cuda.is_available():
+                # what a run takes is not known before one has been done
+                most = min(most, max(1, int(psutil.virtual_memory().available // (4 << 30))))
+        return max(most, 1) - len(self._running)
+
+    def _begin(self, cell: Cell) -> None:
+        place = self.folder / "cells" / cell.name
+        place.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "offramp.comparison.cell", str(self.folder)]
+        command += [json.dumps(cell._asdict()), *self.plugins]
+        with open(place / LOG, "ab") as log:
+            self._running[cell] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment()
+            )
+
+    def _environment(self) -> dict[str, str]:
+        threads = 1 if self.most is None or self.most > 1 else _cores()
+        known = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        known |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        return {**os.environ, **known, "PYTHONUNBUFFERED": "1"}
+
+    def _collect(self, bars: _Bars) -> dict[Cell, Result]:
+        """Take note of processes that have ended; everything that is done."""
+        ended = {cell: one for cell, one in self._running.items() if one.poll() is not None}
+        done = results(self.folder)
+        for cell, process in ended.items():
+            del self._running[cell]
+            log = self.folder / "cells" / cell.name / LOG
+            if cell in done:
+                bars.say(f"{cell.name}: done in {done[cell].seconds / 60:.1f} minutes of training.")
+            else:
+                self.failed[cell] = _why(log, process.returncode)
+                logger.warning("%s: %s", cell.name, self.failed[cell])
+        return done
+
+    def _stop(self) -> None:
+        """Let every process make a checkpoint."""
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+        until = time.monotonic() + STOP_SECONDS
+        for process in self._running.values():
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._running.clear()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _why(log: Path, code: int) -> str:
+    """The reason that a process gave, or the last that it said."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " Memory may have run out: try fewer --workers." if name == "SIGKILL" else ""
+        return f"ended by {name}.{hint}"
+    said = _last_line(log)
+    return said.removeprefix("Error: ") if said.startswith("Error: ") else f"{said} See {log}."
+
+
+def _last_line(log: Path) -> str:
+    with open(log, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 4096))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")
+
+
+class _Bars:
+    """A bar for the grid and a line per running process, on stderr."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self._total = total
+        shown = not quiet and sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._lines: dict[Cell, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        self._all = self._progress.add_task("runs", total=self._total)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._progress.stop()
+
+    def say(self, message: str) -> None:
+        logger.info(message)
+
+    def show(self, done: int, running: dict[Cell, subprocess.Popen[bytes]], folder: Path) -> None:
+        self._progress.update(self._all, completed=done)
+        for cell in [cell for cell in self._lines if cell not in running]:
+            self._progress.remove_task(self._lines.pop(cell))
+        for cell in running:
+            if cell not in self._lines:
+                self._lines[cell] = self._progress.add_task(cell.name, total=None)
+            said = _last_line(folder / "cells" / cell.name / LOG)
+            self._progress.update(self._lines[cell], description=f"  {cell.name}: {said[:60]}")

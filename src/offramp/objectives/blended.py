@@ -1,0 +1,126 @@
+"""What held up of several papers, in one loss: the objective of `auto`.
+
+Exits learn the labels and, by distillation, the answers of full depth, all with the backbone and
+from a fine-tuned start; each row weighs most around where it would leave (`SimulatedExits`), and
+exits learn when they are right (`Alternating`). docs/results/auto.md says what each part is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from offramp.exits import ExitOutput
+from offramp.objectives.alternating import correctness_loss
+from offramp.objectives.base import Clock, Objective, Stage
+from offramp.objectives.simulated import exit_layers, nearness
+from offramp.objectives.task import row_losses
+
+Weighting = Literal["simulated", "depth", "equal"]
+
+
+class Blended(Objective):
+    """sum over exits of w * (task loss + `distillation` * divergence from full depth).
+
+    Args:
+        weighting: w of a row and exit: `simulated` by how near the exit is to where the row would
+            leave, by its least `correct` signal or, without one, its entropy; `depth` as in
+            PABEE; `equal`.
+        sharpness: of `simulated`, at the end of training.
+        thresholds: of `simulated`, drawn at every step.
+        distillation: weight of the divergence, 0 for none.
+        temperature: of both sides of the divergence.
+        correctness: weight of the error of the signal `correct`, where exits give it.
+        full: extra weight of full depth.
+        warm_up: share of the epochs that fine-tune the stock model first.
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting = "simulated",
+        sharpness: float = 1.0,
+        thresholds: int = 5,
+        distillation: float = 0.5,
+        temperature: float = 2.0,
+        correctness: float = 1.0,
+        full: float = 0.0,
+        warm_up: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.weighting: Weighting = weighting
+        self.sharpness, self.thresholds = sharpness, thresholds
+        self.distillation, self.temperature = distillation, temperature
+        self.correctness, self.full, self.warm_up = correctness, full, warm_up
+
+    def stages(self) -> Sequence[Stage]:
+        joint = Stage("joint", "all", 1 - self.warm_up)
+        return (Stage("stock", "stock", self.warm_up), joint) if self.warm_up else (joint,)
+
+    def losses(
+        self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
+    ) -> dict[str, Tensor]:
+        labels, kind = batch["labels"], batch["problem_type"]
+        losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
+        *early, last = outputs
+        if not early or stage.trainable == "stock":
+            return {"exits": losses[:, -1].mean()}
+        weights = self._weights(early, kind, batch.get("clock", Clock()))
+        parts = {"exits": (weights * losses).sum(dim=1).mean() + self.full * losses[:, -1].mean()}
+        if self.distillation:
+            apart = [divergence(o.scores, last.scores, kind, self.temperature) for o in early]
+            soft = (weights[:, :-1] * torch.stack(apart, dim=1)).sum(dim=1).mean()
+            parts["distillation"] = self.distillation * soft
+        judged = [output for output in early if "correct" in output.signals]
+        if judged and self.correctness:
+            parts["correctness"] = self.correctness * correctness_loss(judged, labels, kind)
+        return parts
+
+    @torch.no_grad()
+    def _weights(self, early: Sequence[ExitOutput], kind: str, clock: Clock) -> Tensor:
+        """(rows, L), each row adds up to 1."""
+        depth, rows = len(early) + 1, len(early[0].scores)
+        device = early[0].scores.device
+        if self.weighting == "simulated":
+            doubts = torch.stack([_doubt(output, kind) for output in early], dim=1)
+            drawn = torch.rand(self.thresholds, device=device)
+            layers = exit_layers(doubts, torch.quantile(doubts.flatten(), drawn))
+            near = nearness(depth, self.sharpness * clock.progress, device)
+            return near[layers - 1].mean(dim=0)
+        layer = torch.arange(1, depth + 1, device=device).float()
+        weights = layer if self.weighting == "depth" else torch.ones_like(layer)
+        return (weights / weights.sum()).expand(rows, depth)
+
+
+def _doubt(output: ExitOutput, kind: str) -> Tensor:
+    """(rows,), smaller where an exit is surer."""
+    if "correct" in output.signals:
+        return 1 - output.signals["correct"].float()
+    scores = output.scores.float()
+    if kind == "single_label_classification":
+        log = scores.log_softmax(dim=-1)
+        return -(log.exp() * log).sum(dim=-1)
+    # of the least sure label; a number is as sure as any other
+    return -scores.abs().amin(dim=-1) if kind != "regression" else torch.zeros(len(scores))
+
+
+def divergence(scores: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+    """How far scores (rows, classes) are from a teacher's, (rows,); no gradient to the teacher.
+
+    T^2 KL(teacher || scores) of probabilities at temperature T (Hinton et al., 2015), per label
+    and then the mean for label sets; the squared difference for regression.
+    """
+    scores, teacher = scores.float(), teacher.detach().float()
+    if kind == "regression":
+        return (scores - teacher).square().mean(dim=-1)
+    scores, teacher = scores / temperature, teacher / temperature
+    if kind == "multi_label_classification":
+        truth = teacher.sigmoid()
+        loss = functional.binary_cross_entropy_with_logits
+        apart = loss(scores, truth, reduction="none") - loss(teacher, truth, reduction="none")
+        return temperature**2 * apart.mean(dim=-1)
+    log, guess = teacher.log_softmax(dim=-1), scores.log_softmax(dim=-1)
+    return temperature**2 * (log.exp() * (log - guess)).sum(dim=-1)
