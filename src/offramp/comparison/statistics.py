@@ -16,13 +16,14 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 from offramp.comparison.board import Difference, Figure
+from offramp.comparison.weighted import WEIGHTED
 from offramp.metrics import Array, Metric
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
-"""For metrics that are a mean over rows."""
+"""For metrics that many resamples can be put to at once."""
 FEW_RESAMPLES = 200
-"""For metrics that must be computed afresh for every resample."""
+"""For the others."""
 _SEED = 20070607
 
 
@@ -51,9 +52,10 @@ class Resamples:
 
     def scores(self, metric: Metric, predicted: Array, labels: Array) -> Floats:
         """Predictions (points, rows, ...) to their metric, (1 + resamples, points)."""
-        values = by_row(metric, predicted, labels)
-        if values is not None:
-            return self._sums(values) / self.counts.shape[1]
+        if metric.name in WEIGHTED:
+            scores = WEIGHTED[metric.name](predicted, labels, self.counts)
+            scores[0] = [metric.compare(one, labels) for one in predicted]
+            return scores
         every = np.arange(len(labels))
         drawn = (np.repeat(every, count.astype(np.int64)) for count in self.counts)
         return np.array(
@@ -77,23 +79,10 @@ class Resamples:
         return (self.counts @ values.T.astype(np.float32)).astype(np.float64)
 
 
-def by_row(metric: Metric, predicted: Array, labels: Array) -> Array | None:
-    """What each row adds to a metric that is a mean over rows, (points, rows); else None."""
-    if metric.name == "accuracy":
-        same = predicted == labels
-        return same.all(axis=-1) if same.ndim == 3 else same
-    if metric.name == "neg_mse":
-        return -((predicted - labels) ** 2)
-    if metric.name == "neg_mae":
-        return -np.abs(predicted - labels)
-    return None
-
-
 def resamples_for(metric: Metric, rows: int) -> Resamples:
     """As many as the metric allows in reasonable time."""
-    one = np.zeros((1, 1))
-    cheap = by_row(metric, one, one[0]) is not None
-    return Resamples.draw(rows, RESAMPLES if cheap else FEW_RESAMPLES)
+    many = metric.name in WEIGHTED and metric.name != "spearman"
+    return Resamples.draw(rows, RESAMPLES if many else FEW_RESAMPLES)
 
 
 def figure(values: Floats) -> Figure:
