@@ -25,6 +25,7 @@ from offramp.comparison.board import (
 )
 from offramp.comparison.families import Choice, Reader
 from offramp.comparison.statistics import Floats, Resamples
+from offramp.comparison.weighted import quick
 from offramp.errors import ConfigError, TableError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS, Metric, default_metric
@@ -238,6 +239,7 @@ def _least(ground: _Ground) -> int:
 
 def _choices(run: Run, metric: Metric) -> dict[str, Choice]:
     judge = Judge(run.tune, metric.name)
+    judge.metric = quick(metric)
     labels = np.asarray(judge.table.labels)
     guess = families.score_of_guess(metric, _commonest(run), labels)
     if run.layers is not None:

@@ -1,0 +1,256 @@
+"""Claims about leaderboards: curves, choices on `tune` alone, intervals, and their Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.comparison import curves, statistics
+from offramp.comparison.board import Board, Missing
+from offramp.comparison.leaderboard import Run, build_board
+from offramp.comparison.markdown import to_markdown
+from offramp.comparison.statistics import Resamples, holm
+from offramp.errors import ConfigError, OfframpError
+from offramp.metrics import METRICS, MULTI, REGRESSION, SINGLE
+from offramp.table import ExitTable, replay
+
+DEPTH, CLASSES = 4, 3
+
+
+def labels_of(problem_type: str, rows: int, seed: int) -> Any:
+    random = np.random.default_rng(seed)
+    if problem_type == REGRESSION:
+        return random.normal(size=rows).astype(np.float32)
+    if problem_type == MULTI:
+        return (random.random((rows, CLASSES)) < 0.4).astype(np.float32)
+    return random.integers(CLASSES, size=rows)
+
+
+def table(labels: Any, problem_type: str = SINGLE, seed: int = 0, **fields: Any) -> ExitTable:
+    """Exits that know more and more."""
+    random = np.random.default_rng([seed, len(labels)])
+    known = np.linspace(0.5, 2.5, DEPTH)[:, None]
+    if problem_type == REGRESSION:
+        truth = np.asarray(labels)[:, None]
+    elif problem_type == MULTI:
+        truth = 2 * np.asarray(labels) - 1
+    else:
+        truth = np.eye(CLASSES)[labels]
+    noise = random.normal(size=(len(labels), DEPTH, truth.shape[1]))
+    scores = truth[:, None] * known + noise
+    return ExitTable.from_arrays(scores, problem_type=problem_type, labels=labels, **fields)
+
+
+def run(
+    method: str = "pabee",
+    seed: int = 1,
+    problem_type: str = SINGLE,
+    rows: int = 200,
+    noise: int | None = None,
+    **changes: Any,
+) -> Run:
+    noise = seed * 100 + len(method) if noise is None else noise
+    tune = table(labels_of(problem_type, rows, seed), problem_type, noise)
+    test = table(labels_of(problem_type, rows, 0), problem_type, noise + 50, role="test")
+    return dataclasses.replace(Run(method, seed, tune, test, 10.0, 1000, None), **changes)
+
+
+def board(*runs: Run, **options: Any) -> Board:
+    return build_board(runs, title="made up", facts={"model": "none"}, **options)
+
+
+def test_the_area_of_a_curve_is_its_mean_height_between_a_fifth_and_full_cost():
+    # from 0.2 to 0.6 the mean height is (0.4 + 0.8) / 2, from there to 1 it is 0.8
+    cost, score = [1.0, 0.0, 0.6], [0.8, 0.2, 0.8]
+    assert curves.area(cost, score) == pytest.approx((0.6 + 0.8) / 2)
+    assert curves.score_at(cost, score, 0.3) == pytest.approx(0.5)
+
+
+def test_a_hull_holds_no_corner_below_the_line_of_its_neighbours():
+    places = [(0.0, 0.0), (0.5, 0.2), (0.5, 0.6), (0.7, 0.65), (1.0, 1.0)]
+    assert curves.hull(places) == [0, 2, 4]
+
+
+def test_thinning_keeps_both_ends_and_what_matters_most():
+    places = [(0.0, 0.0), (0.1, 0.11), (0.4, 0.8), (1.0, 1.0)]
+    assert curves.thinned(places, [0, 1, 2, 3], 3) == [0, 2, 3]
+
+
+def test_what_is_chosen_does_not_depend_on_test_labels():
+    here = run()
+    shuffled = np.random.default_rng(1).permutation(np.asarray(here.test.labels))
+    columns = {**here.test.columns, "labels": shuffled}
+    other = dataclasses.replace(here, test=ExitTable(here.test.header, columns))
+    assert policies(board(here)) == policies(board(other))
+
+
+def policies(found: Board) -> Any:
+    return [
+        (row.chosen, family.name, [[point.policy for point in curve] for curve in family.curves])
+        for row in found.methods
+        for family in row.policies
+    ]
+
+
+def test_points_and_readings_are_what_a_replay_of_the_test_table_gives():
+    from offramp.policies import make_policy
+
+    here = run()
+    for family in board(here).methods[0].policies:
+        for point in family.curves[0]:
+            if point.policy is not None:
+                done = replay(here.test, make_policy(point.policy))
+                right = (done.answers.argmax(1) == here.test.labels).mean()
+                assert point.cost == pytest.approx(done.share, abs=1e-6)
+                assert point.score == pytest.approx(right)
+        for at in family.at:
+            for reading in at.readings:
+                done = replay(here.test, make_policy(reading.policy))
+                assert reading.cost_reduction == pytest.approx(1 / done.share)
+
+
+def test_a_method_does_not_differ_from_itself():
+    ours = [run("pabee", seed) for seed in (1, 2)]
+    same = [dataclasses.replace(one, method="other", tune=one.tune) for one in ours]
+    for row in board(*ours, *same).methods:
+        # not of the same paper, so averaged around other rules, but chosen alike
+        for found in row.against.values():
+            assert (found.value, found.low, found.high, found.p_holm) == (0, 0, 0, 1)
+
+
+def test_holm_is_as_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_keeps_the_order_and_lowers_nothing(p: list[float]):
+    corrected = holm(p)
+    assert all(one <= other <= 1 for one, other in zip(p, corrected, strict=True))
+    ordered = [corrected[one] for one in sorted(range(len(p)), key=lambda one: p[one])]
+    assert ordered == sorted(ordered)
+
+
+@pytest.mark.parametrize(("rows", "found"), [(2000, True), (40, False)])
+def test_five_percent_more_right_rows_are_found_among_many_rows_only(rows: int, found: bool):
+    ours = run("pabee", rows=rows, noise=7)
+    scores = np.array(ours.test.scores)
+    labels = np.asarray(ours.test.labels)
+    wrong = np.flatnonzero(scores[:, -1].argmax(1) != labels)[: rows // 20]
+    scores[wrong] = 0
+    scores[wrong, :, labels[wrong]] = 5
+    better = ExitTable(ours.test.header, {**ours.test.columns, "scores": scores})
+    other = dataclasses.replace(ours, method="better", test=better)
+    plain = dataclasses.replace(ours, method="plain")
+    rows_of = {row.name: row for row in board(ours, other, plain).methods}
+    difference = rows_of["better"].against_plain["full"]
+    assert difference.value == pytest.approx(len(wrong) / rows)
+    # three standard errors of 100 rows won, one and a half of two
+    assert (difference.p_holm < 0.001) == found
+
+
+def test_intervals_over_rows_and_seeds_cover_the_truth():
+    covered = 0
+    for trial in range(60):
+        random = np.random.default_rng(trial)
+        rows, seeds = 150, 6
+        truth = 0.7 + 0.05 * random.normal(size=seeds)
+        hard = random.random(rows)
+        right = (hard[:, None] < truth).T
+        resamples = Resamples.draw(rows, 300)
+        labels = np.ones(rows, dtype=int)
+        every = resamples.scores(METRICS["accuracy"], right.astype(int), labels)
+        found = statistics.figure(resamples.over_seeds(every))
+        covered += found.low <= 0.7 <= found.high
+    assert covered >= 51
+
+
+@pytest.mark.parametrize("name", ["f1", "f1_micro", "matthews", "pearson", "spearman", "neg_mse"])
+def test_a_resampled_metric_is_the_metric_of_the_resampled_rows(name: str):
+    metric = METRICS[name]
+    kind = metric.problem_types[0]
+    labels = labels_of(kind, 50, 1)
+    predicted = np.stack([labels_of(kind, 50, seed) for seed in (2, 3)]).round(1)
+    predicted[0, :40] = labels[:40]
+    if kind == MULTI:
+        predicted = predicted > 0
+    resamples = Resamples.draw(50, 10)
+    rows = [np.repeat(np.arange(50), count.astype(int)) for count in resamples.counts]
+    wanted = [[metric.compare(one[drawn], labels[drawn]) for one in predicted] for drawn in rows]
+    assert resamples.scores(metric, predicted, labels) == pytest.approx(np.array(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("problem_type", [REGRESSION, MULTI])
+def test_other_tasks_have_leaderboards_too(problem_type: str):
+    runs = [run(name, problem_type=problem_type) for name in ("pabee", "deebert", "plain")]
+    found = board(*runs)
+    assert {row.name for row in found.methods} == {"pabee", "deebert"}
+    assert found.plain is not None
+    assert 0 < found.methods[0].row.area.value < 1
+    for row in found.methods:
+        assert all((auroc is None) == (problem_type == REGRESSION) for auroc in row.row.auroc)
+
+
+def test_smaller_models_are_read_at_their_layers_only():
+    found = board(run("truncated", layers=(1, 3)), run("pabee"))
+    (row,) = [row for row in found.methods if row.name == "truncated"]
+    assert [family.name for family in row.policies] == ["fixed"]
+    layers = {
+        point.policy["layer"]
+        for point in row.row.curves[0]
+        if point.policy and "layer" in point.policy
+    }
+    assert layers <= {1, 3}
+    assert row.row.auroc == (None,) * (DEPTH - 1)
+
+
+def test_runs_on_other_rows_are_refused_by_name():
+    here, other = run("pabee"), run("deebert")
+    turned = dataclasses.replace(other, test=other.test.take(np.arange(200)[::-1]))
+    with pytest.raises(OfframpError, match=r"pabee \(seed 1\) and deebert \(seed 1\)"):
+        board(here, turned)
+
+
+def test_a_run_that_is_there_twice_and_an_unknown_reference_are_refused():
+    with pytest.raises(ConfigError, match="twice"):
+        board(run(), run())
+    with pytest.raises(ConfigError, match="not among the methods"):
+        board(run(), reference="deebert")
+    with pytest.raises(ConfigError, match="no method"):
+        board(run("plain"))
+
+
+def test_seeds_that_are_missing_are_left_out_of_a_pair():
+    runs = [run("pabee", 1), run("pabee", 2), run("deebert", 2)]
+    found = board(*runs, reference="pabee", missing=[Missing(method="deebert", seed=1, why="no")])
+    alone = board(*runs[1:], reference="pabee")
+    (pair,), (wanted,) = (
+        [row.against["area"] for row in one.methods if row.name == "deebert"]
+        for one in (found, alone)
+    )
+    assert pair.value == pytest.approx(wanted.value, abs=0.05)
+    assert found.seeds == (1, 2)
+
+
+def test_rows_without_finite_scores_count_for_nobody():
+    here, other = run("pabee"), run("deebert")
+    scores = np.array(here.test.scores)
+    scores[3, 0, 0] = np.nan
+    broken = ExitTable(here.test.header, {**here.test.columns, "scores": scores})
+    found = board(dataclasses.replace(here, test=broken), other)
+    assert found.test_rows == 199
+    assert found.facts["test rows left out"].startswith("1,")
+
+
+def test_markdown_names_every_method_and_holds_no_nan():
+    runs = [run(name, seed) for name in ("pabee", "deebert", "plain") for seed in (1, 2)]
+    found = board(*runs, missing=[Missing(method="auto", seed=1, why="out of memory")])
+    text = to_markdown(found)
+    assert all(f"| {row.name} |" in text for row in found.methods)
+    assert "out of memory" in text
+    assert "nan" not in text.lower()
+    assert Board.model_validate_json(found.model_dump_json()) == found
