@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,12 +13,11 @@ from datasets import Dataset
 from offramp import __version__
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
 from offramp.calibration.sentences import options_text, policy_text
-from offramp.errors import ConfigError, OutputError
+from offramp.errors import ConfigError
 from offramp.evaluation import Speed
-from offramp.report.examples import Group, choose, inputs_by_id
+from offramp.report.examples import choose, inputs_by_id
 from offramp.report.figures import Curve, Figures, by_budget
-from offramp.report.templates import asset, pages
-from offramp.storage import whole_file
+from offramp.report.templates import write_html
 from offramp.table import ExitTable
 
 
@@ -60,18 +57,29 @@ def write_report(
         PointError: a point that was chosen for another model.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file, such as report.html.")
     check_price(price_per_hour, price_per_million, speed is not None)
     figures = Figures(table, point, metric)
     groups = choose(figures, inputs_by_id(rows, figures)) if examples else []
     price = Price.of(figures, speed, price_per_hour, price_per_million)
-    text = _render(figures, point, groups, speed, price, title, dict(made or {}))
-    with whole_file(path) as staged:
-        # a lone surrogate, which JSON may hold, becomes a question mark
-        staged.write_bytes(text.encode("utf-8", "replace"))
-    return path
+    curves = figures.curves()
+    chosen = point if isinstance(point, OperatingPoint) else None
+    return write_html(
+        Path(path),
+        title=title,
+        figures=figures,
+        outcome=figures.evaluation.outcome,
+        exits=figures.exits(),
+        curves=curves,
+        budgets=by_budget(curves),
+        overthinking=figures.overthinking(),
+        classes=figures.classes(),
+        groups=groups,
+        speed=speed,
+        price=price,
+        chosen=chosen,
+        made=_made(figures, chosen) | dict(made or {}),
+        data=_data(figures, curves),
+    )
 
 
 class Price:
@@ -120,44 +128,6 @@ def check_price(hour: float | None, million: float | None, timed: bool) -> None:
             "A price per hour needs measured times, and none were measured. Give a price per "
             "million inputs at full depth, or let the clock be measured."
         )
-
-
-def _render(
-    figures: Figures,
-    point: PolicySpec | OperatingPoint,
-    groups: Sequence[Group],
-    speed: Speed | None,
-    price: Price,
-    title: str,
-    made: dict[str, object],
-) -> str:
-    curves = figures.curves()
-    chosen = point if isinstance(point, OperatingPoint) else None
-    script, style = asset("page.js"), asset("page.css")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        pages()
-        .get_template("page.html")
-        .render(
-            title=title,
-            figures=figures,
-            outcome=figures.evaluation.outcome,
-            exits=figures.exits(),
-            curves=curves,
-            budgets=by_budget(curves),
-            overthinking=figures.overthinking(),
-            classes=figures.classes(),
-            groups=groups,
-            speed=speed,
-            price=price,
-            chosen=chosen,
-            made=_made(figures, chosen) | made,
-            data=_data(figures, curves),
-            script=script,
-            style=style,
-            digest=digest,
-        )
-    )
 
 
 def _made(figures: Figures, point: OperatingPoint | None) -> dict[str, object]:
