@@ -120,7 +120,7 @@ WEIGHTED: dict[str, Weighted] = {
     "f1_micro": _f1("micro"),
     "matthews": _matthews,
 }
-_SLOW = ("f1", "f1_micro", "matthews")
+_SLOW = ("f1", "f1_micro", "matthews", "pearson")
 
 
 def quick(metric: Metric) -> Metric:
