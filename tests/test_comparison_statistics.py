@@ -149,8 +149,8 @@ def test_five_percent_more_right_rows_are_found_among_many_rows_only(rows: int, 
     rows_of = {row.name: row for row in board(ours, other, plain).methods}
     difference = rows_of["better"].against_plain["full"]
     assert difference.value == pytest.approx(len(wrong) / rows)
-    # three standard errors of 100 rows won, one and a half of two
-    assert (difference.p_holm < 0.001) == found
+    # 100 rows won are ten standard errors, two are one and a half
+    assert (difference.p_holm < 0.05) == found
 
 
 def test_intervals_over_rows_and_seeds_cover_the_truth():
