@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.calibration import OperatingPoint, calibrate
+    from offramp.comparison import compare
     from offramp.data import load_examples
     from offramp.engines import Engine, record
     from offramp.errors import OfframpError
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
+    "compare",
     "evaluate",
     "load_examples",
     "pipeline",
@@ -53,6 +55,7 @@ _HOME = {
     "OperatingPoint": "offramp.calibration",
     "attach": "offramp.training",
     "calibrate": "offramp.calibration",
+    "compare": "offramp.comparison",
     "evaluate": "offramp.evaluation",
     "load_examples": "offramp.data",
     "pipeline": "offramp.prediction.pipeline",

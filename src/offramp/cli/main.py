@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli import console
+from offramp.cli.compare import compare
 from offramp.cli.demo import demo
 from offramp.cli.info import info
 from offramp.cli.page import report
@@ -45,7 +46,11 @@ def _help(text: str) -> str:
     return "\n\n".join(p if "\n  " in p else p.replace("\n", " ") for p in paragraphs)
 
 
-for command in (tune, predict, train, attach, record, calibrate, evaluate, report, info, demo):
+COMMANDS = (
+    *(tune, predict, train, attach, record, calibrate, evaluate, report),
+    *(compare, info, demo),
+)
+for command in COMMANDS:
     app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)
 
 

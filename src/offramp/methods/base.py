@@ -22,6 +22,8 @@ class Method:
         objective: makes the training loss.
         policy: name of the paper's exit rule.
         problem_types: those it works for.
+        measures_pooling: whether what exits pool is measured, as said; else it is part of the
+            method.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Method:
         "multi_label_classification",
         "regression",
     )
+    measures_pooling: bool = True
 
 
 METHODS: Registry[Method] = Registry("method")

@@ -118,7 +118,8 @@ def train(
         _check_finished(path, head, layers)
     material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
     _check_problem_type(method, material.model.problem_type)
-    wish = getattr(spec, "pooling", None) if as_released else pooling
+    own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
+    wish = pooling or (getattr(spec, "pooling", None) if own else None)
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
     # where no pooling is asked for, one is measured that is as fixed as the mean

@@ -1,0 +1,251 @@
+"""`offramp compare` from the command line, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from cli_support import Said, write_csv
+
+import offramp as offramp_package
+from offramp.cli.compare import seconds
+from offramp.comparison import compare
+from offramp.comparison.cell import run_cell
+from offramp.comparison.plan import Cell
+from offramp.errors import ConfigError, OfframpError
+from offramp.methods import METHODS
+from offramp.testing import save_tiny_stock, tiny_texts
+
+pytest_plugins = ("cli_fixtures",)
+Offramp = Callable[..., Said]
+SHORT = ("--epochs", 0.5, "--rates", "1e-3", "--batch-size", 16, "--quiet")
+
+
+class Inline:
+    """A run in this process instead of one of its own."""
+
+    begun: ClassVar[list[Cell]] = []
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        cell = Cell(**json.loads(command[4]))
+        self.begun.append(cell)
+        self.returncode = 0
+        try:
+            run_cell(Path(command[3]), cell)
+        except OfframpError as problem:
+            _["stdout"].write(f"Error: {problem}\n".encode())
+            self.returncode = 2
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Inline)
+    monkeypatch.setattr("offramp.comparison.workers.POLL_SECONDS", 0.0)
+    monkeypatch.setattr(Inline, "begun", [])
+    return Inline.begun
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    save_tiny_stock(folder / "stock")
+    texts = tiny_texts(150)
+    write_csv(folder / "rows.csv", [(t, f"label-{len(t) % 3}") for t in texts])
+    return folder
+
+
+def test_a_leaderboard_of_methods_is_written_as_page_markdown_and_json(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "which"
+    methods = "pabee,attach,truncated"
+    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out,
+                   "--methods", methods, "--seeds", 2, *SHORT)  # fmt: skip
+    assert said.code == 0, said.err
+    board = json.loads((out / "leaderboard.json").read_text())
+    assert {row["name"] for row in board["methods"]} == set(methods.split(","))
+    assert board["seeds"] == [1, 2]
+    assert not board["missing"]
+    for file in ("leaderboard.md", "leaderboard.html"):
+        text = (out / file).read_text()
+        assert all(name in text for name in methods.split(","))
+    assert all(name in said.out for name in methods.split(","))
+
+
+def test_the_same_command_does_nothing_twice_and_more_methods_only_add(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "which"
+    command = [
+        "compare",
+        place / "stock",
+        "-d",
+        place / "rows.csv",
+        "-o",
+        out,
+        "--seeds",
+        1,
+        *SHORT,
+    ]
+    assert offramp(*command, "--methods", "pabee").code == 0
+    before = list(inline)
+    assert offramp(*command, "--methods", "pabee").code == 0
+    assert inline == before
+    said = offramp(*command, "--methods", "pabee,attach", "--json")
+    assert inline[len(before) :] == [Cell("attach", None, 1)]
+    assert {row["name"] for row in said.document["board"]["methods"]} == {"pabee", "attach"}
+
+
+def test_a_folder_holds_one_comparison_and_says_what_differs(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "which"
+    command = ["compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1]
+    assert offramp(*command, "--methods", "attach", *SHORT).code == 0
+    said = offramp(*command, "--methods", "attach", *SHORT[2:])
+    assert said.code == 2
+    assert "epochs" in said.err
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_ranked(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(run: Any) -> None:
+        raise OfframpError("The moon is full.")
+
+    monkeypatch.setattr("offramp.comparison.cell._truncated", fail)
+    out = tmp_path / "which"
+    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
+                   "--methods", "truncated,attach", *SHORT)  # fmt: skip
+    assert said.code == 3
+    assert "truncated (seed 1: The moon is full.)" in said.out
+    assert "attach" in (out / "leaderboard.md").read_text()
+
+
+def test_learning_rates_are_chosen_without_a_look_at_test_rows(
+    inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    compare(place / "stock", place / "rows.csv", tmp_path / "a", methods=["pabee"], seeds=1,
+            epochs=0.5, batch_size=16, quiet=True)  # fmt: skip
+    rates = {cell.rate for cell in inline if cell.method == "pabee"}
+    assert len(rates) == 2
+    board = json.loads((tmp_path / "a" / "leaderboard.json").read_text())
+    (row,) = board["methods"]
+    found = [
+        json.loads(file.read_text())
+        for file in (tmp_path / "a" / "cells").glob("pabee*/result.json")
+    ]
+    assert row["learning_rate"] == max(found, key=lambda one: one["quality"])["rate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--methods", "pabe"), "Did you mean 'pabee'"),
+        (("--seeds", "0"), "--seeds is 0"),
+        (("--budget", "soon"), "give a time such as 90m"),
+        (("--rates", "fast"), "numbers with commas"),
+        (("--test-share", "0.9"), "leave rows to train on"),
+        (("--plugin", "no_such_module"), "cannot be imported"),
+        (("--metric", "accurac"), "Did you mean 'accuracy'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
+    options: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    done = offramp(
+        "compare", place / "stock", "-d", place / "rows.csv", "-o", tmp_path / "x", *options
+    )
+    assert done.code == 2
+    assert said in done.err
+    assert not inline
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    done = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", tmp_path)
+    assert done.code == 2
+    assert "holds no comparison" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_budget_stops_runs_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+    """With processes as users have them."""
+    out = tmp_path / "which"
+    options: dict[str, Any] = {"methods": ["attach"], "seeds": 1, "rates": [1e-3], "epochs": 1.0}
+    first = compare(place / "stock", place / "rows.csv", out, budget=2.0, quiet=True, **options)
+    assert first.board is None
+    assert not first.complete
+    assert {one.method for one in first.missing} == {"plain", "attach"}
+    then = compare(place / "stock", place / "rows.csv", out, quiet=True, **options)
+    assert then.complete
+    assert then.board is not None
+
+
+def test_a_method_of_ones_own_takes_part_without_a_change_to_the_package(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in from outside: one file, imported by every process."""
+    (tmp_path / "my_method.py").write_text(
+        "from offramp.exits import ExitSpec\n"
+        "from offramp.methods import METHODS, Method\n"
+        "from offramp.objectives import EqualWeights\n"
+        "METHODS.register('mine', Method('mine', 'unpublished', ExitSpec(pooling='mean'),\n"
+        "                                EqualWeights, 'margin'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
+    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "mine", "--seeds", 1]
+    command += [*SHORT, "--plugin", "my_method"]
+    source = Path(offramp_package.__file__).parents[1]
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(source)},
+    )
+    assert done.returncode == 0, done.stderr
+    board = json.loads((tmp_path / "which" / "leaderboard.json").read_text())
+    assert [row["name"] for row in board["methods"]] == ["mine"]
+    assert "mine" not in METHODS
+
+
+def test_ctrl_c_leaves_a_comparison_that_goes_on(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
+    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "attach", "--seeds", 1]
+    command += ["--rates", "1e-3"]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not list((tmp_path / "which").glob("cells/*/log.txt")) and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("text", "number"), [("90m", 5400), ("2h", 7200), ("1.5h", 5400)])
+def test_a_budget_is_a_time(text: str, number: float) -> None:
+    assert seconds(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "0s", "2 days"])
+def test_a_budget_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--budget"):
+        seconds(text)
