@@ -19,111 +19,94 @@ T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 UNFINISHED = 3
 
+Methods = Annotated[str, typer.Option("--methods", help="Names with commas between, or all.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="How often each is trained.")]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", help="Stop after this time, such as 90m or 2h, to go on later."),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", help="Method to compare the others with; else auto, or the best on tune."
+    ),
+]
+MaxRows = Annotated[
+    int | None,
+    typer.Option("--max-rows", help="Train on so many of them.", rich_help_panel="Rows"),
+]
+Epochs = Annotated[
+    float,
+    typer.Option("--epochs", help="Of every method.", rich_help_panel="Training"),
+]
+StartEpochs = Annotated[
+    float | None,
+    typer.Option(
+        "--start-epochs",
+        help="Of the fine-tune they start from; else as many.",
+        rich_help_panel="Training",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", help="Rows per update.", rich_help_panel="Training")
+]
+Rates = Annotated[
+    str,
+    typer.Option(
+        "--rates",
+        help="Learning rates to try, with commas between.",
+        rich_help_panel="Training",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Runs at once; else one per core as memory allows, one on a GPU.",
+        rich_help_panel="Where and how it runs",
+    ),
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        help="Module to import first, which registers methods of your own; repeatable.",
+        rich_help_panel="Where and how it runs",
+    ),
+]
+
 
 def compare(
     model: o.Model,
     data: o.Data,
     output: o.Output,
-    methods: Annotated[
-        str, typer.Option("--methods", help="Names with commas between, or all.")
-    ] = "all",
-    seeds: Annotated[int, typer.Option("--seeds", help="How often each is trained.")] = 3,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", help="Stop after this time, such as 90m or 2h, to go on later."),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference", help="Method to compare the others with; else auto, or the best on tune."
-        ),
-    ] = None,
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    budget: Budget = None,
+    reference: Reference = None,
     metric: o.Metric = None,
-    test_data: Annotated[
-        str | None,
-        typer.Option(
-            "--test-data", help="Rows to rank on, instead of a part.", rich_help_panel="Rows"
-        ),
-    ] = None,
-    test_split: Annotated[
-        str | None,
-        typer.Option("--test-split", help="Split to rank on.", rich_help_panel="Rows"),
-    ] = None,
-    test_share: Annotated[
-        float,
-        typer.Option("--test-share", help="Part kept to rank on.", rich_help_panel="Rows"),
-    ] = 0.2,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval-data", help="Rows to choose on, instead of a part.", rich_help_panel="Rows"
-        ),
-    ] = None,
-    eval_split: Annotated[
-        str | None,
-        typer.Option("--eval-split", help="Split to choose on.", rich_help_panel="Rows"),
-    ] = None,
-    tune_share: Annotated[
-        float,
-        typer.Option("--tune-share", help="Part kept to choose on.", rich_help_panel="Rows"),
-    ] = 0.2,
+    test_data: o.TestData = None,
+    test_split: o.TestSplit = None,
+    test_share: o.TestShare = 0.2,
+    eval_data: o.EvalData = None,
+    eval_split: o.EvalSplit = None,
+    tune_share: o.TuneShare = 0.2,
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
     image: o.Image = None,
     label: o.Label = None,
-    max_rows: Annotated[
-        int | None,
-        typer.Option("--max-rows", help="Train on so many of them.", rich_help_panel="Rows"),
-    ] = None,
-    problem_type: Annotated[
-        str | None,
-        typer.Option("--problem-type", help="As in transformers, where labels do not tell."),
-    ] = None,
-    fresh_head: Annotated[
-        bool, typer.Option("--fresh-head", help="A new head for the labels of the data.")
-    ] = False,
+    max_rows: MaxRows = None,
+    problem_type: o.ProblemType = None,
+    fresh_head: o.FreshHead = False,
     pooling: o.Pooling = None,
-    epochs: Annotated[
-        float,
-        typer.Option("--epochs", help="Of every method.", rich_help_panel="Training"),
-    ] = 2.0,
-    start_epochs: Annotated[
-        float | None,
-        typer.Option(
-            "--start-epochs",
-            help="Of the fine-tune they start from; else as many.",
-            rich_help_panel="Training",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Rows per update.", rich_help_panel="Training")
-    ] = 32,
-    rates: Annotated[
-        str,
-        typer.Option(
-            "--rates",
-            help="Learning rates to try, with commas between.",
-            rich_help_panel="Training",
-        ),
-    ] = "1e-4,3e-4",
+    epochs: Epochs = 2.0,
+    start_epochs: StartEpochs = None,
+    batch_size: BatchSize = 32,
+    rates: Rates = "1e-4,3e-4",
     max_length: o.MaxLength = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            help="Runs at once; else one per core as memory allows, one on a GPU.",
-            rich_help_panel="Where and how it runs",
-        ),
-    ] = None,
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--plugin",
-            help="Module to import first, which registers methods of your own; repeatable.",
-            rich_help_panel="Where and how it runs",
-        ),
-    ] = None,
+    workers: Workers = None,
+    plugin: Plugins = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

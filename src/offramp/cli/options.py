@@ -63,11 +63,44 @@ Label = Annotated[
     str | None,
     typer.Option("--label", help="Column of the label, if not found.", rich_help_panel=_ROWS),
 ]
+EvalData = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-data", help="Rows to choose on, instead of a part.", rich_help_panel=_ROWS
+    ),
+]
+EvalSplit = Annotated[
+    str | None,
+    typer.Option("--eval-split", help="Split to choose on.", rich_help_panel=_ROWS),
+]
+TuneShare = Annotated[
+    float,
+    typer.Option("--tune-share", help="Part kept to choose on.", rich_help_panel=_ROWS),
+]
+TestData = Annotated[
+    str | None,
+    typer.Option("--test-data", help="Rows to rank on, instead of a part.", rich_help_panel=_ROWS),
+]
+TestSplit = Annotated[
+    str | None,
+    typer.Option("--test-split", help="Split to rank on.", rich_help_panel=_ROWS),
+]
+TestShare = Annotated[
+    float,
+    typer.Option("--test-share", help="Part kept to rank on.", rich_help_panel=_ROWS),
+]
 MaxRows = Annotated[
     int | None,
     typer.Option("--max-rows", help="Use a sample of this many rows.", rich_help_panel=_ROWS),
 ]
 
+ProblemType = Annotated[
+    str | None,
+    typer.Option("--problem-type", help="As in transformers, where labels do not tell."),
+]
+FreshHead = Annotated[
+    bool, typer.Option("--fresh-head", help="A new head for the labels of the data.")
+]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
 ]

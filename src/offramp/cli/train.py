@@ -30,13 +30,8 @@ def train(
         bool,
         typer.Option("--fine-tuned", help="MODEL has learnt these data already."),
     ] = False,
-    problem_type: Annotated[
-        str | None,
-        typer.Option("--problem-type", help="As in transformers, where labels do not tell."),
-    ] = None,
-    fresh_head: Annotated[
-        bool, typer.Option("--fresh-head", help="A new head for the labels of the data.")
-    ] = False,
+    problem_type: o.ProblemType = None,
+    fresh_head: o.FreshHead = False,
     layers: Annotated[
         int | None,
         typer.Option("--layers", min=1, help="Only the first so many layers of the model."),

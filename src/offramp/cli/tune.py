@@ -30,20 +30,9 @@ def tune(
     per_class: o.PerClass = False,
     policies: o.Policies = None,
     name: o.Name = "default",
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval-data", help="Rows to choose on, instead of a part.", rich_help_panel="Rows"
-        ),
-    ] = None,
-    eval_split: Annotated[
-        str | None,
-        typer.Option("--eval-split", help="Split to choose on.", rich_help_panel="Rows"),
-    ] = None,
-    tune_share: Annotated[
-        float,
-        typer.Option("--tune-share", help="Part kept to choose on.", rich_help_panel="Rows"),
-    ] = 0.2,
+    eval_data: o.EvalData = None,
+    eval_split: o.EvalSplit = None,
+    tune_share: o.TuneShare = 0.2,
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,

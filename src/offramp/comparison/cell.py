@@ -49,6 +49,7 @@ from offramp.table import ExitTable
 from offramp.training import TrainOptions, attach, train
 from offramp.training.preparing import encoded_rows, task_of
 from offramp.training.probe import choose_pooling
+from offramp.training.running import move
 
 logger = logging.getLogger("offramp")
 
@@ -82,7 +83,7 @@ class Run:
         return self.folder / "cells" / self.cell.name
 
     def rows(self, role: str) -> Dataset:
-        return load_from_disk(str(self.folder / "rows" / role))  # type: ignore[return-value]
+        return load_from_disk(str(self.folder / "rows" / role))
 
     @property
     def options(self) -> TrainOptions:
@@ -155,7 +156,9 @@ class Run:
         return record(model, encoded, path, role, processor=processor, progress=False)
 
     def load(self, path: Path) -> MultiExitModel:
-        return MultiExitModel.from_pretrained(path).to(self.device)
+        model = MultiExitModel.from_pretrained(path)
+        move(model, torch.device(self.device))
+        return model
 
     def result(self, quality: float, **facts: Any) -> Result:
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -272,13 +275,13 @@ def _as_exits(whole: ExitTable, smaller: dict[int, ExitTable]) -> ExitTable:
 def _tune_area(method: str, tune: ExitTable, layers: tuple[int, ...] | None = None) -> float:
     """Of its best family of policies."""
     run = leaderboard.Run(method, 0, tune, tune, 0.0, 0, None, layers)
-    found = leaderboard._choices(run, default_metric(tune.problem_type))
+    found = leaderboard.choices(run, default_metric(tune.problem_type))
     return max(choice.tune_area for choice in found.values())
 
 
 def _full_score(table: ExitTable) -> float:
     metric = default_metric(table.problem_type)
-    return metric.compare(predictions(table.scores[:, -1], table.problem_type), table.labels)
+    return metric.compare(predictions(table.scores[:, -1], table.problem_type), np.asarray(table.labels))
 
 
 def main(arguments: Sequence[str]) -> int:

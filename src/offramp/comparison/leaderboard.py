@@ -24,6 +24,7 @@ from offramp.comparison.board import (
     Reading,
 )
 from offramp.comparison.families import Choice, Reader
+from offramp.comparison.plan import PLAIN
 from offramp.comparison.statistics import Floats, Resamples
 from offramp.comparison.weighted import quick
 from offramp.errors import ConfigError, TableError
@@ -33,8 +34,6 @@ from offramp.policies import Full, Policy
 from offramp.table import ExitTable, require_role
 from offramp.table.store import Array
 
-PLAIN = "plain"
-"""The plain fine-tune, of which only full depth is read."""
 AUTO = "auto"
 _OTHERS = 100
 """Resamples for families that were not chosen, where a metric is slow."""
@@ -213,17 +212,17 @@ def _commonest(run: Run) -> Array:
 
 def _method(name: str, runs: list[Run], ground: _Ground) -> _Method:
     """Choose on `tune`, then read on test."""
-    chosen = [_choices(run, ground.metric) for run in runs]
-    names = [one for one in chosen[0] if all(one in choices for choices in chosen)]
-    areas = {one: fmean(choices[one].tune_area for choices in chosen) for one in names}
+    chosen = [choices(run, ground.metric) for run in runs]
+    names = [one for one in chosen[0] if all(one in made for made in chosen)]
+    areas = {one: fmean(made[one].tune_area for made in chosen) for one in names}
     best = max(names, key=lambda one: areas[one])
     readers = [ground.reader(run) for run in runs]
     policies, columns = [], {}
     for one in names:
         resamples = ground.resamples if one == best else ground.resamples.first(_least(ground))
         traces = [
-            _Trace.read(run, reader, choices[one], ground.metric, resamples)
-            for run, reader, choices in zip(runs, readers, chosen, strict=True)
+            _Trace.read(run, reader, made[one], ground.metric, resamples)
+            for run, reader, made in zip(runs, readers, chosen, strict=True)
         ]
         found = {key: np.stack([t.columns[key] for t in traces], axis=1) for key in _COLUMNS}
         policies.append(_policy_row(one, areas[one], traces, found, ground))
@@ -237,7 +236,8 @@ def _least(ground: _Ground) -> int:
     return every if every == statistics.RESAMPLES else _OTHERS
 
 
-def _choices(run: Run, metric: Metric) -> dict[str, Choice]:
+def choices(run: Run, metric: Metric) -> dict[str, Choice]:
+    """What every family of policies chooses on the `tune` rows of a run."""
     judge = Judge(run.tune, metric.name)
     judge.metric = quick(metric)
     labels = np.asarray(judge.table.labels)

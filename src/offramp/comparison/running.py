@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,24 @@ from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.page import write_page
 from offramp.comparison.plan import PLAIN, REFERENCES, Grid, Plan, open_plan, results
+from offramp.comparison.rows import check_labels, cut, keep
 from offramp.comparison.workers import Workers
-from offramp.data import data_fingerprint, drop_overlap, infer_task, load_examples, split_examples
-from offramp.errors import ConfigError, DataError, OfframpError
+from offramp.data import data_fingerprint
+from offramp.errors import ConfigError, OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS
+from offramp.model import Head
 from offramp.model.folder import is_ours, resolve
 from offramp.registry import nearest
 from offramp.storage import fingerprint, whole_file, write_document
 from offramp.table import ExitTable
-from offramp.training.preparing import check_pooling, head_for
+from offramp.training.preparing import Columns, Data, check_pooling, head_for, read_examples
 
 RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
 TUNE, TEST = 0.2, 0.2
 LEADERBOARD = "leaderboard"
 ALL = "all"
-PROBLEMS = "single_label_classification, multi_label_classification, regression"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Compared:
 
 def compare(
     model: str | os.PathLike[str],
-    data: str | Path | Dataset,
+    data: Data,
     output: str | os.PathLike[str],
     *,
     methods: Sequence[str] = (ALL,),
@@ -69,9 +70,9 @@ def compare(
     pooling: str | None = None,
     reference: str | None = None,
     metric: str | None = None,
-    eval_data: str | Path | Dataset | None = None,
+    eval_data: Data | None = None,
     eval_split: str | None = None,
-    test_data: str | Path | Dataset | None = None,
+    test_data: Data | None = None,
     test_split: str | None = None,
     tune_share: float = TUNE,
     test_share: float = TEST,
@@ -138,42 +139,62 @@ def compare(
     check_pooling(pooling)
     folder = Path(output)
     _check_folder(folder)
-    columns: dict[str, Any] = {"text": text, "text_pair": text_pair, "image": image, "label": label}
-    whole = load_examples(data, split=split, **columns)
-    apart = {
+    columns = Columns(split, text, text_pair, image, label)
+    given = {
         "tune": _others(data, eval_data, eval_split, columns),
         "test": _others(data, test_data, test_split, columns),
     }
-    rows = _cut(whole, apart, {"tune": tune_share, "test": test_share}, max_rows)
+    parts = cut(
+        read_examples(data, columns), given, {"tune": tune_share, "test": test_share}, max_rows
+    )
     source = resolve(model)
-    if is_ours(source):
-        raise ConfigError(f"{source} has exits already; compare starts from a stock model.")
-    head = head_for(source, rows["train"], problem_type, fresh_head)
-    task = infer_task(rows["train"], problem_type)
-    plan = Plan(
-        model=str(source),
+    plan = _plan(
+        source,
+        parts,
+        _head(source, parts["train"], problem_type, fresh_head),
         title=title or _title(data),
-        model_fingerprint=_weights(source),
-        rows={role: data_fingerprint(part) for role, part in rows.items()},
-        counts={role: len(part) for role, part in rows.items()},
-        problem_type=task.problem_type,
         max_length=max_length,
         fresh_head=fresh_head,
-        fine_tunes=head is not None,
         start_epochs=epochs if start_epochs is None else start_epochs,
         epochs=epochs,
         batch_size=batch_size,
         rates=tuple(sorted(set(rates))),
         pooling=pooling,
     )
-    grid = Grid(plan, _methods(methods, task.problem_type), tuple(range(1, seeds + 1)))
+    grid = Grid(plan, _methods(methods, plan.problem_type), tuple(range(1, seeds + 1)))
     deadline = None if budget is None else time.monotonic() + budget
     crew = Workers(folder, workers, deadline, plugins, quiet)
     with _alone(folder):
         open_plan(folder, plan)
-        _keep_rows(folder, rows)
+        keep(folder, parts)
         crew.run(grid)
         return _conclude(folder, grid, crew, reference, metric)
+
+
+def _head(source: Path, rows: Dataset, problem_type: str | None, fresh: bool) -> Head | None:
+    """The head that starts have to learn first, if any."""
+    if is_ours(source):
+        raise ConfigError(f"{source} has exits already; compare starts from a stock model.")
+    return head_for(source, rows, problem_type, fresh)
+
+
+def _plan(source: Path, rows: dict[str, Dataset], head: Head | None, **settings: Any) -> Plan:
+    return Plan(
+        model=str(source),
+        model_fingerprint=_weights(source),
+        rows={role: data_fingerprint(part) for role, part in rows.items()},
+        counts={role: len(part) for role, part in rows.items()},
+        problem_type=check_labels(rows, source, head).problem_type,
+        fine_tunes=head is not None,
+        **settings,
+    )
+
+
+def _others(data: Data, given: Data | None, split: str | None, columns: Columns) -> Dataset | None:
+    """Rows that are given apart from the others."""
+    if given is None and split is None:
+        return None
+    return read_examples(data if given is None else given, replace(columns, split=split))
 
 
 @contextmanager
@@ -273,52 +294,6 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file; give the name of a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").is_file():
         raise ConfigError(f"{folder} is not empty and holds no comparison. Give another --output.")
-
-
-def _others(data: Any, given: Any, split: str | None, columns: dict[str, Any]) -> Dataset | None:
-    """Rows that are given apart from the others."""
-    if given is None and split is None:
-        return None
-    return load_examples(data if given is None else given, split=split, **columns)
-
-
-def _cut(
-    whole: Dataset,
-    apart: dict[str, Dataset | None],
-    shares: dict[str, float],
-    max_rows: int | None,
-) -> dict[str, Dataset]:
-    """Rows by role, no input in two of them."""
-    wanted = {role: shares[role] for role, part in apart.items() if part is None}
-    if not all(0 < share < 1 for share in wanted.values()) or sum(wanted.values()) >= 1:
-        raise ConfigError("Shares of tune and test must be above 0 and leave rows to train on.")
-    others = [part for part in apart.values() if part is not None]
-    if others:
-        whole, _ = drop_overlap(whole, *others)
-    if not len(whole):
-        raise DataError("All rows are also among those to choose or rank on. Give other rows.")
-    parts = {"train": 1 - sum(wanted.values()), **wanted}
-    rows = split_examples(whole, parts, 0) if wanted else {"train": whole}
-    if apart["tune"] is not None and apart["test"] is not None:
-        apart["tune"], _ = drop_overlap(apart["tune"], apart["test"])
-    rows |= {role: part for role, part in apart.items() if part is not None}
-    for role, part in rows.items():
-        if not len(part):
-            raise DataError(f"There are no rows for '{role}'. Give more rows, or other shares.")
-        if "label" not in part.column_names:
-            raise DataError(
-                f"The rows for '{role}' have no labels; name their column with --label."
-            )
-    if max_rows is not None:
-        rows["train"] = load_examples(rows["train"], max_rows=max_rows)
-    return {role: rows[role] for role in ("train", "tune", "test")}
-
-
-def _keep_rows(folder: Path, rows: dict[str, Dataset]) -> None:
-    """Write the rows where every process reads them."""
-    for role, part in rows.items():
-        if not (folder / "rows" / role / "state.json").is_file():
-            part.save_to_disk(str(folder / "rows" / role))
 
 
 def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:

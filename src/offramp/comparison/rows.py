@@ -1,0 +1,69 @@
+"""The rows of a comparison: to train on, to choose on, to rank on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig
+
+from offramp.data import Task, drop_overlap, encode_labels, load_examples, split_examples
+from offramp.errors import ConfigError, DataError
+from offramp.model import Head
+
+
+def cut(
+    whole: Dataset,
+    given: dict[str, Dataset | None],
+    shares: dict[str, float],
+    max_rows: int | None,
+) -> dict[str, Dataset]:
+    """Rows by role, no input in two of them."""
+    wanted = {role: shares[role] for role, part in given.items() if part is None}
+    if not all(0 < share < 1 for share in wanted.values()) or sum(wanted.values()) >= 1:
+        raise ConfigError("Shares of tune and test must be above 0 and leave rows to train on.")
+    others = [part for part in given.values() if part is not None]
+    if others:
+        whole, _ = drop_overlap(whole, *others)
+    if not len(whole):
+        raise DataError("All rows are also among those to choose or rank on. Give other rows.")
+    parts = {"train": 1 - sum(wanted.values()), **wanted}
+    rows = split_examples(whole, parts, 0) if wanted else {"train": whole}
+    if given["tune"] is not None and given["test"] is not None:
+        given["tune"], _ = drop_overlap(given["tune"], given["test"])
+    rows |= {role: part for role, part in given.items() if part is not None}
+    for role, part in rows.items():
+        if not len(part):
+            raise DataError(f"There are no rows for '{role}'. Give more rows, or other shares.")
+        if "label" not in part.column_names:
+            raise DataError(
+                f"The rows for '{role}' have no labels; name their column with --label."
+            )
+    if max_rows is not None:
+        rows["train"] = load_examples(rows["train"], max_rows=max_rows)
+    return {role: rows[role] for role in ("train", "tune", "test")}
+
+
+def keep(folder: Path, rows: dict[str, Dataset]) -> None:
+    """Write the rows where every process reads them."""
+    for role, part in rows.items():
+        if not (folder / "rows" / role / "state.json").is_file():
+            part.save_to_disk(str(folder / "rows" / role))
+
+
+def check_labels(rows: Mapping[str, Dataset], source: Path, head: Head | None) -> Task:
+    """The task of a new head, or of a classifier, whose labels all rows must have."""
+    if head is not None:
+        made: dict[str, Any] = {"problem_type": head.problem_type, "labels": head.labels}
+    else:
+        config: Any = AutoConfig.from_pretrained(source)
+        names = tuple(str(config.id2label[key]) for key in sorted(config.id2label))
+        kind = "regression" if len(names) == 1 else "single_label_classification"
+        kind = config.problem_type or kind
+        made = {"problem_type": kind, "labels": () if kind == "regression" else names}
+    task = Task(**made)
+    for part in rows.values():
+        encode_labels(part, task)
+    return task
