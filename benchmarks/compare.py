@@ -106,6 +106,7 @@ def main() -> None:
         title=given.name,
         workers=given.workers,
         plugins=given.plugins,
+        bf16=True,
     )
     for one in done.missing:
         print(f"missing: {one.method}, seed {one.seed}: {one.why}")

@@ -31,6 +31,7 @@ def plan(**changed: object) -> Plan:
         "epochs": 1,
         "batch_size": 8,
         "rates": RATES,
+        "bf16": "auto",
         "pooling": None,
     }
     return Plan.model_validate(settings | changed)

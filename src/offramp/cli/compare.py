@@ -105,6 +105,7 @@ def compare(
     batch_size: BatchSize = 32,
     rates: Rates = "1e-4,3e-4",
     max_length: o.MaxLength = None,
+    bf16: o.Bf16 = None,
     workers: Workers = None,
     plugin: Plugins = None,
     json: o.Json = False,

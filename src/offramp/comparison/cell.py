@@ -93,6 +93,7 @@ class Run:
             batch_size=self.plan.batch_size,
             learning_rate=rate,
             head_learning_rate=None if rate is None else max(HEAD_RATE, 10 * rate),
+            bf16=self.plan.bf16,
             seed=self.cell.seed,
             quiet=True,
         )
@@ -117,7 +118,9 @@ class Run:
         """`attach` on the start with its own settings, unless it was done before."""
         if output.is_dir():
             return
-        options = TrainOptions(epochs=self.plan.epochs, seed=self.cell.seed, quiet=True)
+        options = TrainOptions(
+            epochs=self.plan.epochs, bf16=self.plan.bf16, seed=self.cell.seed, quiet=True
+        )
         with self._clock():
             attach(
                 self.start,

@@ -34,6 +34,7 @@ class Plan(Strict):
             fine-tune; otherwise the model itself is the start.
         start_epochs, epochs: of that fine-tune, and of every method.
         rates: learning rates to choose from.
+        bf16: see `TrainOptions`; tables are recorded in fp32 whatever it is.
         pooling: of exits that pool; None where a probe of the start decides.
     """
 
@@ -51,6 +52,7 @@ class Plan(Strict):
     epochs: float
     batch_size: int
     rates: tuple[float, ...]
+    bf16: bool | Literal["auto"]
     pooling: str | None
 
 

@@ -67,6 +67,7 @@ def compare(
     start_epochs: float | None = None,
     batch_size: int = BATCH,
     rates: Sequence[float] = RATES,
+    bf16: bool | None = None,
     pooling: str | None = None,
     reference: str | None = None,
     metric: str | None = None,
@@ -112,6 +113,7 @@ def compare(
         start_epochs: of the fine-tune that all start from; by default as many.
         rates: learning rates to try; what starts from nothing takes ten times as much, 0.001
             at least.
+        bf16: train in bfloat16; else where a GPU supports it.
         pooling: of exits that pool; without it a probe of the start decides for all methods
             that leave it open.
         reference: the method that others are compared with; else `auto` or the best on `tune`.
@@ -159,6 +161,7 @@ def compare(
         epochs=epochs,
         batch_size=batch_size,
         rates=tuple(sorted(set(rates))),
+        bf16="auto" if bf16 is None else bf16,
         pooling=pooling,
     )
     grid = Grid(plan, _methods(methods, plan.problem_type), tuple(range(1, seeds + 1)))
