@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from offramp.comparison import curves, statistics
 from offramp.comparison.board import Board, Missing
-from offramp.comparison.leaderboard import Run, build_board
+from offramp.comparison.leaderboard import Run, build_board, choices, ground_of, places
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.statistics import Resamples, holm
 from offramp.errors import ConfigError, OfframpError
@@ -112,6 +112,19 @@ def test_points_and_readings_are_what_a_replay_of_the_test_table_gives():
             for reading in at.readings:
                 done = replay(here.test, make_policy(reading.policy))
                 assert reading.cost_reduction == pytest.approx(1 / done.share)
+
+
+def test_a_curve_can_be_read_apart_from_a_leaderboard():
+    here = run()
+    ground = ground_of([here])
+    for family in board(here).methods[0].policies:
+        choice = choices(here, ground.metric)[family.name]
+        reader = ground.reader(here)
+        done = reader.read(choice.corners)
+        corners = [done[policy] for _, policy in choice.corners]
+        costs, scores = places(here, reader, corners, ground.metric, ground.resamples)
+        found = sorted(zip(costs[0], scores[0], strict=True))
+        assert found == sorted((point.cost, point.score) for point in family.curves[0])
 
 
 def test_a_method_does_not_differ_from_itself():

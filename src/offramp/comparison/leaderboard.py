@@ -69,7 +69,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
+class Ground:
     """What all runs are read on."""
 
     metric: Metric
@@ -125,7 +125,7 @@ def build_board(
         TableError: tables of other rows, labels, tasks or depths; or without labels.
     """
     _check(runs)
-    ground = _ground(runs, metric)
+    ground = ground_of(runs, metric)
     by_name = {
         name: sorted(of, key=lambda run: run.seed)
         for name, of in groupby(sorted(runs, key=lambda run: run.method), lambda run: run.method)
@@ -174,7 +174,11 @@ def _check_same(one: Run, other: Run) -> None:
         raise TableError(f"{one} and {other} differ in their test labels, their task or depth.")
 
 
-def _ground(runs: Sequence[Run], name: str | None) -> _Ground:
+def ground_of(runs: Sequence[Run], name: str | None = None) -> Ground:
+    """What these runs are read on, by a metric or the task's own.
+
+    Raises TableError where no test row has finite scores in all runs.
+    """
     first = runs[0].test
     metric = default_metric(first.problem_type) if name is None else METRICS[name]
     metric.check(first.problem_type)
@@ -185,15 +189,15 @@ def _ground(runs: Sequence[Run], name: str | None) -> _Ground:
         raise TableError("No test row has finite scores in all runs.")
     rows = np.flatnonzero(fine)
     labels = np.asarray(first.labels)[rows]
-    return _Ground(metric, labels, rows, statistics.resamples_for(metric, len(rows)))
+    return Ground(metric, labels, rows, statistics.resamples_for(metric, len(rows)))
 
 
-def _left_out(runs: Sequence[Run], ground: _Ground) -> dict[str, str]:
+def _left_out(runs: Sequence[Run], ground: Ground) -> dict[str, str]:
     gone = runs[0].test.rows - len(ground.rows)
     return {"test rows left out": f"{gone}, with NaN or infinite scores"} if gone else {}
 
 
-def _guess(runs: Sequence[Run], ground: _Ground) -> float:
+def _guess(runs: Sequence[Run], ground: Ground) -> float:
     """Of the commonest answer of each seed's `tune` rows, mean over seeds."""
     of_seed = {run.seed: run for run in runs}
     return fmean(
@@ -210,15 +214,14 @@ def _commonest(run: Run) -> Array:
     return families.commonest(np.asarray(run.tune.labels), run.tune.problem_type)
 
 
-def _method(name: str, runs: list[Run], ground: _Ground) -> _Method:
+def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
     """Choose on `tune`, then read on test."""
     chosen = [choices(run, ground.metric) for run in runs]
-    names = [one for one in chosen[0] if all(one in made for made in chosen)]
-    areas = {one: fmean(made[one].tune_area for made in chosen) for one in names}
-    best = max(names, key=lambda one: areas[one])
+    areas = tune_areas(chosen)
+    best = max(areas, key=lambda one: areas[one])
     readers = [ground.reader(run) for run in runs]
     policies, columns = [], {}
-    for one in names:
+    for one in areas:
         resamples = ground.resamples if one == best else ground.resamples.first(_least(ground))
         traces = [
             _Trace.read(run, reader, made[one], ground.metric, resamples)
@@ -231,7 +234,13 @@ def _method(name: str, runs: list[Run], ground: _Ground) -> _Method:
     return _Method(name, runs, best, policies, areas[best], columns)
 
 
-def _least(ground: _Ground) -> int:
+def tune_areas(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, float]:
+    """Of the families that all seeds have, mean over seeds; the largest is chosen."""
+    names = [one for one in chosen[0] if all(one in made for made in chosen)]
+    return {one: fmean(made[one].tune_area for made in chosen) for one in names}
+
+
+def _least(ground: Ground) -> int:
     every = len(ground.resamples.counts) - 1
     return every if every == statistics.RESAMPLES else _OTHERS
 
@@ -263,12 +272,8 @@ class _Trace:
     ) -> _Trace:
         done = reader.read([*choice.corners, *choice.reached.values()])
         corners = [policy for _, policy in choice.corners]
-        guess = families.guessed(_commonest(run), len(reader.labels))
-        answers = [guess, *(done[policy][0] for policy in corners), reader.full]
-        scores = resamples.scores(metric, np.stack(answers), reader.labels)
-        full = reader.full_cost
-        executed = [np.zeros_like(full), *(done[policy][1] for policy in corners), full]
-        costs = resamples.costs(np.stack(executed), full)
+        read = [done[policy] for policy in corners]
+        costs, scores = places(run, reader, read, metric, resamples)
         return cls(
             curve=_curve(costs[0], scores[0], [None, *corners, Full()]),
             readings={
@@ -278,6 +283,30 @@ class _Trace:
             auroc=reader.auroc(choice.start),
             columns=_columns(costs, scores),
         )
+
+
+def places(
+    run: Run,
+    reader: Reader,
+    read: Sequence[tuple[Array, Array]],
+    metric: Metric,
+    resamples: Resamples,
+) -> tuple[Floats, Floats]:
+    """Costs and scores of a curve's points on test, each (1 + resamples, 2 + policies).
+
+    The first point is the commonest answer of `tune`, at no cost, the last is full depth.
+
+    Args:
+        read: predictions and executed FLOPs of the policies between, as a reader gives them.
+    """
+    guess = families.guessed(_commonest(run), len(reader.labels))
+    answers = [guess, *(predicted for predicted, _ in read), reader.full]
+    full = reader.full_cost
+    executed = [np.zeros_like(full), *(cost for _, cost in read), full]
+    return (
+        resamples.costs(np.stack(executed), full),
+        resamples.scores(metric, np.stack(answers), reader.labels),
+    )
 
 
 def _curve(costs: Floats, scores: Floats, policies: Sequence[Policy | None]) -> tuple[Point, ...]:
@@ -303,7 +332,7 @@ def _columns(costs: Floats, scores: Floats) -> Columns:
 
 
 def _policy_row(
-    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns, ground: _Ground
+    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns, ground: Ground
 ) -> PolicyRow:
     return PolicyRow(
         name=name,
@@ -327,7 +356,7 @@ def _mean_known(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _figure(ground: _Ground, column: Floats) -> Figure:
+def _figure(ground: Ground, column: Floats) -> Figure:
     return statistics.figure(ground.resamples.over_seeds(column))
 
 
@@ -342,7 +371,7 @@ def _reference(methods: Mapping[str, _Method], asked: str | None) -> str:
     return asked or max(methods, key=lambda name: methods[name].tune_area)
 
 
-def _full_depth(runs: Sequence[Run], ground: _Ground) -> Floats:
+def _full_depth(runs: Sequence[Run], ground: Ground) -> Floats:
     """Scores of full depth, (1 + resamples, seeds)."""
     full = np.stack([ground.reader(run).full for run in runs])
     return ground.resamples.scores(ground.metric, full, ground.labels)
@@ -383,7 +412,7 @@ class _Rivals:
 
 
 def _rows(
-    methods: Mapping[str, _Method], reference: str, plain: Sequence[Run], ground: _Ground
+    methods: Mapping[str, _Method], reference: str, plain: Sequence[Run], ground: Ground
 ) -> tuple[MethodRow, ...]:
     """By area, best first."""
     first = methods[reference]
@@ -407,7 +436,7 @@ def _row(
     against: dict[str, Difference],
     against_plain: dict[str, Difference],
     plain: Sequence[Run],
-    ground: _Ground,
+    ground: Ground,
 ) -> MethodRow:
     runs, name = method.runs, method.name
     return MethodRow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,7 +18,17 @@ from offramp.comparison.board import Board, Missing
 from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.page import write_page
-from offramp.comparison.plan import PLAIN, REFERENCES, Grid, Plan, open_plan, results
+from offramp.comparison.plan import (
+    PLAIN,
+    REFERENCES,
+    Cell,
+    Grid,
+    Plan,
+    Result,
+    missing_seeds,
+    open_plan,
+    results,
+)
 from offramp.comparison.rows import check_labels, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
@@ -224,23 +234,10 @@ def _conclude(
     done = results(folder)
     runs, missing = [], []
     for method in dict.fromkeys((PLAIN, *grid.methods)):
-        found = grid.chosen(method, done)
-        for seed, result in found.items():
-            place = folder / "cells" / result.cell.name
-            tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
-            runs.append(
-                Run(
-                    method,
-                    seed,
-                    tune,
-                    test,
-                    result.seconds,
-                    result.parameters_added,
-                    result.rate,
-                    result.layers,
-                )
-            )
-        missing += _missing(method, [s for s in grid.seeds if s not in found], crew)
+        found = recorded(folder, grid, method, done)
+        runs += found
+        seeds = [run.seed for run in found]
+        missing += _missing(method, missing_seeds(grid.seeds, seeds), crew)
     complete = not missing
     if not any(run.method != PLAIN for run in runs):
         return Compared(None, folder, complete, tuple(missing))
@@ -257,6 +254,17 @@ def _conclude(
         file.write_text(to_markdown(board), encoding="utf-8")
     write_page(board, folder / f"{LEADERBOARD}.html")
     return Compared(board, folder, complete, tuple(missing))
+
+
+def recorded(folder: Path, grid: Grid, method: str, done: Mapping[Cell, Result]) -> list[Run]:
+    """The runs of a method that count, with their tables."""
+    found = []
+    for seed, result in grid.chosen(method, done).items():
+        place = folder / "cells" / result.cell.name
+        tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
+        spent, added = result.seconds, result.parameters_added
+        found.append(Run(method, seed, tune, test, spent, added, result.rate, result.layers))
+    return found
 
 
 def _missing(method: str, seeds: Sequence[int], crew: Workers) -> list[Missing]:
