@@ -10,50 +10,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import psutil
 import pytest
 from cli_support import Said, write_csv
 
 import offramp as offramp_package
 from offramp.cli.compare import seconds
 from offramp.comparison import compare
-from offramp.comparison.cell import run_cell
 from offramp.comparison.plan import Cell
 from offramp.errors import ConfigError, OfframpError
 from offramp.methods import METHODS
 from offramp.testing import save_tiny_stock, tiny_texts
 
-pytest_plugins = ("cli_fixtures",)
+pytest_plugins = ("cli_fixtures", "comparison_fixtures")
 Offramp = Callable[..., Said]
 SHORT = ("--epochs", 0.5, "--rates", "1e-3", "--batch-size", 16, "--quiet")
-
-
-class Inline:
-    """A run in this process instead of one of its own."""
-
-    begun: ClassVar[list[Cell]] = []
-
-    def __init__(self, command: list[str], **_: Any) -> None:
-        cell = Cell(**json.loads(command[4]))
-        self.begun.append(cell)
-        self.returncode = 0
-        try:
-            run_cell(Path(command[3]), cell)
-        except OfframpError as problem:
-            _["stdout"].write(f"Error: {problem}\n".encode())
-            self.returncode = 2
-
-    def poll(self) -> int:
-        return self.returncode
-
-
-@pytest.fixture
-def inline(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
-    monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Inline)
-    monkeypatch.setattr("offramp.comparison.workers.POLL_SECONDS", 0.0)
-    monkeypatch.setattr(Inline, "begun", [])
-    return Inline.begun
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +211,22 @@ def test_ctrl_c_leaves_a_comparison_that_goes_on(place: Path, tmp_path: Path) ->
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
+    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "attach", "--seeds", 1]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+    runs: list[psutil.Process] = []
+    until = time.monotonic() + 60
+    while not runs and time.monotonic() < until:
+        time.sleep(0.2)
+        runs = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(runs, timeout=60)
+    assert gone
+    assert not alive
 
 
 @pytest.mark.parametrize(("text", "number"), [("90m", 5400), ("2h", 7200), ("1.5h", 5400)])

@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -284,7 +285,15 @@ def _tune_area(method: str, tune: ExitTable, layers: tuple[int, ...] | None = No
 
 def _full_score(table: ExitTable) -> float:
     metric = default_metric(table.problem_type)
-    return metric.compare(predictions(table.scores[:, -1], table.problem_type), np.asarray(table.labels))
+    return metric.compare(
+        predictions(table.scores[:, -1], table.problem_type), np.asarray(table.labels)
+    )
+
+
+def _stop_when_alone() -> None:
+    """Stop with a checkpoint when the process that began this one has gone."""
+    sys.stdin.read()  # ends when nobody holds the other end any more
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -294,6 +303,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # a process that was started in the background may have been told to ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_stop_when_alone, daemon=True).start()
     sys.path.insert(0, os.getcwd())
     try:
         for plugin in plugins:

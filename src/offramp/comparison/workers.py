@@ -97,7 +97,7 @@ class Workers:
         command += [json.dumps(cell._asdict()), *self.plugins]
         with open(place / LOG, "ab") as log:
             self._running[cell] = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment()
+                command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=self._environment()
             )
 
     def _environment(self) -> dict[str, str]:
