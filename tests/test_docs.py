@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 import offramp as library
 from offramp.backbones import BACKBONES
 from offramp.cli.main import app
+from offramp.comparison.plan import Cell
 from offramp.engines import record
 from offramp.methods import METHODS
 from offramp.metrics import METRICS
@@ -33,7 +34,7 @@ from offramp.testing import (
     tiny_tokenizer,
 )
 
-pytest_plugins = ("cli_fixtures",)
+pytest_plugins = ("cli_fixtures", "comparison_fixtures")
 
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
@@ -96,7 +97,7 @@ MAKES_ITS_TABLE = {"concepts/exit-table.md": "held-out.table"}
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_as_it_stands(
-    page: str, place: Path, capsys: pytest.CaptureFixture[str]
+    page: str, place: Path, inline: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
     if page in MAKES_ITS_TABLE:
         save_tiny("my-offramp")
@@ -112,7 +113,7 @@ def test_the_python_of_a_page_runs_as_it_stands(
 
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_the_commands_of_a_page_run_and_print_what_is_shown(
-    page: str, place: Path, offramp: Callable[..., Said]
+    page: str, place: Path, inline: list[Cell], offramp: Callable[..., Said]
 ) -> None:
     _save_encoder(ENCODER)  # a folder of the name that is a hub id elsewhere
     for command, shown in commands(PAGES[page].read_text()):
@@ -123,6 +124,8 @@ def test_the_commands_of_a_page_run_and_print_what_is_shown(
             arguments[arguments.index("--max-drop") + 1] = "30%"
         if arguments[0] == "train":
             arguments += ["--max-steps", "30", "--quiet"]
+        elif arguments[0] == "compare":
+            arguments += ["--max-rows", "100", "--epochs", "0.5", "--seeds", "1", "--quiet"]
         elif "docstrings" in arguments:
             arguments += ["--max-rows", "200"]
         said = offramp(*arguments)
