@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from claims_page import write_page
+from claims_page import interval, write_page
 from claims_study import (
     ABOVE_ALL,
     Answered,
@@ -25,6 +24,7 @@ from claims_study import (
     Study,
     above_all,
     apart,
+    at_equal_coverage,
     ece,
 )
 
@@ -190,20 +190,23 @@ def conformal(study: Study) -> Iterator[Part]:
     def sizes(found: Mapping[int, Answered]) -> Column:
         return study.mean({seed: one.sizes for seed, one in found.items()})
 
-    def covered(found: Mapping[int, Answered]) -> str:
-        share = np.mean([one.covered.mean() for one in found.values()])
-        return f"{100 * share:.1f} %"
+    def covered(found: Mapping[int, Answered]) -> Column:
+        return study.mean({seed: one.covered for seed, one in found.items()})
 
     for by, theirs, mine in _near_2x(study):
-        yield study.part(
+        shares = [study.figure(covered(found)).value for found in (mine, theirs)]
+        more = study.figure(apart(covered(mine), covered(theirs)))
+        part = study.part(
             "set size near 2x, less by",
             by,
             "above",
             apart(sizes(theirs), sizes(mine)),
             unit="classes",
             others={"gates": study.figure(sizes(mine)), "thresholds": study.figure(sizes(theirs))},
-            note=f"{_costs(mine, theirs)}; covered: {covered(mine)} and {covered(theirs)}",
+            note=f"{_costs(mine, theirs)}; covered: {shares[0]:.1%} and {shares[1]:.1%}, "
+            f"apart by {interval(more, 'points')}",
         )
+        yield part.model_copy(update={"answer": at_equal_coverage(part.answer, more)})
 
 
 def _near_2x(study: Study) -> Iterator[tuple[str, dict[int, Answered], dict[int, Answered]]]:
@@ -235,14 +238,16 @@ def _against_older(study: Study, method: str, by: str, target: float) -> Part:
     gaps = {one: gap for one, theirs in columns.items() if (gap := apart(mine, theirs))}
     found = statistics.differences({one: study.pooled(gap) for one, gap in gaps.items()})
     best = max(found, key=lambda one: study.tune_area(one, families[one]))
-    part = study.part(f"{target:g}x, against {best}", by, ABOVE_ALL, gaps[best])
     absent = [one for one in OLDER if one not in found]
-    return part.model_copy(
-        update={
-            "answer": above_all(found.values()),
-            "others": {f"{one} (`{families[one]}`)": gap for one, gap in found.items()},
-            "note": f"`{families[method]}`" + (f"; not run: {', '.join(absent)}" if absent else ""),
-        }
+    return Part(
+        name=f"{target:g}x, against {best}",
+        by=by,
+        rule=ABOVE_ALL,
+        answer=above_all(found.values()),
+        figure=study.figure(gaps[best]),
+        seeds=tuple(gaps[best]),
+        others={f"{one} (`{families[one]}`)": gap for one, gap in found.items()},
+        note=f"`{families[method]}`" + (f"; not run: {', '.join(absent)}" if absent else ""),
     )
 
 

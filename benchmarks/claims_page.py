@@ -104,8 +104,9 @@ WORDS = {
         "JEI-DNN's gates give smaller conformal sets",
         f"Sets of {100 * (1 - ALPHA):.0f} % coverage for rows as they leave near 2x, with a limit "
         "per exit: classes in a set under thresholds minus under gates. Bars come from one half "
-        "of tune, limits from the other; in the last column the share of test rows whose set held "
-        "the right class.",
+        "of tune, limits from the other. In the last column stands the share of test rows whose "
+        "set held the right class; smaller sets that clearly cover less, and larger ones that "
+        "clearly cover more (the interval of the difference is without 0), leave it undecided.",
     ),
     "7a": Words(
         "COSEE above all older ones at 2x and 3x",
@@ -190,7 +191,7 @@ def conclude(parts: Sequence[Part], learned: bool | None) -> Cell | None:
 def details(key: str, every: Sequence[Answers]) -> Iterator[str]:
     """All parts of a claim, and how the answers fall."""
     there = [one for one in every if key in one.claims]
-    for by in policies(key, there):
+    for by in policies(key, there) if there else ():
         found = [conclude([p for p in one.claims[key] if p.by == by], one.learned) for one in there]
         said = Counter(cell.answer for cell in found if cell is not None)
         counts = ", ".join(f"{said[answer]} {answer}" for answer in (YES, NO, UNDECIDED))

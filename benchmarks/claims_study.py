@@ -72,6 +72,16 @@ def above_all(differences: Iterable[Difference]) -> str:
     return NO if any(sure and not better for better, sure in found) else UNDECIDED
 
 
+def at_equal_coverage(answer: str, more: Figure) -> str:
+    """An answer on the size of sets; undecided where it may come from covering less or more.
+
+    Args:
+        more: share of rows covered by the sets that are said to be smaller, minus the others'.
+    """
+    bought = (answer == YES and more.high < 0) or (answer == NO and more.low > 0)
+    return UNDECIDED if bought else answer
+
+
 def joined(answers: Iterable[str]) -> str:
     """Of a claim, from its parts: yes if all are yes, no if one is no."""
     found = set(answers)
