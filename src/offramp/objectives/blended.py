@@ -36,7 +36,8 @@ class Blended(Objective):
         temperature: of both sides of the divergence.
         correctness: weight of the error of the signal `correct`, where exits give it.
         full: extra weight of full depth.
-        warm_up: share of the epochs that fine-tune the stock model first.
+        warm_up: share of the epochs that fine-tune the stock model first, unless it is
+            fine-tuned already.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Blended(Objective):
         self.correctness, self.full, self.warm_up = correctness, full, warm_up
 
     def stages(self) -> Sequence[Stage]:
-        joint = Stage("joint", "all", 1 - self.warm_up)
-        return (Stage("stock", "stock", self.warm_up), joint) if self.warm_up else (joint,)
+        if self.fine_tuned or not self.warm_up:
+            return (Stage("joint", "all"),)
+        return Stage("stock", "stock", self.warm_up), Stage("joint", "all", 1 - self.warm_up)
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
