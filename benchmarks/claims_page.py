@@ -45,7 +45,8 @@ answer comes from the interval alone:
 
 A claim of several parts is yes if all parts are, no if one part is. Nothing but *above all* is
 corrected for the number of comparisons, so among many parts a *no* near 0 may be chance. An answer
-from one seed stands in brackets: it holds for the models that were trained."""
+from one seed stands in brackets: it holds for the models that were trained. The rules were written
+down before the studies were done."""
 
 
 class Words(NamedTuple):

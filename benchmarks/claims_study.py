@@ -203,11 +203,11 @@ class Study:
     def __init__(self, folder: Path, methods: Iterable[str]) -> None:
         plan, done = read_document(Plan, folder / PLAN), results(folder)
         there = {cell.method for cell in done} - {START}
-        self.seeds = tuple(sorted({cell.seed for cell in done}))
-        grid = Grid(plan, tuple(sorted(there)), self.seeds)
+        grid = Grid(plan, tuple(sorted(there)), tuple(sorted({cell.seed for cell in done})))
         found = {one: recorded(folder, grid, one, done) for one in methods if one in there}
         self.runs = {one: runs for one, runs in found.items() if runs}
-        self.title, self.problem_type = plan.title, plan.problem_type
+        self.seeds = tuple(sorted({run.seed for runs in self.runs.values() for run in runs}))
+        self.problem_type = plan.problem_type
         if self.runs:
             self.ground = ground_of([run for runs in self.runs.values() for run in runs])
             self.counts = self.ground.resamples.counts
