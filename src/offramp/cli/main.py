@@ -24,8 +24,8 @@ from offramp.errors import OfframpError
 DONE, MISTAKE, STOPPED = 0, 2, 130
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug of offramp (with a traceback), 2 a mistake in what was given "
-    "(with one paragraph), 3 early exit will not pay or the target is not met, 130 stopped with "
-    "Ctrl-C."
+    "(with one paragraph), 3 early exit will not pay, the target is not met or runs of a "
+    "comparison are left, 130 stopped with Ctrl-C."
 )
 # where every version of Typer has it, those that build on click and those that took it in
 ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         print(
-            "Stopped with Ctrl-C; nothing half-written is left. Given again, train, attach, tune "
-            "and predict go on from where they were, other commands start anew.",
+            "Stopped with Ctrl-C; nothing half-written is left. Given again, train, attach, tune, "
+            "compare and predict go on from where they were, other commands start anew.",
             file=sys.stderr,
         )
         return STOPPED

@@ -20,7 +20,7 @@ def train(
     data: o.Data,
     output: o.Output,
     method: Annotated[
-        str, typer.Option("--method", help="pabee, deebert, or plain for no exits at all.")
+        str, typer.Option("--method", help="A method, such as pabee; or plain for no exits at all.")
     ] = "pabee",
     pooling: o.Pooling = None,
     as_released: Annotated[
