@@ -109,6 +109,31 @@ def test_a_rate_that_failed_does_not_stand_in_the_way_of_the_other() -> None:
     assert grid.next(done, failed) == [Cell("pabee", 1e-4, 2)]
 
 
+def test_a_method_of_which_one_rate_failed_counts_with_the_other() -> None:
+    grid = Grid(plan(fine_tunes=False), ("pabee",), (1, 2))
+    cells = Cell("pabee", 1e-4, 1), Cell("pabee", 1e-4, 2)
+    done = {c: result(c) for c in (Cell("start", None, 1), *cells)}
+    failed = [Cell("pabee", 3e-4, 1)]
+    assert grid.chosen("pabee", done, failed) == {1: done[cells[0]], 2: done[cells[1]]}
+    assert not grid.chosen("pabee", done)  # the other rate is still to be tried
+
+
+def test_a_start_of_which_one_rate_failed_is_the_one_of_the_other() -> None:
+    grid = Grid(plan(), ("pabee",), (1,))
+    start = Cell("start", 1e-4, 1)
+    done, failed = {start: result(start)}, [Cell("start", 3e-4, 1)]
+    assert grid.start_of(1, done) is None
+    assert grid.start_of(1, done, failed) == done[start]
+    assert set(grid.next(done, failed)) == {Cell("pabee", rate, 1) for rate in RATES}
+
+
+def test_a_start_that_failed_is_not_tried_again_when_methods_have_begun_without_it() -> None:
+    grid = Grid(plan(), ("pabee",), (1,))
+    done = {c: result(c) for c in (Cell("start", 1e-4, 1), Cell("pabee", 1e-4, 1))}
+    assert grid.next(done) == [Cell("pabee", 3e-4, 1)]
+    assert grid.start_of(1, done) == done[Cell("start", 1e-4, 1)]
+
+
 def test_a_method_that_failed_is_not_tried_again_and_holds_up_nobody() -> None:
     grid = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("pabee", "deebert"), (1,))
     done = {c: result(c) for c in (Cell("start", None, 1), Cell("deebert", 1e-4, 1))}

@@ -18,6 +18,7 @@ from cli_support import Said, write_csv
 
 import offramp as offramp_package
 from offramp.cli.compare import seconds
+from offramp.comparison import cell as cell_module
 from offramp.comparison import compare
 from offramp.comparison.plan import Cell
 from offramp.errors import ConfigError, OfframpError
@@ -105,6 +106,26 @@ def test_a_run_that_fails_is_named_and_the_others_are_ranked(
     assert said.code == 3
     assert "truncated (seed 1: The moon is full.)" in said.out
     assert "attach" in (out / "leaderboard.md").read_text()
+
+
+def test_a_learning_rate_that_fails_is_told_and_its_method_is_ranked_with_the_other(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def method(run: Any) -> Any:
+        if run.cell.rate == 0.5:
+            raise OfframpError("The loss became nan.")
+        return before(run)
+
+    before = cell_module._method
+    monkeypatch.setattr(cell_module, "_method", method)
+    out = tmp_path / "which"
+    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
+                   "--methods", "pabee", *SHORT, "--rates", "1e-3,0.5")  # fmt: skip
+    assert said.code == 0, said.err
+    board = json.loads((out / "leaderboard.json").read_text())
+    assert [row["learning_rate"] for row in board["methods"]] == [1e-3]
+    assert board["facts"]["runs that failed"] == "pabee-0.5-seed1: The loss became nan."
 
 
 def test_learning_rates_are_chosen_without_a_look_at_test_rows(

@@ -194,7 +194,9 @@ def _prepare(folder: Path, cell: Cell) -> Run:
     done = results(folder)
     first = min(result.seed for result in done.values())
     seeds = tuple(dict.fromkeys((first, cell.seed)))
-    start = Grid(plan, (), seeds).start_of(cell.seed, done)
+    grid = Grid(plan, (), seeds)
+    # whoever begins this run has waited for all starts; those that are not there have failed
+    start = grid.start_of(cell.seed, done, grid.tried(START, done))
     if start is None:
         raise OfframpError(f"{folder}: the start of seed {cell.seed} has not been trained.")
     path = folder / "cells" / start.cell.name / "model" if plan.fine_tunes else Path(plan.model)

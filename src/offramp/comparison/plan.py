@@ -143,16 +143,20 @@ class Grid:
         starts = rates + seeds - 1 if self.plan.fine_tunes else 1
         return starts + gridded * (rates + seeds - 1) + (len(self.methods) - gridded) * seeds
 
-    def start_of(self, seed: int, done: Mapping[Cell, Result]) -> Result | None:
+    def start_of(
+        self, seed: int, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()
+    ) -> Result | None:
         """What methods of a seed start from."""
         if not self.plan.fine_tunes:
             return done.get(Cell(START, None, self.seeds[0]))
-        rate = self.rate_of(START, done, done)
+        rate = self.rate_of(START, done, {*done, *failed})
         return None if rate is None else done.get(Cell(START, rate, seed))
 
-    def chosen(self, method: str, done: Mapping[Cell, Result]) -> dict[int, Result]:
+    def chosen(
+        self, method: str, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()
+    ) -> dict[int, Result]:
         """The runs of a method that count, by seed."""
-        rate = self._rate(method, done, done)
+        rate = self._rate(method, done, {*done, *failed})
         cells = {seed: Cell(method, rate, seed) for seed in self.seeds}
         return {seed: done[cell] for seed, cell in cells.items() if cell in done}
 
@@ -160,11 +164,22 @@ class Grid:
         self, method: str, done: Mapping[Cell, Result], over: Iterable[Cell]
     ) -> float | None:
         """The best learning rate on the first seed; None while some have not been tried."""
-        cells = [Cell(method, rate, self.seeds[0]) for rate in self.plan.rates]
-        tried = [cell for cell in cells if cell in done]
-        if not tried or not set(cells) <= set(over):
+        cells = self.tried(method, done)
+        found = [cell for cell in cells if cell in done]
+        if not found or not set(cells) <= set(over):
             return None
-        return max(tried, key=lambda cell: done[cell].quality).rate
+        return max(found, key=lambda cell: done[cell].quality).rate
+
+    def tried(self, method: str, done: Mapping[Cell, Result]) -> list[Cell]:
+        """The runs among which a learning rate is chosen.
+
+        A start that failed is not among them once a method is done: were it to succeed later
+        and be the best, some methods would have begun elsewhere than others.
+        """
+        cells = [Cell(method, rate, self.seeds[0]) for rate in self.plan.rates]
+        if method == START and any(cell.method != START for cell in done):
+            return [cell for cell in cells if cell in done]
+        return cells
 
     def _starts(self, done: Mapping[Cell, Result], over: set[Cell]) -> list[Cell]:
         if not self.plan.fine_tunes:
@@ -180,11 +195,10 @@ class Grid:
             cells = [] if unknown else [Cell(method, rate, seed) for seed in self.seeds]
         if method == TRUNCATED:
             cells = [cell for cell in cells if cell._replace(method=PLAIN) in done]
-        return [cell for cell in cells if self.start_of(cell.seed, done) is not None]
+        return [cell for cell in cells if self.start_of(cell.seed, done, over) is not None]
 
     def _gridded(self, method: str, done: Mapping[Cell, Result], over: set[Cell]) -> list[Cell]:
-        first, *others = self.seeds
-        cells = [Cell(method, rate, first) for rate in self.plan.rates]
+        cells, others = self.tried(method, done), self.seeds[1:]
         rate = self.rate_of(method, done, over)
         return cells if rate is None else [*cells, *(Cell(method, rate, s) for s in others)]
 

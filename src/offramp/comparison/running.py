@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -21,6 +21,7 @@ from offramp.comparison.page import write_page
 from offramp.comparison.plan import (
     PLAIN,
     REFERENCES,
+    START,
     Cell,
     Grid,
     Plan,
@@ -234,7 +235,7 @@ def _conclude(
     done = results(folder)
     runs, missing = [], []
     for method in dict.fromkeys((PLAIN, *grid.methods)):
-        found = recorded(folder, grid, method, done)
+        found = recorded(folder, grid, method, done, crew.failed)
         runs += found
         seeds = [run.seed for run in found]
         missing += _missing(method, missing_seeds(grid.seeds, seeds), crew)
@@ -244,7 +245,7 @@ def _conclude(
     board = build_board(
         runs,
         title=grid.plan.title,
-        facts=_facts(grid, done),
+        facts=_facts(grid, done, crew.failed),
         reference=reference,
         missing=missing,
         metric=metric,
@@ -256,10 +257,16 @@ def _conclude(
     return Compared(board, folder, complete, tuple(missing))
 
 
-def recorded(folder: Path, grid: Grid, method: str, done: Mapping[Cell, Result]) -> list[Run]:
+def recorded(
+    folder: Path,
+    grid: Grid,
+    method: str,
+    done: Mapping[Cell, Result],
+    failed: Iterable[Cell] = (),
+) -> list[Run]:
     """The runs of a method that count, with their tables."""
     found = []
-    for seed, result in grid.chosen(method, done).items():
+    for seed, result in grid.chosen(method, done, failed).items():
         place = folder / "cells" / result.cell.name
         tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
         spent, added = result.seconds, result.parameters_added
@@ -269,15 +276,16 @@ def recorded(folder: Path, grid: Grid, method: str, done: Mapping[Cell, Result])
 
 def _missing(method: str, seeds: Sequence[int], crew: Workers) -> list[Missing]:
     reasons = {cell.seed: why for cell, why in crew.failed.items() if cell.method == method}
-    other = next(iter(crew.failed.values()), None)
-    fallback = "not done yet" if other is None else "what it starts from is not done"
+    starts = [f"{cell.name}: {why}" for cell, why in crew.failed.items() if cell.method == START]
+    fallback = f"waits for {'; '.join(starts)}" if starts else "not done yet"
     return [Missing(method=method, seed=s, why=reasons.get(s, fallback)) for s in seeds]
 
 
-def _facts(grid: Grid, done: Any) -> dict[str, str]:
+def _facts(grid: Grid, done: Mapping[Cell, Result], failed: Mapping[Cell, str]) -> dict[str, str]:
     plan = grid.plan
+    gone = {"runs that failed": "; ".join(f"{one.name}: {why}" for one, why in failed.items())}
     counts = ", ".join(f"{number:,} {role}" for role, number in plan.counts.items())
-    start = grid.start_of(grid.seeds[0], done)
+    start = grid.start_of(grid.seeds[0], done, failed)
     begun = "a fine-tune of each seed" if plan.fine_tunes else "the classifier itself"
     return {
         "model": Path(plan.model).name,
@@ -287,6 +295,7 @@ def _facts(grid: Grid, done: Any) -> dict[str, str]:
         f"the best on tune of {', '.join(f'{rate:g}' for rate in plan.rates)}",
         "pooling": plan.pooling or (start.pooling if start and start.pooling else "not chosen"),
         "seeds": ", ".join(map(str, grid.seeds)),
+        **(gone if failed else {}),
     }
 
 
