@@ -234,6 +234,26 @@ def test_ctrl_c_leaves_a_comparison_that_goes_on(place: Path, tmp_path: Path) ->
     assert "Traceback" not in said
 
 
+def test_ctrl_c_in_a_terminal_reaches_runs_once_so_that_they_make_a_checkpoint(
+    place: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
+    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "pabee", "--seeds", 1]
+    command += ["--rates", "1e-3", "--epochs", 1000, "--workers", 1]
+    process = subprocess.Popen(
+        [str(part) for part in command], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        logs = [log.read_text() for log in (tmp_path / "which").glob("cells/p*/log.txt")]
+        if any("step 50 of" in log for log in logs):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    assert process.wait(timeout=60) == 130
+    assert list((tmp_path / "which").glob("cells/p*/model.work/*/checkpoint-*/optimizer.pt"))
+
+
 def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
     command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "attach", "--seeds", 1]

@@ -97,7 +97,14 @@ class Workers:
         command += [json.dumps(cell._asdict()), *self.plugins]
         with open(place / LOG, "ab") as log:
             self._running[cell] = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=self._environment()
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.PIPE,
+                env=self._environment(),
+                # Ctrl-C in a terminal is for this process alone: runs that are told twice
+                # stop without a checkpoint
+                start_new_session=True,
             )
 
     def _environment(self) -> dict[str, str]:
