@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from cli_support import Said, write_csv
+from filelock import FileLock
 
 import offramp as offramp_package
 from offramp.cli.compare import seconds
@@ -153,13 +154,25 @@ def test_learning_rates_are_chosen_without_a_look_at_test_rows(
         (("--rates", "fast"), "numbers with commas"),
         (("--test-share", "0.9"), "leave rows to train on"),
         (("--plugin", "no_such_module"), "cannot be imported"),
+        (("--plugin", "broken_plugin"), "cannot be imported: SyntaxError"),
         (("--metric", "accurac"), "Did you mean 'accuracy'"),
+        (("--metric", "pearson"), "pearson"),
+        (("--reference", "pabee", "--methods", "attach"), "not among the methods: attach"),
+        (("--methods", "plain"), "nothing to compare"),
+        (("--methods", ","), "nothing to compare"),
+        (("--workers", "0"), "--workers is 0"),
+        (("--epochs", "0"), "must be positive"),
+        (("--batch-size", "-1"), "must be positive"),
+        (("--max-length", "0"), "must be positive"),
+        (("--rates", "nan"), "must be positive"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
     offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
-    options: tuple[str, ...], said: str,
+    options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    (tmp_path / "broken_plugin.py").write_text("def f(:")
+    monkeypatch.chdir(tmp_path)
     done = offramp(
         "compare", place / "stock", "-d", place / "rows.csv", "-o", tmp_path / "x", *options
     )
@@ -167,6 +180,25 @@ def test_mistakes_are_told_before_anything_runs(
     assert said in done.err
     assert not inline
     assert not (tmp_path / "x").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", tmp_path / "file/x")
+    assert done.code == 2
+    assert "cannot be written" in done.err
+
+
+def test_a_folder_in_which_another_comparison_works_is_left_alone(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+) -> None:
+    with FileLock(tmp_path / ".lock"):
+        done = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", tmp_path)
+    assert done.code == 2
+    assert "Another comparison is at work" in done.err
+    assert not inline
 
 
 def test_a_folder_with_something_else_is_left_alone(

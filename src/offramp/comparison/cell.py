@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from offramp.comparison.plan import (
     Grid,
     Plan,
     Result,
+    plug_in,
     results,
 )
 from offramp.data import encode_labels
@@ -306,10 +306,9 @@ def main(arguments: Sequence[str]) -> int:
     # a process that was started in the background may have been told to ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_when_alone, daemon=True).start()
-    sys.path.insert(0, os.getcwd())
     try:
         for plugin in plugins:
-            import_module(plugin)
+            plug_in(plugin)
         run_cell(Path(folder), Cell(**json.loads(cell)))
     except OfframpError as problem:
         print(f"Error: {problem}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -94,6 +97,19 @@ class Result(Strict):
     @property
     def cell(self) -> Cell:
         return Cell(self.method, self.rate, self.seed)
+
+
+def plug_in(name: str) -> None:
+    """Import a module, from here too, that registers methods. Raises ConfigError."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        import_module(name)
+    except Exception as problem:
+        raise ConfigError(
+            f"Plug-in '{name}' cannot be imported: {type(problem).__name__}: {problem}. Give the "
+            "name of a module that `import` finds from here."
+        ) from problem
 
 
 def open_plan(folder: Path, plan: Plan) -> None:

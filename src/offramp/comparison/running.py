@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from offramp.comparison.markdown import to_markdown
 from offramp.comparison.page import write_page
 from offramp.comparison.plan import (
     PLAIN,
+    PLAN,
     REFERENCES,
     START,
     Cell,
@@ -28,12 +29,13 @@ from offramp.comparison.plan import (
     Result,
     missing_seeds,
     open_plan,
+    plug_in,
     results,
 )
 from offramp.comparison.rows import check_labels, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
-from offramp.errors import ConfigError, OfframpError
+from offramp.errors import ConfigError, OfframpError, OutputError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS
 from offramp.model import Head
@@ -46,7 +48,7 @@ from offramp.training.preparing import Columns, Data, check_pooling, head_for, r
 RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
 TUNE, TEST = 0.2, 0.2
-LEADERBOARD = "leaderboard"
+LEADERBOARD, LOCK = "leaderboard", ".lock"
 ALL = "all"
 
 
@@ -142,11 +144,8 @@ def compare(
         OfframpError: before the work starts, wherever that can be known.
     """
     for plugin in plugins:
-        _plug_in(plugin)
-    if seeds < 1:
-        raise ConfigError(f"--seeds is {seeds}; there must be one at least.")
-    if not rates or min(rates) <= 0:
-        raise ConfigError("Learning rates must be positive numbers, one at least.")
+        plug_in(plugin)
+    _check_numbers(seeds, workers, rates, (epochs, start_epochs, batch_size, max_length))
     if metric is not None:
         METRICS[metric]
     check_pooling(pooling)
@@ -171,11 +170,17 @@ def compare(
         start_epochs=epochs if start_epochs is None else start_epochs,
         epochs=epochs,
         batch_size=batch_size,
-        rates=tuple(sorted(set(rates))),
+        # folders of runs are named by these digits
+        rates=tuple(sorted({float(f"{rate:g}") for rate in rates})),
         bf16="auto" if bf16 is None else bf16,
         pooling=pooling,
     )
+    if metric is not None:
+        METRICS[metric].check(plan.problem_type)
     grid = Grid(plan, _methods(methods, plan.problem_type), tuple(range(1, seeds + 1)))
+    if reference is not None and reference not in grid.methods[1:]:
+        known = ", ".join(grid.methods[1:])
+        raise ConfigError(f"The reference '{reference}' is not among the methods: {known}.")
     deadline = None if budget is None else time.monotonic() + budget
     crew = Workers(folder, workers, deadline, plugins, quiet)
     with _alone(folder):
@@ -214,14 +219,16 @@ def _others(data: Data, given: Data | None, split: str | None, columns: Columns)
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """No other comparison works in the folder meanwhile. Raises ConfigError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
             f"Another comparison is at work in {folder}. Wait for it, or give another --output."
         ) from None
+    except OSError as problem:
+        raise OutputError(f"{folder}: cannot be written: {problem}.") from problem
     try:
         yield
     finally:
@@ -246,7 +253,7 @@ def _conclude(
         runs,
         title=grid.plan.title,
         facts=_facts(grid, done, crew.failed),
-        reference=reference,
+        reference=reference if any(run.method == reference for run in runs) else None,
         missing=missing,
         metric=metric,
     )
@@ -299,20 +306,25 @@ def _facts(grid: Grid, done: Mapping[Cell, Result], failed: Mapping[Cell, str]) 
     }
 
 
-def _plug_in(name: str) -> None:
-    try:
-        import_module(name)
-    except ImportError as problem:
-        raise ConfigError(
-            f"Plug-in '{name}' cannot be imported: {problem}. Give the name of a module that "
-            "`import` finds from here."
-        ) from None
+def _check_numbers(
+    seeds: int, workers: int | None, rates: Sequence[float], others: Sequence[float | None]
+) -> None:
+    """Refuse what no run could be trained with. Raises ConfigError."""
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; there must be one at least.")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}; there must be one at least.")
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise ConfigError("Learning rates must be positive numbers, one at least.")
+    if not all(0 < one < math.inf for one in others if one is not None):
+        raise ConfigError("Epochs, batch size and the greatest length must be positive numbers.")
 
 
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give the name of a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").is_file():
+    there = {one.name for one in folder.iterdir()} if folder.is_dir() else set()
+    if there - {LOCK} and PLAN not in there:
         raise ConfigError(f"{folder} is not empty and holds no comparison. Give another --output.")
 
 
@@ -331,6 +343,8 @@ def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:
             raise ConfigError(f"Method '{name}' does not do {problem_type}.")
         else:
             chosen.append(name)
+    if not set(chosen) - {PLAIN}:
+        raise ConfigError(f"There is nothing to compare. Known methods: {', '.join(known)}.")
     return tuple(dict.fromkeys((PLAIN, *chosen)))
 
 
