@@ -16,6 +16,7 @@ import psutil
 import pytest
 from cli_support import Said, write_csv
 from filelock import FileLock
+from test_comparison_grid import plan
 
 import offramp as offramp_package
 from offramp.cli.compare import seconds
@@ -127,6 +128,38 @@ def test_a_learning_rate_that_fails_is_told_and_its_method_is_ranked_with_the_ot
     board = json.loads((out / "leaderboard.json").read_text())
     assert [row["learning_rate"] for row in board["methods"]] == [1e-3]
     assert board["facts"]["runs that failed"] == "pabee-0.5-seed1: The loss became nan."
+
+
+def test_a_run_that_dies_before_its_result_is_written_is_not_trained_again(
+    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def die(*_: Any) -> float:
+        raise OfframpError("Killed.")
+
+    out = tmp_path / "which"
+    command = ["compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
+               "--methods", "attach", *SHORT]  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(cell_module, "_tune_area", die)
+        assert offramp(*command).code == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(cell_module, "attach", die)
+        said = offramp(*command)
+    assert said.code == 0, said.out
+    assert not list(out.glob("cells/attach*/model*"))
+
+
+def test_seconds_of_training_are_kept_when_a_run_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_module, "TICK", 0.01)
+    cell = Cell("pabee", 1e-3, 1)
+    (tmp_path / "cells" / cell.name).mkdir(parents=True)
+    run = cell_module.Run(tmp_path, plan(), cell, tmp_path, None, "cpu")
+    with run._clock():
+        time.sleep(0.2)
+        assert run.seconds > 0.05  # so much a run that is killed now has spent
 
 
 def test_learning_rates_are_chosen_without_a_look_at_test_rows(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
+from filelock import FileLock
 
 from offramp.comparison import leaderboard
 from offramp.comparison.plan import (
@@ -57,6 +58,8 @@ logger = logging.getLogger("offramp")
 ROLES = ("tune", "test")
 DEPTHS = (1.5, 2.0, 3.0, 4.0)
 """Depth divided by these is where smaller models are cut off."""
+TICK = 10.0
+"""Seconds after which it is noted how long a run has been training."""
 HEAD_RATE = 1e-3
 """The least learning rate of what starts from nothing; it is ten times the other's if more."""
 
@@ -142,11 +145,24 @@ class Run:
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
-        before, began = self.seconds, time.perf_counter()
+        """Adds up seconds; a run that is killed loses the last TICK of them at most."""
+        before, began, over = self.seconds, time.perf_counter(), threading.Event()
+
+        def note() -> None:
+            write_json(self._spent, before + time.perf_counter() - began)
+
+        def tick() -> None:
+            while not over.wait(TICK):
+                note()
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
         try:
             yield
         finally:
-            write_json(self._spent, before + time.perf_counter() - began)
+            over.set()
+            ticking.join()
+            note()
 
     def record(self, model: MultiExitModel, role: str, name: str = "") -> ExitTable:
         """The exit table of a model, recorded unless it is there."""
@@ -181,8 +197,13 @@ def run_cell(folder: Path, cell: Cell) -> Result:
     run = _prepare(folder, cell)
     run.place.mkdir(parents=True, exist_ok=True)
     kind = {START: _start, PLAIN: _plain, TRUNCATED: _truncated}.get(cell.method, _method)
-    result = kind(run)
-    write_document(run.place / RESULT, result)
+    # where a comparison was killed and goes on at once, the run it had begun may not be over yet
+    with FileLock(run.place / ".lock"):
+        result = kind(run)
+        write_document(run.place / RESULT, result)
+    if cell.method != START:
+        for model in run.place.glob("model*"):
+            shutil.rmtree(model)
     return result
 
 
@@ -222,7 +243,6 @@ def _plain(run: Run) -> Result:
     run.train(path, PLAIN)
     model = run.load(path)
     tune, _ = (run.record(model, role) for role in ROLES)
-    shutil.rmtree(path)
     return run.result(_full_score(tune))
 
 
@@ -238,7 +258,6 @@ def _method(run: Run) -> Result:
     model = run.load(path)
     tune, _ = (run.record(model, role) for role in ROLES)
     added = sum(leaf.numel() for leaf in model.exits.parameters())
-    shutil.rmtree(path)
     return run.result(
         _tune_area(name, tune), parameters_added=added, pooling=model.config.exits.get("pooling")
     )
@@ -260,8 +279,6 @@ def _truncated(run: Run) -> Result:
     for role in ROLES:
         together = _as_exits(whole[role], smaller[role])
         together.save(run.place / role)
-    for layer in layers:
-        shutil.rmtree(run.place / f"model-{layer}")
     tune = ExitTable.open(run.place / "tune")
     return run.result(_tune_area(TRUNCATED, tune, layers), layers=layers)
 
