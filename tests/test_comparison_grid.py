@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.comparison.plan import Cell, Grid, Plan, Result, open_plan, results
+from offramp.comparison.workers import Workers
 from offramp.errors import ConfigError
 from offramp.storage import write_document
 
@@ -138,6 +140,22 @@ def test_a_method_that_failed_is_not_tried_again_and_holds_up_nobody() -> None:
     grid = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("pabee", "deebert"), (1,))
     done = {c: result(c) for c in (Cell("start", None, 1), Cell("deebert", 1e-4, 1))}
     assert grid.next(done, [Cell("pabee", 1e-4, 1)]) == []
+
+
+def test_runs_that_have_just_begun_count_with_the_memory_they_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=2.5 * 2**30)
+    monkeypatch.setattr("offramp.comparison.workers.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("offramp.comparison.workers.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("offramp.comparison.workers._cores", lambda: 8)
+    monkeypatch.setattr("offramp.comparison.workers._held", lambda _: 0)
+    cells = [Cell("pabee", rate, 1) for rate in RATES]
+    done = {cells[0]: result(cells[0]).model_copy(update={"memory": 2**30})}
+    crew = Workers(tmp_path)
+    assert crew._room(done) == 2
+    crew._running = dict.fromkeys(cells)  # type: ignore[arg-type]
+    assert crew._room(done) == 0
 
 
 def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:

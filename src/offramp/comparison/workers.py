@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,8 +83,9 @@ class Workers:
             most = 1 if torch.cuda.is_available() else _cores()
             largest = max((result.memory for result in done.values()), default=0)
             if largest:
-                free = psutil.virtual_memory().available
-                most = min(most, len(self._running) + int(free // (1.2 * largest)))
+                # what has begun may not have taken yet what it will
+                free = psutil.virtual_memory().available + _held(self._running.values())
+                most = min(most, int(free // (1.2 * largest)))
             elif not torch.cuda.is_available():
                 # what a run takes is not known before one has been done
                 most = min(most, max(1, int(psutil.virtual_memory().available // (4 << 30))))
@@ -139,6 +140,15 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._running.clear()
+
+
+def _held(processes: Iterable[subprocess.Popen[bytes]]) -> int:
+    """Bytes of memory that they have."""
+    held = 0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            held += psutil.Process(process.pid).memory_info().rss
+    return held
 
 
 def _cores() -> int:
