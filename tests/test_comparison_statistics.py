@@ -249,6 +249,14 @@ def test_seeds_that_are_missing_are_left_out_of_a_pair():
     assert found.seeds == (1, 2)
 
 
+def test_seconds_on_other_threads_than_those_of_the_plain_fine_tune_are_not_compared_with_them():
+    plain = [run("plain", seed, seconds=10.0, threads=1) for seed in (1, 2)]
+    alike = run("pabee", 1, seconds=12.0, threads=1)
+    apart = run("pabee", 2, seconds=4.0, threads=4)
+    assert board(*plain, alike, apart).methods[0].times_plain == pytest.approx(1.2)
+    assert board(*plain, apart).methods[0].times_plain is None
+
+
 def test_rows_without_finite_scores_count_for_nobody():
     here, other = run("pabee"), run("deebert")
     scores = np.array(here.test.scores)

@@ -87,7 +87,8 @@ class MethodRow(Strict):
         policies: all families, `chosen` among them.
         full_score: at full depth.
         seconds: of training, mean over seeds.
-        times_plain: that, by the seconds of the plain fine-tune.
+        times_plain: that, by the seconds of the plain fine-tune; None without one on as many
+            threads.
         parameters_added: by the exits.
         against: paired differences from the reference's chosen family: `area` and targets
             ("2" for 2x); empty for the reference itself.

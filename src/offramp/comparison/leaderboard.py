@@ -53,6 +53,7 @@ class Run:
         parameters_added: by the exits.
         learning_rate: chosen on `tune`, None where there was no choice.
         layers: the exits that may be used, where each is a smaller model trained by itself.
+        threads: that it was trained on, None where that is not known.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Run:
     parameters_added: int
     learning_rate: float | None
     layers: tuple[int, ...] | None = None
+    threads: int | None = None
 
     def __str__(self) -> str:
         return f"{self.method} (seed {self.seed})"
@@ -456,8 +458,9 @@ def _row(
 
 
 def _times(runs: Sequence[Run], plain: Sequence[Run]) -> float | None:
-    """Seconds by those of the plain fine-tune, over the seeds that both have."""
-    ours = {run.seed: run.seconds for run in runs}
-    theirs = {run.seed: run.seconds for run in plain if run.seed in ours}
-    total = sum(theirs.values())
-    return sum(ours[seed] for seed in theirs) / total if total > 0 else None
+    """Seconds by those of the plain fine-tune, over the seeds that both ran on equal threads."""
+    ours = {(run.seed, run.threads): run.seconds for run in runs}
+    theirs = {(run.seed, run.threads): run.seconds for run in plain}
+    both = ours.keys() & theirs.keys()
+    total = sum(theirs[one] for one in both)
+    return sum(ours[one] for one in both) / total if total > 0 else None

@@ -276,8 +276,19 @@ def recorded(
     for seed, result in grid.chosen(method, done, failed).items():
         place = folder / "cells" / result.cell.name
         tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
-        spent, added = result.seconds, result.parameters_added
-        found.append(Run(method, seed, tune, test, spent, added, result.rate, result.layers))
+        found.append(
+            Run(
+                method,
+                seed,
+                tune,
+                test,
+                seconds=result.seconds,
+                parameters_added=result.parameters_added,
+                learning_rate=result.rate,
+                layers=result.layers,
+                threads=result.threads,
+            )
+        )
     return found
 
 
