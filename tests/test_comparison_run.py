@@ -19,10 +19,10 @@ from filelock import FileLock
 from test_comparison_grid import plan
 
 import offramp as offramp_package
-from offramp.cli.compare import seconds
+from offramp.cli.compare import _missing, seconds
 from offramp.comparison import cell as cell_module
-from offramp.comparison import compare
-from offramp.comparison.plan import Cell
+from offramp.comparison import compare, running
+from offramp.comparison.plan import Cell, Grid
 from offramp.errors import ConfigError, OfframpError
 from offramp.methods import METHODS
 from offramp.testing import save_tiny_stock, tiny_texts
@@ -128,6 +128,26 @@ def test_a_learning_rate_that_fails_is_told_and_its_method_is_ranked_with_the_ot
     board = json.loads((out / "leaderboard.json").read_text())
     assert [row["learning_rate"] for row in board["methods"]] == [1e-3]
     assert board["facts"]["runs that failed"] == "pabee-0.5-seed1: The loss became nan."
+
+
+def test_a_leaderboard_says_where_methods_were_not_treated_alike() -> None:
+    grid = Grid(plan(epochs=2), ("plain", "attach", "pabee", "jei_dnn"), (1,))
+    said = running._facts(grid, {}, {})["each method"]
+    assert said.endswith("(but attach with a learning rate of its own, jei_dnn 3 epochs)")
+    alike = running._facts(Grid(plan(), ("plain", "pabee"), (1,)), {}, {})["each method"]
+    assert "but" not in alike
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/there/models--org--small/snapshots/0a1b", "org/small"),
+        ("/there/my-classifier", "my-classifier"),
+    ],
+)
+def test_a_model_has_the_name_by_which_people_know_it(path: str, name: str) -> None:
+    grid = Grid(plan(model=path), ("plain", "pabee"), (1,))
+    assert running._facts(grid, {}, {})["model"] == name
 
 
 def test_a_run_that_dies_before_its_result_is_written_is_not_trained_again(
@@ -252,6 +272,7 @@ def test_a_budget_stops_runs_and_the_same_command_goes_on(place: Path, tmp_path:
     assert first.board is None
     assert not first.complete
     assert {one.method for one in first.missing} == {"plain", "attach"}
+    assert _missing(first) == "2 runs of plain, attach (not done yet)"
     then = compare(place / "stock", place / "rows.csv", out, quiet=True, **options)
     assert then.complete
     assert then.board is not None

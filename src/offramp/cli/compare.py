@@ -14,6 +14,7 @@ from offramp.errors import ConfigError
 
 if TYPE_CHECKING:
     from offramp.comparison import Compared
+    from offramp.comparison.board import Board
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -169,20 +170,32 @@ def _show(done: Compared) -> None:
     if done.board is not None:
         from offramp.comparison.words import headline
 
-        _table(done)
+        _table(done.board)
         console.say("", headline(done.board))
         console.say(f"All of it as a page: {done.folder / 'leaderboard.html'} (also .md, .json).")
     if done.missing:
-        runs = ", ".join(f"{one.method} (seed {one.seed}: {one.why})" for one in done.missing)
-        console.say("", f"Not done: {runs}", "The same command goes on with these.")
+        console.say("", f"Not done: {_missing(done)}", "The same command goes on with these.")
 
 
-def _table(done: Compared) -> None:
+def _missing(done: Compared) -> str:
+    """Failures one by one; what was not reached, in one phrase."""
+    from offramp.comparison.running import NOT_YET
+
+    later = [one.method for one in done.missing if one.why == NOT_YET]
+    said = [
+        f"{one.method} (seed {one.seed}: {one.why})" for one in done.missing if one.why != NOT_YET
+    ]
+    if later:
+        runs = "1 run" if len(later) == 1 else f"{len(later)} runs"
+        said.append(f"{runs} of {', '.join(dict.fromkeys(later))} ({NOT_YET})")
+    return ", ".join(said)
+
+
+def _table(board: Board) -> None:
     """One line a method; all scores x 100."""
-    assert done.board is not None
     head = ["method", "policy", "area", "full", "1.5x", "2x", "3x", "4x", "training"]
     rows = []
-    for method in done.board.methods:
+    for method in board.methods:
         at = [f"{100 * one.score.value:.1f}" for one in method.row.at]
         training = "" if method.times_plain is None else f"{method.times_plain:.2f}x"
         area, full = method.row.area.value, method.full_score.value

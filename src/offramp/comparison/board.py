@@ -128,7 +128,7 @@ class Board(Strict):
 
     Attributes:
         title: the data's name.
-        facts: how it was made, in words: model, rows, epochs, command.
+        facts: how it was made, in words: model, rows, epochs, learning rates.
         metric: of all scores, higher is better.
         guess: score of the commonest answer of `tune` for every row.
         plain: score of the plain fine-tune at full depth, None where it was not run.

@@ -27,7 +27,7 @@ class Plan(Strict):
     """What every run of a comparison shares: `plan.json`. A folder holds runs of one plan.
 
     Attributes:
-        model: as it was named.
+        model: its folder, of a model on the hub that in the cache.
         title: name of the data.
         model_fingerprint: of the weights that everything starts from.
         rows: fingerprints of the rows, by role.

@@ -19,6 +19,7 @@ from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.page import write_page
 from offramp.comparison.plan import (
+    ATTACH,
     PLAIN,
     PLAN,
     REFERENCES,
@@ -49,7 +50,7 @@ RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
 TUNE, TEST = 0.2, 0.2
 LEADERBOARD, LOCK = "leaderboard", ".lock"
-ALL = "all"
+ALL, NOT_YET = "all", "not done yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,7 @@ def recorded(
 def _missing(method: str, seeds: Sequence[int], crew: Workers) -> list[Missing]:
     reasons = {cell.seed: why for cell, why in crew.failed.items() if cell.method == method}
     starts = [f"{cell.name}: {why}" for cell, why in crew.failed.items() if cell.method == START]
-    fallback = f"waits for {'; '.join(starts)}" if starts else "not done yet"
+    fallback = f"waits for {'; '.join(starts)}" if starts else NOT_YET
     return [Missing(method=method, seed=s, why=reasons.get(s, fallback)) for s in seeds]
 
 
@@ -303,18 +304,38 @@ def _facts(grid: Grid, done: Mapping[Cell, Result], failed: Mapping[Cell, str]) 
     plan = grid.plan
     gone = {"runs that failed": "; ".join(f"{one.name}: {why}" for one, why in failed.items())}
     counts = ", ".join(f"{number:,} {role}" for role, number in plan.counts.items())
-    start = grid.start_of(grid.seeds[0], done, failed)
+    starts = [grid.start_of(seed, done, failed) for seed in grid.seeds]
+    probed = sorted({start.pooling for start in starts if start and start.pooling})
     begun = "a fine-tune of each seed" if plan.fine_tunes else "the classifier itself"
     return {
-        "model": Path(plan.model).name,
+        "model": _name_of(plan.model),
         "rows": counts,
         "start": f"{begun}, {plan.start_epochs:g} epochs" if plan.fine_tunes else begun,
         "each method": f"{plan.epochs:g} epochs in batches of {plan.batch_size}, learning rate "
-        f"the best on tune of {', '.join(f'{rate:g}' for rate in plan.rates)}",
-        "pooling": plan.pooling or (start.pooling if start and start.pooling else "not chosen"),
+        f"the best on tune of {', '.join(f'{rate:g}' for rate in plan.rates)}" + _exceptions(grid),
+        "pooling": plan.pooling or ", ".join(probed) or "not chosen",
         "seeds": ", ".join(map(str, grid.seeds)),
         **(gone if failed else {}),
     }
+
+
+def _exceptions(grid: Grid) -> str:
+    """What is not equal for all methods."""
+    found = ["attach with a learning rate of its own"] if ATTACH in grid.methods else []
+    for name in METHODS:
+        if name in grid.methods:
+            objective = METHODS[name].objective()
+            objective.fine_tuned = True
+            times = sum(stage.share for stage in objective.ahead())
+            if not math.isclose(times, 1):
+                found.append(f"{name} {times * grid.plan.epochs:.3g} epochs")
+    return f" (but {', '.join(found)})" if found else ""
+
+
+def _name_of(model: str) -> str:
+    """That of a folder, or of the model whose snapshot it is in the hub's cache."""
+    kept = [part for part in Path(model).parts if part.startswith("models--")]
+    return kept[-1][len("models--") :].replace("--", "/") if kept else Path(model).resolve().name
 
 
 def _check_numbers(
