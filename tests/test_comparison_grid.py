@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.comparison.plan import Cell, Grid, Plan, Result, open_plan, results
+from offramp.comparison.rows import check_labels
 from offramp.comparison.workers import Workers
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, DataError
 from offramp.storage import write_document
 
 RATES = (1e-4, 3e-4)
@@ -154,7 +157,7 @@ def test_runs_that_have_just_begun_count_with_the_memory_they_will_take(
     done = {cells[0]: result(cells[0]).model_copy(update={"memory": 2**30})}
     crew = Workers(tmp_path)
     assert crew._room(done) == 2
-    crew._running = dict.fromkeys(cells)  # type: ignore[arg-type]
+    crew._running = dict.fromkeys(cells)
     assert crew._room(done) == 0
 
 
@@ -169,3 +172,13 @@ def test_results_are_found_by_their_run(tmp_path: Path) -> None:
     cell = Cell("pabee", 3e-4, 2)
     write_document(tmp_path / "cells" / cell.name / "result.json", result(cell))
     assert results(tmp_path) == {cell: result(cell)}
+
+
+def test_a_label_that_would_be_another_class_among_other_rows_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "id2label": {"0": "1", "1": "2", "2": "3"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    train = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 2]})  # by number
+    tune = Dataset.from_dict({"text": ["d", "e"], "label": [1, 2]})  # by name
+    assert check_labels({"train": train}, tmp_path, None).num_labels == 3
+    with pytest.raises(DataError, match="Label 1 is a class's name among some rows"):
+        check_labels({"train": train, "tune": tune}, tmp_path, None)

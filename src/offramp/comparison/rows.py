@@ -64,6 +64,13 @@ def check_labels(rows: Mapping[str, Dataset], source: Path, head: Head | None) -
         kind = config.problem_type or kind
         made = {"problem_type": kind, "labels": () if kind == "regression" else names}
     task = Task(**made)
+    known: dict[str, Any] = {}
     for part in rows.values():
-        encode_labels(part, task)
+        kind, read = str(part.features["label"]), encode_labels(part, task)["label"][:]
+        for given, found in zip(part["label"][:], read, strict=True):
+            if known.setdefault(f"{kind} {given}", found) != found:
+                raise DataError(
+                    f"Label {given!r} is a class's name among some rows and a number among others. "
+                    f"Name the classes as the model does: {', '.join(task.labels)}."
+                )
     return task
