@@ -23,11 +23,16 @@ class Stage:
             output is the only one); or the `exits` alone (the stock model is then frozen and
             in evaluation mode).
         share: of the epochs asked for; stages may add up to more than 1.
+        rate: times the learning rates asked for.
+        standardised: of the `exits` alone: those that can read what they pool less its mean and
+            by its spread, as they learn faster so; these move into their weights afterwards.
     """
 
     name: str
     trainable: Part
     share: float = 1.0
+    rate: float = 1.0
+    standardised: bool = False
 
 
 class Clock(NamedTuple):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from offramp.exits import ExitOutput
 from offramp.objectives.alternating import correctness_loss
 from offramp.objectives.base import Clock, Objective, Stage
+from offramp.objectives.distillation import SelfDistillation
 from offramp.objectives.simulated import exit_layers, nearness
 from offramp.objectives.task import row_losses
 
@@ -38,6 +39,8 @@ class Blended(Objective):
         full: extra weight of full depth.
         warm_up: share of the epochs that fine-tune the stock model first, unless it is
             fine-tuned already.
+        exits_first: share of the epochs after that in which exits alone learn, ten times as
+            fast, from the labels and from full depth.
     """
 
     def __init__(
@@ -50,21 +53,31 @@ class Blended(Objective):
         correctness: float = 1.0,
         full: float = 0.0,
         warm_up: float = 0.5,
+        exits_first: float = 0.0,
     ) -> None:
         super().__init__()
         self.weighting: Weighting = weighting
         self.sharpness, self.thresholds = sharpness, thresholds
         self.distillation, self.temperature = distillation, temperature
-        self.correctness, self.full, self.warm_up = correctness, full, warm_up
+        self.correctness, self.full = correctness, full
+        self.warm_up, self.exits_first = warm_up, exits_first
+        self._first = SelfDistillation()
 
     def stages(self) -> Sequence[Stage]:
-        if self.fine_tuned or not self.warm_up:
-            return (Stage("joint", "all"),)
-        return Stage("stock", "stock", self.warm_up), Stage("joint", "all", 1 - self.warm_up)
+        warm_up = 0.0 if self.fine_tuned else self.warm_up
+        first = self.exits_first * (1 - warm_up)
+        found = (
+            Stage("stock", "stock", warm_up),
+            Stage("exits", "exits", first, rate=10.0, standardised=True),
+            Stage("joint", "all", 1 - warm_up - first),
+        )
+        return tuple(stage for stage in found if stage.share)
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
     ) -> dict[str, Tensor]:
+        if stage.trainable == "exits":
+            return self._first.losses(outputs, batch, stage)
         labels, kind = batch["labels"], batch["problem_type"]
         losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
         *early, last = outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,12 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import set_seed
 
-from offramp.engines.batching import plan_batches
 from offramp.errors import ConfigError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
-from offramp.training.batches import Rows
-from offramp.training.cache import filled_cache, pooled_vectors, vectors_type
+from offramp.training.cache import filled_cache, sampled_vectors, vectors_type
 from offramp.training.estimate import announce, estimate
 from offramp.training.options import (
     ATTACH,
@@ -41,7 +39,6 @@ from offramp.training.preparing import (
     release,
     weights_fingerprint,
 )
-from offramp.training.probe import sample_of
 from offramp.training.running import fresh_parameters, move, run_stage, trainee_for
 from offramp.training.standard import moments, standardised
 from offramp.training.work import WorkFolder, check_output, says_how_to_continue
@@ -169,7 +166,7 @@ class _Run:
         trainee = trainee_for(model, objective, stage, self.cached is not None)
         parts: Iterable[Sequence[Tensor]]
         if self.cached is None:
-            parts = _sampled_vectors(model, sample_of(rows, self.given.seed))
+            parts = sampled_vectors(model, rows, self.given.seed)
         else:
             cache = filled_cache(work.path / "vectors", model, rows, self.cached, quiet)
             rows, parts = cache.rows(), cache.parts()
@@ -180,9 +177,3 @@ class _Run:
         model.requires_grad_(True)
         model.eval()
         return model
-
-
-def _sampled_vectors(model: MultiExitModel, rows: Rows) -> Iterator[list[Tensor]]:
-    """What exits 1..L-1 pool of some rows after the other, (rows, width) each."""
-    for block in plan_batches(rows.lengths.numpy()):
-        yield pooled_vectors([model], rows.batch(block))[0][0]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, Subset
 
 from offramp.backbones import Batch
 from offramp.training.work import dataset_fingerprint
 
 Collate = Callable[[Mapping[str, Sequence[Any]]], Batch]
 """From columns of an encoded dataset to a batch."""
+
+SAMPLE = 2000
+"""Rows that tell enough of how vectors are spread, or of which pooling suits a model."""
 
 
 class Batches:
@@ -56,6 +60,19 @@ class Rows:
     def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
         """The rows at `places`, padded."""
         return self.collate([self.dataset[int(place)] for place in places])
+
+    def part(self, places: np.ndarray) -> Rows:
+        """Only the rows at `places`."""
+        chosen = Subset(self.dataset, places.tolist())
+        return Rows(chosen, self.lengths[torch.from_numpy(places)], self.collate)
+
+    def shuffled(self, seed: int) -> np.ndarray:
+        """The places of all rows in a random order."""
+        return np.random.default_rng(seed).permutation(len(self.lengths))
+
+    def sample(self, seed: int) -> Rows:
+        """At most 2,000 of the rows."""
+        return self.part(self.shuffled(seed)[:SAMPLE])
 
     @classmethod
     def of(cls, dataset: Dataset, collate: Collate, made_by: str = "") -> Rows:

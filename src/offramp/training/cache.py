@@ -184,6 +184,13 @@ def pooled_vectors(
     return vectors, first.backbone.head(flow.hidden, flow.mask).float()
 
 
+def sampled_vectors(model: MultiExitModel, rows: Rows, seed: int) -> Iterator[list[Tensor]]:
+    """What exits 1..L-1 pool of a sample of the rows, (rows, width) each, part after part."""
+    sample = rows.sample(seed)
+    for block in plan_batches(sample.lengths.numpy()):
+        yield pooled_vectors([model], sample.batch(block))[0][0]
+
+
 def _classes(model: MultiExitModel) -> int:
     return cast(int, model.config.num_labels)
 

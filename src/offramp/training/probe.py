@@ -15,11 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.utils.data import Subset
 from transformers import PreTrainedModel, set_seed
 
 from offramp.engines.batching import plan_batches
@@ -27,7 +25,7 @@ from offramp.exits import ExitOutput, ExitSpec, Pooling
 from offramp.metrics import disagreement
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import FullDepth, Objective, Stage, task_loss
-from offramp.training.batches import Rows
+from offramp.training.batches import SAMPLE, Rows
 from offramp.training.cache import pooled_vectors
 from offramp.training.options import TrainOptions
 from offramp.training.running import StockAlone, fresh_parameters, make_trainer, move
@@ -37,7 +35,6 @@ logger = logging.getLogger("offramp")
 
 PROBED: tuple[Pooling, ...] = ("cls", "mean")
 REHEARSED: tuple[Pooling, ...] = ("cls", "mean")
-MAX_ROWS = 2000
 FEWEST_STEPS, MAX_STEPS = 80, 150
 RIDGE = 0.05
 """Strength of the ridge, as a share of the number of rows, on standardised vectors."""
@@ -54,7 +51,7 @@ def choose_pooling(model: MultiExitModel, rows: Rows, seed: int) -> Pooling:
     """
     move(model, PartialState().device)
     poolings = _fitting(PROBED, model)
-    vectors, scores = _probe_vectors(_views(model.stock, poolings), sample_of(rows, seed))
+    vectors, scores = _probe_vectors(_views(model.stock, poolings), rows.sample(seed))
     table: Table = {
         pooling: [_ridge_agreement(x, scores, model.problem_type) for x in found]
         for pooling, found in zip(poolings, vectors, strict=True)
@@ -79,9 +76,9 @@ def rehearse(
     stages = objective.ahead()
     if all(stage.trainable == "exits" for stage in stages):
         return choose_pooling(model, rows, options.seed)
-    order = _shuffled(rows, options.seed)
-    held_out = max(1, min(MAX_ROWS // 4, len(order) // 5))
-    seen, unseen = _part(rows, order[held_out:]), _part(rows, order[:held_out])
+    order = rows.shuffled(options.seed)
+    held_out = max(1, min(SAMPLE // 4, len(order) // 5))
+    seen, unseen = rows.part(order[held_out:]), rows.part(order[:held_out])
     stock = copy.deepcopy(model.stock)
     set_seed(options.seed)
     first = stages[0]
@@ -156,20 +153,6 @@ def _fitting(poolings: Sequence[Pooling], model: MultiExitModel) -> tuple[Poolin
 def _views(stock: PreTrainedModel, poolings: Sequence[Pooling]) -> list[MultiExitModel]:
     """Models that share `stock` and differ in pooling."""
     return [MultiExitModel.from_stock(stock, ExitSpec(pooling=p)) for p in poolings]
-
-
-def sample_of(rows: Rows, seed: int) -> Rows:
-    """At most 2,000 of the rows."""
-    return _part(rows, _shuffled(rows, seed)[:MAX_ROWS])
-
-
-def _shuffled(rows: Rows, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(len(rows.lengths))
-
-
-def _part(rows: Rows, places: np.ndarray) -> Rows:
-    chosen = Subset(rows.dataset, places.tolist())
-    return Rows(chosen, rows.lengths[torch.from_numpy(places)], rows.collate)
 
 
 def _rehearsal_steps(count: int, options: TrainOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -17,8 +18,9 @@ from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import Objective, Stage
 from offramp.training.batches import Rows
-from offramp.training.cache import CachedExits, filled_cache
+from offramp.training.cache import CachedExits, filled_cache, sampled_vectors
 from offramp.training.options import TrainOptions, training_arguments
+from offramp.training.standard import moments, standardised
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
 from offramp.training.work import WorkFolder
 
@@ -78,11 +80,21 @@ def run_stages(
             cache = filled_cache(vectors, model, rows, cached, options.quiet)
             seen = cache.rows(rows.lengths)
         fresh = fresh_parameters(trainee, model.stock, new_head)
-        run_stage(trainee, seen, options, work, fresh)
+        with _standard(model, stage, rows, options.seed):
+            run_stage(trainee, seen, options, work, fresh)
         if stage.trainable != "exits":  # those of the model before are no longer right
             vectors = work.path / f"vectors-after-{stage.name}"
     model.requires_grad_(True)
     model.eval()
+
+
+def _standard(
+    model: MultiExitModel, stage: Stage, rows: Rows, seed: int
+) -> contextlib.AbstractContextManager[None]:
+    """Exits read standardised vectors meanwhile, where the stage wants it and they can."""
+    if not (stage.standardised and model.config.exit_kind().rescalable):
+        return contextlib.nullcontext()
+    return standardised(model, moments(sampled_vectors(model, rows, seed)))
 
 
 def fresh_parameters(trainee: Trainee, stock: PreTrainedModel, new_head: bool) -> frozenset[str]:
@@ -138,7 +150,12 @@ def make_trainer(
         fresh: names of parameters that take `head_learning_rate`.
         decay: of the learning rate, to 0 at the end.
     """
-    epochs = (options.epochs or 1.0) * trainee.stage.share
+    stage = trainee.stage
+    epochs = (options.epochs or 1.0) * stage.share
+    if stage.rate != 1:
+        rates = (options.learning_rate or 3e-5, options.head_learning_rate)
+        own, head = (rate and stage.rate * rate for rate in rates)
+        options = options.model_copy(update={"learning_rate": own, "head_learning_rate": head})
     arguments = training_arguments(options, folder, epochs, decay)
     by_the_clock = options.save_steps is None and arguments.world_size == 1
     return ExitTrainer(
