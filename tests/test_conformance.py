@@ -408,7 +408,7 @@ class _Infinite(Objective):
     [
         ({"objective": _LastOnly}, "no stage trains"),
         ({"objective": _Infinite}, "the loss of stage 'joint' is"),
-        ({"policy": "entropy"}, "its policy 'entropy' is not for this task"),
+        ({"policy": "energy"}, "its policy 'energy' is not for this task"),
         ({"problem_types": ()}, "declares no problem type"),
         ({"name": "nameless"}, "is not registered"),
     ],

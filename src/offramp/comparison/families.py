@@ -60,11 +60,9 @@ class Choice:
 
 def own_family(method: str, problem_type: str) -> str:
     """The family of a method's paper; of one without, the commonest rule for the task."""
-    fallback = Patience.name if problem_type == REGRESSION else MaxProbability.name
-    if method not in METHODS:
-        return fallback
-    own = METHODS[method].policy
-    return own if problem_type in POLICIES[own].problem_types else fallback
+    if method in METHODS:
+        return METHODS[method].policy_for(problem_type)
+    return Patience.name if problem_type == REGRESSION else MaxProbability.name
 
 
 def families(tune: ExitTable, own: str) -> dict[str, Family]:

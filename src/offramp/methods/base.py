@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from offramp.exits import ExitKind
+from offramp.metrics import REGRESSION
 from offramp.objectives import Objective
+from offramp.policies import POLICIES, Patience
 from offramp.registry import Registry
 
 
@@ -20,7 +22,7 @@ class Method:
         exits: as the paper has them; the pooling is measured on the model at hand unless
             the user asks for the paper's (`as_released`).
         objective: makes the training loss.
-        policy: name of the paper's exit rule.
+        policy: name of the paper's exit rule, see `policy_for`.
         problem_types: those it works for.
         measures_pooling: whether what exits pool is measured, as said; else it is part of the
             method.
@@ -37,6 +39,12 @@ class Method:
         "regression",
     )
     measures_pooling: bool = True
+
+    def policy_for(self, problem_type: str) -> str:
+        """The exit rule for a task: `policy` or, where that reads probabilities and there are
+        none, `patience`."""
+        fits = problem_type in POLICIES[self.policy].problem_types
+        return self.policy if fits or problem_type != REGRESSION else Patience.name
 
 
 METHODS: Registry[Method] = Registry("method")

@@ -29,7 +29,8 @@ class Blended(Objective):
 
     Args:
         weighting: w of a row and exit: `simulated` by how near the exit is to where the row would
-            leave, by its least `correct` signal or, without one, its entropy; `depth` as in
+            leave, which is where it is sure enough (the exits' signal `correct` or, without one,
+            entropy; regression without one has no such place and takes `depth`); `depth` as in
             PABEE; `equal`.
         sharpness: of `simulated`, at the end of training.
         thresholds: of `simulated`, drawn at every step.
@@ -99,14 +100,15 @@ class Blended(Objective):
         """(rows, L), each row adds up to 1."""
         depth, rows = len(early) + 1, len(early[0].scores)
         device = early[0].scores.device
-        if self.weighting == "simulated":
+        known = kind != "regression" or "correct" in early[0].signals
+        if self.weighting == "simulated" and known:
             doubts = torch.stack([_doubt(output, kind) for output in early], dim=1)
             drawn = torch.rand(self.thresholds, device=device)
             layers = exit_layers(doubts, torch.quantile(doubts.flatten(), drawn))
             near = nearness(depth, self.sharpness * clock.progress, device)
             return near[layers - 1].mean(dim=0)
         layer = torch.arange(1, depth + 1, device=device).float()
-        weights = layer if self.weighting == "depth" else torch.ones_like(layer)
+        weights = torch.ones_like(layer) if self.weighting == "equal" else layer
         return (weights / weights.sum()).expand(rows, depth)
 
 
@@ -118,8 +120,7 @@ def _doubt(output: ExitOutput, kind: str) -> Tensor:
     if kind == "single_label_classification":
         log = scores.log_softmax(dim=-1)
         return -(log.exp() * log).sum(dim=-1)
-    # of the least sure label; a number is as sure as any other
-    return -scores.abs().amin(dim=-1) if kind != "regression" else torch.zeros(len(scores))
+    return -scores.abs().amin(dim=-1)  # of the least sure label
 
 
 def divergence(scores: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:

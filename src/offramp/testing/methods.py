@@ -77,8 +77,9 @@ def _check_training(method: Method, model: MultiExitModel, who: str) -> None:
 
 
 def _check_policy_fits(method: Method, model: MultiExitModel, who: str) -> None:
-    variants = POLICIES[method.policy].variants(model.problem_type, model.depth)
-    ensure(variants, f"{who}: its policy '{method.policy}' is not for this task.")
+    policy_name = method.policy_for(model.problem_type)
+    variants = POLICIES[policy_name].variants(model.problem_type, model.depth)
+    ensure(variants, f"{who}: its policy '{policy_name}' is not for this task.")
     with torch.inference_mode():
         given = [output.signals for output in model.all_exits(tiny_batch(2))]
     for policy in variants:
