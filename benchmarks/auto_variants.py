@@ -5,38 +5,54 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from offramp.exits import ExitSpec
+from offramp.exits import ExitKind, ExitSpec
 from offramp.exits.learned import LearnedSpec
 from offramp.methods import METHODS
 from offramp.methods.base import Method
 from offramp.objectives.blended import Blended
 
 ATTENTIVE = LearnedSpec(pooling="attention", correctness="own")
+PLAIN = ExitSpec(pooling="attention")
+NAMES: dict[str, str] = {}
+"""What is other than in `v-base`, by name."""
 
 
-def variant(name: str, exits: Any = ATTENTIVE, measures: bool = False, **options: Any) -> None:
+def variant(
+    name: str, told: str, exits: ExitKind = ATTENTIVE, measures: bool = False, **options: Any
+) -> None:
     made = Method(
         name=f"v-{name}",
-        paper="a variant of auto",
+        paper=f"a variant of auto: {told}",
         exits=exits,
-        objective=partial(Blended, **options),
+        objective=partial(Blended, **{"exits_first": 0.0, **options}),
         policy="max_probability",
         measures_pooling=measures,
     )
     METHODS.register(made.name, made)
+    NAMES[made.name] = told
 
 
-variant("base")
-variant("depth", weighting="depth")
-variant("equal", weighting="equal")
-variant("sharp3", sharpness=3.0)
-variant("soft0", distillation=0.0)
-variant("soft2", distillation=2.0)
-variant("plain-exits", exits=ExitSpec(pooling="attention"))
-variant("probed", measures=True)
-variant("shared", exits=LearnedSpec(pooling="attention"))
-variant("hidden", exits=LearnedSpec(pooling="attention", correctness="own", hidden=True))
-variant("full1", full=1.0)
-variant("warm", exits=ExitSpec(pooling="attention"), exits_first=0.25)
-variant("warm-soft0", exits=ExitSpec(pooling="attention"), exits_first=0.25, distillation=0.0)
-variant("warm-half", exits=ExitSpec(pooling="attention"), exits_first=0.5)
+variant("base", "")
+variant("depth", "weights by depth, as PABEE's", weighting="depth")
+variant("equal", "equal weights", weighting="equal")
+variant("sharp3", "beta 3 instead of 1", sharpness=3.0)
+variant("soft0", "no distillation", distillation=0.0)
+variant("soft2", "four times the distillation", distillation=2.0)
+variant("plain-exits", "no correctness output", exits=PLAIN)
+variant("probed", "pooling as the probe says, not learned", measures=True)
+variant("shared", "one correctness output for all exits", exits=LearnedSpec(pooling="attention"))
+variant(
+    "hidden",
+    "a hidden layer in every exit",
+    exits=LearnedSpec(pooling="attention", correctness="own", hidden=True),
+)
+variant("full1", "full depth weighs more", full=1.0)
+variant("warm", "no correctness output; exits learn alone first", exits=PLAIN, exits_first=0.25)
+variant("warm-half", "the same, for half of the time", exits=PLAIN, exits_first=0.5)
+variant(
+    "warm-soft0",
+    "v-warm without distillation",
+    exits=PLAIN,
+    exits_first=0.25,
+    distillation=0.0,
+)

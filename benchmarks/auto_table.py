@@ -1,0 +1,87 @@
+"""Write docs/results/auto.md from the variants of `auto_variants.py`, read on tune rows alone:
+
+    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    python benchmarks/auto_table.py --work runs/compare
+
+Each variant differs from `v-base` in one thing. What is kept is decided on the rows that policies
+are chosen on; test rows are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import auto_variants
+from compare import DOCS, SETTINGS
+
+from offramp.comparison.board import Board, Difference
+from offramp.comparison.leaderboard import Run, build_board
+from offramp.comparison.plan import PLAN, Grid, Plan, results
+from offramp.storage import read_document, write_document
+from offramp.table import ExitTable
+
+BASE = "v-base"
+PREFACE = __doc__
+
+
+def tune_board(folder: Path) -> Board | None:
+    """The variants of one set and what they are held against, ranked on tune rows."""
+    plan = read_document(Plan, folder / PLAN)
+    done = results(folder)
+    names = [*auto_variants.NAMES, "pabee", "deebert", "attach"]
+    present = [name for name in names if any(cell.method == name for cell in done)]
+    grid = Grid(plan, tuple(present), tuple(sorted({cell.seed for cell in done})))
+    runs = []
+    for name in present:
+        for seed, result in grid.chosen(name, done).items():
+            tune = ExitTable.open(folder / "cells" / result.cell.name / "tune")
+            added, rate = result.parameters_added, result.rate
+            runs.append(Run(name, seed, tune, tune, result.seconds, added, rate))
+    if not any(run.method == BASE for run in runs):
+        return None
+    return build_board(runs, title=plan.title, facts={}, reference=BASE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    given = parser.parse_args()
+    place = given.docs / "auto"
+    for name in SETTINGS:
+        folder = given.work / name
+        board = tune_board(folder) if (folder / PLAN).is_file() else None
+        if board is not None:
+            write_document(place / f"{name}.json", board)
+    boards = [read_document(Board, file) for file in sorted(place.glob("*.json"))]
+    print(*(table(board) for board in boards), sep="\n")
+
+
+def table(board: Board) -> str:
+    lines = [
+        f"## {board.title}",
+        "",
+        "| variant | what is other | area on tune | minus v-base | full depth | at 2x | at 4x |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in board.methods:
+        at = {one.target: one.score.value for one in row.row.at}
+        told = auto_variants.NAMES.get(row.name, "")
+        lines.append(
+            f"| {row.name} | {told} | {100 * row.row.area.value:.2f} "
+            f"| {_difference(row.against.get('area'))} | {100 * row.full_score.value:.2f} "
+            f"| {100 * at[2.0]:.2f} | {100 * at[4.0]:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()
