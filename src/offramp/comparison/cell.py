@@ -40,6 +40,7 @@ from offramp.comparison.plan import (
     plug_in,
     results,
 )
+from offramp.comparison.recipe import recipe, share_of
 from offramp.data import encode_labels
 from offramp.engines import inputs_of, load_processor, record
 from offramp.errors import OfframpError
@@ -65,7 +66,7 @@ HEAD_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Run:
+class Work:
     """A run on its way.
 
     Attributes:
@@ -91,9 +92,11 @@ class Run:
 
     @property
     def options(self) -> TrainOptions:
-        rate, starts = self.cell.rate, self.cell.method == START
+        method, rate = self.cell.method, self.cell.rate
+        epochs = self.plan.start_epochs if method == START else self.plan.epochs
         return TrainOptions(
-            epochs=self.plan.start_epochs if starts else self.plan.epochs,
+            # stages may add up to more than the epochs asked for, which are equal for all
+            epochs=epochs / max(1.0, share_of(method)) if method in METHODS else epochs,
             batch_size=self.plan.batch_size,
             learning_rate=rate,
             head_learning_rate=None if rate is None else max(HEAD_RATE, 10 * rate),
@@ -188,6 +191,7 @@ class Run:
             seconds=self.seconds,
             threads=torch.get_num_threads(),
             memory=usage * (1 if sys.platform == "darwin" else 1024),
+            recipe=recipe(self.cell.method),
             **{"parameters_added": 0, "pooling": None, **facts},
         )
 
@@ -207,11 +211,11 @@ def run_cell(folder: Path, cell: Cell) -> Result:
     return result
 
 
-def _prepare(folder: Path, cell: Cell) -> Run:
+def _prepare(folder: Path, cell: Cell) -> Work:
     plan = read_document(Plan, folder / PLAN)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if cell.method == START:
-        return Run(folder, plan, cell, Path(plan.model), None, device)
+        return Work(folder, plan, cell, Path(plan.model), None, device)
     done = results(folder)
     first = min(result.seed for result in done.values())
     seeds = tuple(dict.fromkeys((first, cell.seed)))
@@ -221,10 +225,10 @@ def _prepare(folder: Path, cell: Cell) -> Run:
     if start is None:
         raise OfframpError(f"{folder}: the start of seed {cell.seed} has not been trained.")
     path = folder / "cells" / start.cell.name / "model" if plan.fine_tunes else Path(plan.model)
-    return Run(folder, plan, cell, path, plan.pooling or start.pooling, device)
+    return Work(folder, plan, cell, path, plan.pooling or start.pooling, device)
 
 
-def _start(run: Run) -> Result:
+def _start(run: Work) -> Result:
     path = run.start
     if run.plan.fine_tunes:
         path = run.place / "model"
@@ -238,7 +242,7 @@ def _start(run: Run) -> Result:
     return run.result(_full_score(run.record(model, "tune")), pooling=pooling)
 
 
-def _plain(run: Run) -> Result:
+def _plain(run: Work) -> Result:
     path = run.place / "model"
     run.train(path, PLAIN)
     model = run.load(path)
@@ -246,7 +250,7 @@ def _plain(run: Run) -> Result:
     return run.result(_full_score(tune))
 
 
-def _method(run: Run) -> Result:
+def _method(run: Work) -> Result:
     path = run.place / "model"
     name = run.cell.method
     if name == ATTACH:
@@ -263,7 +267,7 @@ def _method(run: Run) -> Result:
     )
 
 
-def _truncated(run: Run) -> Result:
+def _truncated(run: Work) -> Result:
     """Smaller models, as if each were an exit of the plain fine-tune."""
     plain = run.folder / "cells" / run.cell._replace(method=PLAIN).name
     whole = {role: ExitTable.open(plain / role) for role in ROLES}

@@ -81,6 +81,7 @@ class Result(Strict):
         seconds: of training, on `threads` threads.
         memory: largest resident set of the process, in bytes.
         pooling: of a start: what the probe prefers; else of its exits, if they pool.
+        recipe: of the method, see `recipe`; None in what was made before there was one.
     """
 
     method: str
@@ -93,6 +94,7 @@ class Result(Strict):
     parameters_added: int
     pooling: str | None
     layers: tuple[int, ...] | None = None
+    recipe: str | None = None
 
     @property
     def cell(self) -> Cell:

@@ -33,6 +33,7 @@ from offramp.comparison.plan import (
     plug_in,
     results,
 )
+from offramp.comparison.recipe import recipe, share_of
 from offramp.comparison.rows import check_labels, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
@@ -186,6 +187,7 @@ def compare(
     crew = Workers(folder, workers, deadline, plugins, quiet)
     with _alone(folder):
         open_plan(folder, plan)
+        _check_recipes(folder, grid.methods)
         keep(folder, parts)
         crew.run(grid)
         return _conclude(folder, grid, crew, reference, metric)
@@ -324,11 +326,9 @@ def _exceptions(grid: Grid) -> str:
     found = ["attach with a learning rate of its own"] if ATTACH in grid.methods else []
     for name in METHODS:
         if name in grid.methods:
-            objective = METHODS[name].objective()
-            objective.fine_tuned = True
-            times = sum(stage.share for stage in objective.ahead())
-            if not math.isclose(times, 1):
-                found.append(f"{name} {times * grid.plan.epochs:.3g} epochs")
+            share = share_of(name)  # what is above 1 is made up for in training
+            if share < 1 and not math.isclose(share, 1):
+                found.append(f"{name} {share * grid.plan.epochs:.3g} epochs")
     return f" (but {', '.join(found)})" if found else ""
 
 
@@ -358,6 +358,21 @@ def _check_folder(folder: Path) -> None:
     there = {one.name for one in folder.iterdir()} if folder.is_dir() else set()
     if there - {LOCK} and PLAN not in there:
         raise ConfigError(f"{folder} is not empty and holds no comparison. Give another --output.")
+
+
+def _check_recipes(folder: Path, methods: Sequence[str]) -> None:
+    """Refuse runs of methods that have been changed since. Raises ConfigError."""
+    known = {method: recipe(method) for method in methods}
+    changed = [
+        str(folder / "cells" / cell.name)
+        for cell, result in results(folder).items()
+        if cell.method in known and result.recipe not in (None, known[cell.method])
+    ]
+    if changed:
+        raise ConfigError(
+            f"Exits, objective or policy of a method have changed since it was run: delete "
+            f"{', '.join(changed)} to train it anew, or give another --output."
+        )
 
 
 def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:
