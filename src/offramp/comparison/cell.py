@@ -31,6 +31,7 @@ from offramp.comparison.plan import (
     PLAIN,
     PLAN,
     RESULT,
+    ROLES,
     START,
     TRUNCATED,
     Cell,
@@ -41,11 +42,12 @@ from offramp.comparison.plan import (
     results,
 )
 from offramp.comparison.recipe import recipe, share_of
+from offramp.comparison.rows import check_scores
 from offramp.data import encode_labels
 from offramp.engines import inputs_of, load_processor, record
 from offramp.errors import OfframpError
 from offramp.methods import METHODS
-from offramp.metrics import default_metric, predictions
+from offramp.metrics import default_metric
 from offramp.model import MultiExitModel
 from offramp.storage import read_document, write_document, write_json
 from offramp.table import ExitTable
@@ -56,7 +58,6 @@ from offramp.training.running import move
 
 logger = logging.getLogger("offramp")
 
-ROLES = ("tune", "test")
 DEPTHS = (1.5, 2.0, 3.0, 4.0)
 """Depth divided by these is where smaller models are cut off."""
 TICK = 10.0
@@ -168,15 +169,17 @@ class Work:
             note()
 
     def record(self, model: MultiExitModel, role: str, name: str = "") -> ExitTable:
-        """The exit table of a model, recorded unless it is there."""
+        """The exit table of a model, recorded unless it is there. Raises NonFiniteError."""
         path = self.place / f"{name}{role}"
-        if path.is_dir():
-            return ExitTable.open(path)
-        processor = load_processor(self.start, model.backbone.reads)
-        longest = self.plan.max_length or model.max_length
-        rows = encode_labels(self.rows(role), task_of(model))
-        encoded = inputs_of(processor).encode(rows, longest)
-        return record(model, encoded, path, role, processor=processor, progress=False)
+        if not path.is_dir():
+            processor = load_processor(self.start, model.backbone.reads)
+            longest = self.plan.max_length or model.max_length
+            rows = encode_labels(self.rows(role), task_of(model))
+            encoded = inputs_of(processor).encode(rows, longest)
+            record(model, encoded, path, role, processor=processor, progress=False)
+        table = ExitTable.open(path)
+        check_scores(table)
+        return table
 
     def load(self, path: Path) -> MultiExitModel:
         model = MultiExitModel.from_pretrained(path)
@@ -307,10 +310,7 @@ def _tune_area(method: str, tune: ExitTable, layers: tuple[int, ...] | None = No
 
 
 def _full_score(table: ExitTable) -> float:
-    metric = default_metric(table.problem_type)
-    return metric.compare(
-        predictions(table.scores[:, -1], table.problem_type), np.asarray(table.labels)
-    )
+    return default_metric(table.problem_type).score(table.scores[:, -1], np.asarray(table.labels))
 
 
 def _stop_when_alone() -> None:

@@ -21,6 +21,8 @@ REFERENCES = {
 }
 """What is no method of METHODS but belongs beside them."""
 PLAN, RESULT = "plan.json", "result.json"
+ROLES = ("tune", "test")
+"""Of these every run of a method has a table."""
 
 
 class Plan(Strict):

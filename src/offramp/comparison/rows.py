@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig
 
 from offramp.data import Task, drop_overlap, encode_labels, load_examples, split_examples
-from offramp.errors import ConfigError, DataError
+from offramp.errors import ConfigError, DataError, NonFiniteError
 from offramp.model import Head
+from offramp.table import ExitTable
 
 
 def cut(
@@ -74,3 +76,12 @@ def check_labels(rows: Mapping[str, Dataset], source: Path, head: Head | None) -
                     f"Name the classes as the model does: {', '.join(task.labels)}."
                 )
     return task
+
+
+def check_scores(table: ExitTable) -> None:
+    """Refuse scores that are not finite. Raises NonFiniteError."""
+    broken = int((~np.isfinite(table.scores).all(axis=(1, 2))).sum())
+    if broken:
+        raise NonFiniteError(
+            f"{broken} of {table.rows} {table.header.role} rows have scores that are not finite."
+        )

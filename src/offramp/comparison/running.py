@@ -23,6 +23,7 @@ from offramp.comparison.plan import (
     PLAIN,
     PLAN,
     REFERENCES,
+    ROLES,
     START,
     Cell,
     Grid,
@@ -34,10 +35,10 @@ from offramp.comparison.plan import (
     results,
 )
 from offramp.comparison.recipe import recipe, share_of
-from offramp.comparison.rows import check_labels, cut, keep
+from offramp.comparison.rows import check_labels, check_scores, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
-from offramp.errors import ConfigError, OfframpError, OutputError
+from offramp.errors import ConfigError, NonFiniteError, OfframpError, OutputError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS
 from offramp.model import Head
@@ -189,6 +190,7 @@ def compare(
         open_plan(folder, plan)
         _check_recipes(folder, grid.methods)
         keep(folder, parts)
+        crew.failed |= _broken(folder, grid.methods)
         crew.run(grid)
         return _conclude(folder, grid, crew, reference, metric)
 
@@ -242,7 +244,7 @@ def _conclude(
     folder: Path, grid: Grid, crew: Workers, reference: str | None, metric: str | None
 ) -> Compared:
     """Write the leaderboard of what is done."""
-    done = results(folder)
+    done = crew.done()
     runs, missing = [], []
     for method in dict.fromkeys((PLAIN, *grid.methods)):
         found = recorded(folder, grid, method, done, crew.failed)
@@ -267,6 +269,18 @@ def _conclude(
     return Compared(board, folder, complete, tuple(missing))
 
 
+def _broken(folder: Path, methods: Sequence[str]) -> dict[Cell, str]:
+    """Runs from before scores that are not finite were a failure."""
+    found = {}
+    for cell in [cell for cell in results(folder) if cell.method in methods]:
+        try:
+            for role in ROLES:
+                check_scores(ExitTable.open(folder / "cells" / cell.name / role))
+        except NonFiniteError as problem:
+            found[cell] = str(problem)
+    return found
+
+
 def recorded(
     folder: Path,
     grid: Grid,
@@ -278,7 +292,7 @@ def recorded(
     found = []
     for seed, result in grid.chosen(method, done, failed).items():
         place = folder / "cells" / result.cell.name
-        tune, test = (ExitTable.open(place / role) for role in ("tune", "test"))
+        tune, test = (ExitTable.open(place / role) for role in ROLES)
         found.append(
             Run(
                 method,

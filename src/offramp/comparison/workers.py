@@ -46,6 +46,7 @@ class Workers:
         deadline: on the monotonic clock; runs are stopped there with a checkpoint.
         plugins: modules that the processes import first.
         quiet: no progress.
+        failed: runs that are not to be begun, and do not count, with the reason.
     """
 
     folder: Path
@@ -72,6 +73,11 @@ class Workers:
                 logger.warning("The time is up; the same command goes on from here.")
             finally:
                 self._stop()
+
+    def done(self) -> dict[Cell, Result]:
+        """All runs that have a result and count."""
+        found = results(self.folder)
+        return {cell: result for cell, result in found.items() if cell not in self.failed}
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
@@ -117,7 +123,7 @@ class Workers:
     def _collect(self, bars: _Bars) -> dict[Cell, Result]:
         """Take note of processes that have ended; everything that is done."""
         ended = {cell: one for cell, one in self._running.items() if one.poll() is not None}
-        done = results(self.folder)
+        done = self.done()
         for cell, process in ended.items():
             del self._running[cell]
             log = self.folder / "cells" / cell.name / LOG

@@ -1,0 +1,84 @@
+"""What a folder of runs comes to, from tables that are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_comparison_grid import plan, result
+from test_comparison_statistics import labels_of, table
+
+from offramp.comparison import running, statistics
+from offramp.comparison.cell import Work, _full_score
+from offramp.comparison.plan import RESULT, ROLES, Cell, Grid
+from offramp.comparison.running import Compared
+from offramp.comparison.workers import Workers
+from offramp.errors import NonFiniteError
+from offramp.metrics import SINGLE
+from offramp.storage import write_document
+from offramp.table import ExitTable
+
+ROWS = 60
+GRID = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("plain", "pabee", "deebert"), (1, 2))
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+
+
+def kept(folder: Path, cell: Cell, nan: tuple[str, int] = ("", 0)) -> None:
+    """A finished run; its first rows of a role may have scores that are not finite."""
+    for number, role in enumerate(ROLES):
+        labels = labels_of(SINGLE, ROWS, cell.seed if role == "tune" else 0)
+        made = table(labels, seed=10 * cell.seed + number + len(cell.method), role=role)
+        scores = np.array(made.scores)
+        scores[: nan[1] if nan[0] == role else 0, 1, 0] = np.nan
+        columns = {**made.columns, "scores": scores}
+        ExitTable(made.header, columns).save(folder / "cells" / cell.name / role)
+    write_document(folder / "cells" / cell.name / RESULT, result(cell))
+
+
+def concluded(folder: Path, grid: Grid = GRID, **options: Any) -> Compared:
+    """As `compare` when all runs are over."""
+    crew = Workers(folder, failed=running._broken(folder, grid.methods))
+    given = {"reference": None, "metric": None, **options}
+    return running._conclude(folder, grid, crew, **given)
+
+
+def every(grid: Grid = GRID) -> list[Cell]:
+    return [Cell(method, 1e-4, seed) for method in grid.methods for seed in grid.seeds]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_scores_that_are_not_finite_make_a_run_fail_and_take_no_rows_from_the_others(
+    tmp_path: Path, role: str
+) -> None:
+    write_document(tmp_path / "cells" / "start-seed1" / RESULT, result(Cell("start", None, 1)))
+    for cell in every():
+        kept(tmp_path, cell, (role, 3 if cell == Cell("pabee", 1e-4, 2) else 0))
+    done = concluded(tmp_path)
+    said = f"3 of 60 {role} rows have scores that are not finite."
+    assert [(one.method, one.seed, one.why) for one in done.missing] == [("pabee", 2, said)]
+    assert not done.complete
+    assert done.board is not None
+    assert done.board.test_rows == ROWS
+
+
+def test_a_run_that_records_scores_that_are_not_finite_has_failed(tmp_path: Path) -> None:
+    cell = Cell("pabee", 1e-4, 1)
+    kept(tmp_path, cell, ("test", 60))
+    work = Work(tmp_path, GRID.plan, cell, tmp_path, None, "cpu")
+    model: Any = None  # it has been recorded already
+    assert work.record(model, "tune").rows == ROWS
+    with pytest.raises(NonFiniteError, match=r"60 of 60 test rows"):
+        work.record(model, "test")
+
+
+def test_a_score_of_nan_is_no_class() -> None:
+    labels = np.zeros(4, dtype=int)
+    broken = ExitTable.from_arrays(np.full((4, 2, 3), np.nan), problem_type=SINGLE, labels=labels)
+    with pytest.raises(NonFiniteError):
+        _full_score(broken)
