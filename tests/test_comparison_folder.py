@@ -52,6 +52,14 @@ def every(grid: Grid = GRID) -> list[Cell]:
     return [Cell(method, 1e-4, seed) for method in grid.methods for seed in grid.seeds]
 
 
+def test_markdown_says_once_which_seeds_there_are(tmp_path: Path) -> None:
+    write_document(tmp_path / "cells" / "start-seed1" / RESULT, result(Cell("start", None, 1)))
+    for cell in every():
+        kept(tmp_path, cell)
+    concluded(tmp_path)
+    assert (tmp_path / "leaderboard.md").read_text().count("- seeds: 1, 2\n") == 1
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_scores_that_are_not_finite_make_a_run_fail_and_take_no_rows_from_the_others(
     tmp_path: Path, role: str

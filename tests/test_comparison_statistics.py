@@ -249,6 +249,24 @@ def test_seeds_that_are_missing_are_left_out_of_a_pair():
     assert found.seeds == (1, 2)
 
 
+def test_a_method_that_lacks_a_seed_stands_after_the_others_and_is_marked():
+    strong = [run("strong", seed, noise=9) for seed in (1, 2)]
+    weak = run("weak", 1)
+    alone = run("lucky", 2, test=always_right(run("lucky", 2).test))
+    found = board(*strong, weak, run("weak", 2), alone)
+    assert [row.name for row in found.methods][-1] == "lucky"
+    assert found.methods[-1].row.area.value > found.methods[0].row.area.value
+    assert "| lucky (1 of 2 seeds) |" in to_markdown(found)
+    assert to_markdown(found).count("seeds)") == 1
+    assert found.reference != "lucky"
+
+
+def always_right(test: ExitTable) -> ExitTable:
+    scores = np.array(test.scores)
+    scores[np.arange(len(scores)), :, np.asarray(test.labels)] = 50
+    return ExitTable(test.header, {**test.columns, "scores": scores})
+
+
 def test_seconds_on_other_threads_than_those_of_the_plain_fine_tune_are_not_compared_with_them():
     plain = [run("plain", seed, seconds=10.0, threads=1) for seed in (1, 2)]
     alike = run("pabee", 1, seconds=12.0, threads=1)

@@ -193,13 +193,16 @@ def _missing(done: Compared) -> str:
 
 def _table(board: Board) -> None:
     """One line a method; all scores x 100."""
+    from offramp.comparison.words import partial
+
     head = ["method", "policy", "area", "full", "1.5x", "2x", "3x", "4x", "training"]
     rows = []
     for method in board.methods:
         at = [f"{100 * one.score.value:.1f}" for one in method.row.at]
         training = "" if method.times_plain is None else f"{method.times_plain:.2f}x"
         area, full = method.row.area.value, method.full_score.value
-        rows.append(
-            [method.name, method.chosen, f"{100 * area:.1f}", f"{100 * full:.1f}", *at, training]
-        )
+        lacking = partial(board, method)
+        name = f"{method.name} ({lacking})" if lacking else method.name
+        scores = [f"{100 * one:.1f}" for one in (area, full)]
+        rows.append([name, method.chosen, *scores, *at, training])
     console.columns(head, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any, Literal
 
 from offramp import __version__
@@ -49,6 +50,11 @@ class AtTarget(Strict):
     score: Figure
     readings: tuple[Reading, ...]
 
+    @property
+    def cost_reduction(self) -> float | None:
+        """That of the readings, mean over seeds; None without one."""
+        return fmean(one.cost_reduction for one in self.readings) if self.readings else None
+
 
 class Point(Strict):
     """A policy chosen on `tune`, read on test; no policy is the commonest answer, at no cost."""
@@ -75,6 +81,12 @@ class PolicyRow(Strict):
     at: tuple[AtTarget, ...]
     auroc: tuple[float | None, ...]
     curves: tuple[tuple[Point, ...], ...]
+
+    @property
+    def mean_auroc(self) -> float | None:
+        """Over the exits that have one."""
+        known = [value for value in self.auroc if value is not None]
+        return fmean(known) if known else None
 
 
 class MethodRow(Strict):
@@ -114,6 +126,11 @@ class MethodRow(Strict):
         """Of the chosen family."""
         return next(row for row in self.policies if row.name == self.chosen)
 
+    @property
+    def seeds(self) -> int:
+        """How many it has been trained with."""
+        return len(self.row.curves)
+
 
 class Missing(Strict):
     """A run that is not there."""
@@ -133,7 +150,7 @@ class Board(Strict):
         guess: score of the commonest answer of `tune` for every row.
         plain: score of the plain fine-tune at full depth, None where it was not run.
         reference: the method that others are compared with.
-        methods: by area of the chosen family, best first.
+        methods: those of most seeds first, then by area of the chosen family.
     """
 
     schema_version: Literal[1] = 1

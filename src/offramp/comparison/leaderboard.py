@@ -35,8 +35,8 @@ from offramp.table import ExitTable, require_role
 from offramp.table.store import Array
 
 AUTO = "auto"
-_OTHERS = 100
-"""Resamples for families that were not chosen, where a metric is slow."""
+FEWEST_RESAMPLES = 100
+"""For families that were not chosen, where the metric is slow."""
 _TARGETS = tuple(f"{target:g}" for target in TARGETS)
 _COLUMNS = ("area", "full", *_TARGETS)
 Columns = dict[str, Floats]
@@ -79,6 +79,12 @@ class Ground:
     rows: Array  # of the test tables, those with finite scores in every run
     resamples: Resamples
 
+    @property
+    def fewer_resamples(self) -> Resamples:
+        """For families that were not chosen, which nothing is compared with."""
+        quick = len(self.resamples.counts) > statistics.RESAMPLES
+        return self.resamples if quick else self.resamples.first(FEWEST_RESAMPLES)
+
     def reader(self, run: Run) -> Reader:
         whole = len(self.rows) == run.test.rows
         return Reader(run.test if whole else run.test.take(self.rows))
@@ -119,7 +125,7 @@ def build_board(
     Args:
         runs: of methods, and of the plain fine-tune under the name `plain`.
         reference: method that others are compared with; `auto` if it is there, else the one of
-            the largest area on `tune`.
+            the largest area on `tune` among those with most seeds.
         metric: a name; by default the task's own.
 
     Raises:
@@ -224,7 +230,7 @@ def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
     readers = [ground.reader(run) for run in runs]
     policies, columns = [], {}
     for one in areas:
-        resamples = ground.resamples if one == best else ground.resamples.first(_least(ground))
+        resamples = ground.resamples if one == best else ground.fewer_resamples
         traces = [
             _Trace.read(run, reader, made[one], ground.metric, resamples)
             for run, reader, made in zip(runs, readers, chosen, strict=True)
@@ -240,11 +246,6 @@ def tune_areas(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, float]:
     """Of the families that all seeds have, mean over seeds; the largest is chosen."""
     names = [one for one in chosen[0] if all(one in made for made in chosen)]
     return {one: fmean(made[one].tune_area for made in chosen) for one in names}
-
-
-def _least(ground: Ground) -> int:
-    every = len(ground.resamples.counts) - 1
-    return every if every == statistics.RESAMPLES else _OTHERS
 
 
 def choices(run: Run, metric: Metric) -> dict[str, Choice]:
@@ -370,7 +371,7 @@ def _reference(methods: Mapping[str, _Method], asked: str | None) -> str:
         )
     if asked is None and AUTO in methods:
         return AUTO
-    return asked or max(methods, key=lambda name: methods[name].tune_area)
+    return asked or max(methods, key=lambda one: (len(methods[one].runs), methods[one].tune_area))
 
 
 def _full_depth(runs: Sequence[Run], ground: Ground) -> Floats:
@@ -416,7 +417,7 @@ class _Rivals:
 def _rows(
     methods: Mapping[str, _Method], reference: str, plain: Sequence[Run], ground: Ground
 ) -> tuple[MethodRow, ...]:
-    """By area, best first."""
+    """Those of most seeds first, then by area."""
     first = methods[reference]
     rivals = _Rivals(first.seeds, {key: first.columns[key] for key in ("area", *_TARGETS)})
     others = {name: method for name, method in methods.items() if name != reference}
@@ -430,7 +431,7 @@ def _rows(
         _row(method, against.get(name, {}), against_plain.get(name, {}), plain, ground)
         for name, method in methods.items()
     ]
-    return tuple(sorted(rows, key=lambda row: -row.row.area.value))
+    return tuple(sorted(rows, key=lambda row: (-row.seeds, -row.row.area.value)))
 
 
 def _row(

@@ -16,6 +16,7 @@ from offramp.comparison.board import (
     MethodRow,
     PolicyRow,
 )
+from offramp.comparison.words import partial
 from offramp.metrics import METRICS
 
 _NONE = "-"
@@ -32,7 +33,7 @@ def _parts(board: Board) -> Iterator[str]:
     show = _shower(board.metric)
     yield f"## {_text(board.title)}"
     yield "\n".join(f"- {_text(name)}: {_text(fact)}" for name, fact in _facts(board, show))
-    yield markdown_table(_head(board), [_cells(row, show) for row in board.methods])
+    yield markdown_table(_head(board), [_cells(board, row, show) for row in board.methods])
     yield _how_to_read(board)
     if len(board.methods) > 1 or board.plain:
         yield _folded("All differences", *_all_differences(board, show))
@@ -67,11 +68,11 @@ def _head(board: Board) -> list[str]:
     ]
 
 
-def _cells(row: MethodRow, show: Show) -> list[str]:
-    best = row.row
+def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
+    best, lacking = row.row, partial(board, row)
     apart = row.against.get("area")
     return [
-        _text(row.name),
+        _text(row.name) + (f" ({lacking})" if lacking else ""),
         _text(row.chosen),
         _interval(best.area, show),
         _interval(row.full_score, show),
@@ -145,13 +146,11 @@ def _target(at: AtTarget, show: Show) -> str:
     if not at.readings:
         return show(at.score.value)
     score = fmean(reading.score for reading in at.readings)
-    reduction = fmean(reading.cost_reduction for reading in at.readings)
-    return f"{show(at.score.value)} ({show(score)} at {reduction:.2f}x)"
+    return f"{show(at.score.value)} ({show(score)} at {at.cost_reduction:.2f}x)"
 
 
 def _auroc(policy: PolicyRow) -> str:
-    known = [value for value in policy.auroc if value is not None]
-    return f"{fmean(known):.3f}" if known else _NONE
+    return _NONE if policy.mean_auroc is None else f"{policy.mean_auroc:.3f}"
 
 
 def _interval(figure: Figure, show: Show) -> str:

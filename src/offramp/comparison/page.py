@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from offramp.calibration.sentences import policy_text
@@ -41,9 +40,7 @@ def write_page(board: Board, path: Path) -> Path:
         targets=TARGETS,
         areas=Scale.around(areas),
         gaps=Scale.around(gaps, 0.0),
-        mean_auroc=mean_auroc,
         at=_at,
-        reduction=_reduction,
         policy_text=policy_text,
         words=words,
         data=_data(board, chart),
@@ -68,19 +65,8 @@ class Scale:
         return 100 * (value - self.low) / wide if wide else 50.0
 
 
-def mean_auroc(row: PolicyRow) -> float | None:
-    """Over the exits that have one."""
-    known = [value for value in row.auroc if value is not None]
-    return fmean(known) if known else None
-
-
 def _at(row: PolicyRow, target: float) -> AtTarget | None:
     return next((one for one in row.at if one.target == target), None)
-
-
-def _reduction(found: AtTarget) -> float | None:
-    """What was achieved on test rows, mean over the seeds that reached the target on `tune`."""
-    return fmean(one.cost_reduction for one in found.readings) if found.readings else None
 
 
 def _facts(board: Board) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -231,8 +231,3 @@ class Grid:
 def _gridded(method: str) -> bool:
     """Whether learning rates are tried: `attach` has its own, `truncated` takes that of `plain`."""
     return method not in (ATTACH, TRUNCATED)
-
-
-def missing_seeds(seeds: Sequence[int], found: Iterable[int]) -> list[int]:
-    """Those without a result."""
-    return [seed for seed in seeds if seed not in set(found)]

@@ -29,7 +29,6 @@ from offramp.comparison.plan import (
     Grid,
     Plan,
     Result,
-    missing_seeds,
     open_plan,
     plug_in,
     results,
@@ -249,8 +248,8 @@ def _conclude(
     for method in dict.fromkeys((PLAIN, *grid.methods)):
         found = recorded(folder, grid, method, done, crew.failed)
         runs += found
-        seeds = [run.seed for run in found]
-        missing += _missing(method, missing_seeds(grid.seeds, seeds), crew)
+        there = {run.seed for run in found}
+        missing += _missing(method, [seed for seed in grid.seeds if seed not in there], crew)
     complete = not missing
     if not any(run.method != PLAIN for run in runs):
         return Compared(None, folder, complete, tuple(missing))
@@ -330,7 +329,6 @@ def _facts(grid: Grid, done: Mapping[Cell, Result], failed: Mapping[Cell, str]) 
         "each method": f"{plan.epochs:g} epochs in batches of {plan.batch_size}, learning rate "
         f"the best on tune of {', '.join(f'{rate:g}' for rate in plan.rates)}" + _exceptions(grid),
         "pooling": plan.pooling or ", ".join(probed) or "not chosen",
-        "seeds": ", ".join(map(str, grid.seeds)),
         **(gone if failed else {}),
     }
 

@@ -40,6 +40,12 @@ def chance(found: Difference) -> str:
     return f"p {p} after Holm"
 
 
+def partial(board: Board, row: MethodRow) -> str:
+    """'2 of 3 seeds' of a method that lacks some; '' of others."""
+    there, wanted = row.seeds, len(board.seeds)
+    return f"{there} of {wanted} seeds" if there < wanted else ""
+
+
 def headline(board: Board) -> str:
     """One sentence: which method is best, by how much, against what, and whether that counts."""
     if not board.methods:
@@ -47,6 +53,8 @@ def headline(board: Board) -> str:
     best = board.methods[0]
     area = written(best.row.area.value)
     found = f"the best mean {board.metric} over all costs from 20 % to full depth, {area}"
+    if lacking := partial(board, best):  # those that lack none would stand before it
+        return f"No method has all seeds yet. {best.name} has {found}, with {lacking}."
     rival, difference = _rival(board)
     if rival is None:
         return f"{best.name} has {found}; no other method was run."
