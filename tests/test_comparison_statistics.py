@@ -14,8 +14,11 @@ from offramp.comparison import curves, statistics
 from offramp.comparison.board import Board, Missing
 from offramp.comparison.leaderboard import Run, build_board, choices, ground_of, places
 from offramp.comparison.markdown import to_markdown
+from offramp.comparison.plan import REFERENCES
 from offramp.comparison.statistics import Resamples, holm
+from offramp.comparison.words import ABOVE, verdict
 from offramp.errors import ConfigError, OfframpError
+from offramp.methods import METHODS
 from offramp.metrics import METRICS, MULTI, REGRESSION, SINGLE
 from offramp.table import ExitTable, replay
 
@@ -164,6 +167,25 @@ def test_five_percent_more_right_rows_are_found_among_many_rows_only(rows: int, 
     assert difference.value == pytest.approx(len(wrong) / rows)
     # 100 rows won are ten standard errors, two are one and a half
     assert (difference.p_holm < 0.05) == found
+
+
+@given(st.floats(0.01, 1e6), st.floats(0, 1e-3), st.integers(2, 50))
+def test_no_p_is_smaller_than_one_of_the_resamples(value: float, spread: float, resamples: int):
+    values = np.array([value, *(value + spread * np.arange(resamples))])
+    assert statistics.p_value(values) >= 1 / (resamples + 1)
+
+
+def test_the_least_p_is_still_significant_among_all_methods():
+    others = [*METHODS, *REFERENCES][2:]  # all but `plain` and the reference
+    values = np.array([1.0, *np.linspace(0.999, 1.001, statistics.FEW_RESAMPLES)])
+    found = statistics.differences(dict.fromkeys(others, values))
+    assert all(verdict(one) == ABOVE for one in found.values())
+
+
+@pytest.mark.parametrize(("rows", "said"), [(49, True), (50, False)])
+def test_a_leaderboard_of_few_rows_warns_that_intervals_are_rough(rows: int, said: bool):
+    facts = board(run(rows=rows)).facts
+    assert facts.get("few rows", "").startswith("49 to rank on: intervals") == said
 
 
 def test_intervals_over_rows_and_seeds_cover_the_truth():

@@ -37,6 +37,8 @@ from offramp.table.store import Array
 AUTO = "auto"
 FEWEST_RESAMPLES = 100
 """For families that were not chosen, where the metric is slow."""
+FEW = 50
+"""With fewer test rows, intervals are rough."""
 _TARGETS = tuple(f"{target:g}" for target in TARGETS)
 _COLUMNS = ("area", "full", *_TARGETS)
 Columns = dict[str, Floats]
@@ -143,7 +145,7 @@ def build_board(
     first = _reference(methods, reference)
     return Board(
         title=title,
-        facts=facts | _left_out(runs, ground),
+        facts=facts | _left_out(runs, ground) | _few(ground),
         metric=ground.metric.name,
         depth=runs[0].test.depth,
         seeds=tuple(sorted({run.seed for run in runs})),
@@ -203,6 +205,11 @@ def ground_of(runs: Sequence[Run], name: str | None = None) -> Ground:
 def _left_out(runs: Sequence[Run], ground: Ground) -> dict[str, str]:
     gone = runs[0].test.rows - len(ground.rows)
     return {"test rows left out": f"{gone}, with NaN or infinite scores"} if gone else {}
+
+
+def _few(ground: Ground) -> dict[str, str]:
+    rows = len(ground.rows)
+    return {"few rows": f"{rows} to rank on: intervals and p are rough"} if rows < FEW else {}
 
 
 def _guess(runs: Sequence[Run], ground: Ground) -> float:

@@ -22,8 +22,8 @@ from offramp.metrics import Array, Metric
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 """For metrics that many resamples can be put to at once."""
-FEW_RESAMPLES = 200
-"""For the others."""
+FEW_RESAMPLES = 400
+"""For the others: the least p, times the number of all methods, is still below 0.05."""
 _SEED = 20070607
 
 
@@ -92,11 +92,15 @@ def figure(values: Floats) -> Figure:
 
 
 def p_value(values: Floats) -> float:
-    """Two-sided, that the first is 0, by the standard deviation of the others."""
+    """Two-sided, that the first is 0, by the standard deviation of the others.
+
+    Never below one of so many resamples: their spread does not tell more.
+    """
     error = float(values[1:].std(ddof=1))
     if values[0] == 0:
         return 1.0
-    return float(2 * norm.sf(abs(values[0]) / error)) if error else 0.0
+    p = float(2 * norm.sf(abs(values[0]) / error)) if error else 0.0
+    return max(p, 1 / len(values))
 
 
 def holm(p: Sequence[float]) -> list[float]:
