@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset, load_from_disk
 from test_comparison_grid import plan, result
 from test_comparison_statistics import labels_of, table
 
 from offramp.comparison import running, statistics
 from offramp.comparison.cell import Work, _full_score
 from offramp.comparison.plan import RESULT, ROLES, Cell, Grid
+from offramp.comparison.rows import cut, keep
 from offramp.comparison.running import Compared
 from offramp.comparison.workers import Workers
-from offramp.errors import NonFiniteError
+from offramp.errors import ConfigError, NonFiniteError, OutputError
+from offramp.methods import METHODS
 from offramp.metrics import SINGLE
 from offramp.storage import write_document
 from offramp.table import ExitTable
@@ -44,7 +47,7 @@ def kept(folder: Path, cell: Cell, nan: tuple[str, int] = ("", 0)) -> None:
 def concluded(folder: Path, grid: Grid = GRID, **options: Any) -> Compared:
     """As `compare` when all runs are over."""
     crew = Workers(folder, failed=running._broken(folder, grid.methods))
-    given = {"reference": None, "metric": None, **options}
+    given = {"told": {}, "reference": None, "metric": None, **options}
     return running._conclude(folder, grid, crew, **given)
 
 
@@ -58,6 +61,60 @@ def test_markdown_says_once_which_seeds_there_are(tmp_path: Path) -> None:
         kept(tmp_path, cell)
     concluded(tmp_path)
     assert (tmp_path / "leaderboard.md").read_text().count("- seeds: 1, 2\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("f1", "chosen by accuracy, the task's own metric, and not by f1"), ("accuracy", None)],
+)
+def test_it_is_told_where_learning_rates_are_chosen_by_another_metric_than_ranks(
+    metric: str, said: str | None
+) -> None:
+    assert running._told([], metric, SINGLE).get("learning rates") == said
+    assert not running._told([], None, SINGLE)
+
+
+def test_rows_that_are_dropped_since_another_role_has_their_input_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, tune, test = rows_of("abcdefgh"), rows_of("hijk"), rows_of("kghl")
+    parts, left_out = cut(whole, {"tune": tune, "test": test}, {}, None)
+    assert {role: len(part) for role, part in parts.items()} == {"train": 6, "tune": 2, "test": 4}
+    said = "2 of the data that are also in tune or test, 2 of tune that are also in test"
+    assert running._told(left_out, None, SINGLE) == {"rows left out": said}
+    assert [one.message for one in caplog.records] == [
+        f"Rows left out: {one}." for one in said.split(", ")
+    ]
+
+
+def rows_of(texts: str) -> Dataset:
+    return Dataset.from_dict({"text": list(texts), "label": [0] * len(texts)})
+
+
+@pytest.mark.parametrize("name", ["start", "plain", "attach", "truncated", "all"])
+def test_a_method_that_has_the_name_of_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    running._plug_in(())
+    monkeypatch.setitem(METHODS._items, name, METHODS["pabee"])
+    with pytest.raises(ConfigError, match=f"A method is named '{name}'"):
+        running._plug_in(())
+
+
+def test_rows_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"train": rows_of("abc")}
+
+    def half(self: Dataset, path: str) -> None:
+        (Path(path) / "state.json").write_text("{}")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Dataset, "save_to_disk", half)
+        with pytest.raises(OutputError, match="disk full"):
+            keep(tmp_path, parts)
+    assert not list((tmp_path / "rows").iterdir())
+    keep(tmp_path, parts)
+    assert load_from_disk(str(tmp_path / "rows" / "train"))["text"][:] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from offramp.data import Task, drop_overlap, encode_labels, load_examples, split_examples
 from offramp.errors import ConfigError, DataError, NonFiniteError
 from offramp.model import Head
+from offramp.storage import whole_folder
 from offramp.table import ExitTable
 
 
@@ -21,21 +22,24 @@ def cut(
     given: dict[str, Dataset | None],
     shares: dict[str, float],
     max_rows: int | None,
-) -> dict[str, Dataset]:
-    """Rows by role, no input in two of them."""
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Rows by role, no input in two of them; and which were left out for that, in words."""
     wanted = {role: shares[role] for role, part in given.items() if part is None}
     if not all(0 < share < 1 for share in wanted.values()) or sum(wanted.values()) >= 1:
         raise ConfigError("Shares of tune and test must be above 0 and leave rows to train on.")
-    others = [part for part in given.values() if part is not None]
+    others = {role: part for role, part in given.items() if part is not None}
+    left_out = []
     if others:
-        whole, _ = drop_overlap(whole, *others)
+        whole, gone = drop_overlap(whole, *others.values())
+        left_out += [f"{gone} of the data that are also in {' or '.join(others)}"] if gone else []
     if not len(whole):
         raise DataError("All rows are also among those to choose or rank on. Give other rows.")
     parts = {"train": 1 - sum(wanted.values()), **wanted}
     rows = split_examples(whole, parts, 0) if wanted else {"train": whole}
-    if given["tune"] is not None and given["test"] is not None:
-        given["tune"], _ = drop_overlap(given["tune"], given["test"])
-    rows |= {role: part for role, part in given.items() if part is not None}
+    if "tune" in others and "test" in others:
+        others["tune"], gone = drop_overlap(others["tune"], others["test"])
+        left_out += [f"{gone} of tune that are also in test"] if gone else []
+    rows |= others
     for role, part in rows.items():
         if not len(part):
             raise DataError(f"There are no rows for '{role}'. Give more rows, or other shares.")
@@ -45,14 +49,16 @@ def cut(
             )
     if max_rows is not None:
         rows["train"] = load_examples(rows["train"], max_rows=max_rows)
-    return {role: rows[role] for role in ("train", "tune", "test")}
+    return {role: rows[role] for role in ("train", "tune", "test")}, left_out
 
 
 def keep(folder: Path, rows: dict[str, Dataset]) -> None:
     """Write the rows where every process reads them."""
     for role, part in rows.items():
-        if not (folder / "rows" / role / "state.json").is_file():
-            part.save_to_disk(str(folder / "rows" / role))
+        place = folder / "rows" / role
+        if not (place / "state.json").is_file():
+            with whole_folder(place) as staged:
+                part.save_to_disk(str(staged))
 
 
 def check_labels(rows: Mapping[str, Dataset], source: Path, head: Head | None) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -39,13 +40,15 @@ from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
 from offramp.errors import ConfigError, NonFiniteError, OfframpError, OutputError
 from offramp.methods import METHODS
-from offramp.metrics import METRICS
+from offramp.metrics import METRICS, default_metric
 from offramp.model import Head
 from offramp.model.folder import is_ours, resolve
 from offramp.registry import nearest
 from offramp.storage import fingerprint, whole_file, write_document
 from offramp.table import ExitTable
 from offramp.training.preparing import Columns, Data, check_pooling, head_for, read_examples
+
+logger = logging.getLogger("offramp")
 
 RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
@@ -145,8 +148,7 @@ def compare(
     Raises:
         OfframpError: before the work starts, wherever that can be known.
     """
-    for plugin in plugins:
-        plug_in(plugin)
+    _plug_in(plugins)
     _check_numbers(seeds, workers, rates, (epochs, start_epochs, batch_size, max_length))
     if metric is not None:
         METRICS[metric]
@@ -158,7 +160,7 @@ def compare(
         "tune": _others(data, eval_data, eval_split, columns),
         "test": _others(data, test_data, test_split, columns),
     }
-    parts = cut(
+    parts, left_out = cut(
         read_examples(data, columns), given, {"tune": tune_share, "test": test_share}, max_rows
     )
     source = resolve(model)
@@ -177,12 +179,9 @@ def compare(
         bf16="auto" if bf16 is None else bf16,
         pooling=pooling,
     )
-    if metric is not None:
-        METRICS[metric].check(plan.problem_type)
     grid = Grid(plan, _methods(methods, plan.problem_type), tuple(range(1, seeds + 1)))
-    if reference is not None and reference not in grid.methods[1:]:
-        known = ", ".join(grid.methods[1:])
-        raise ConfigError(f"The reference '{reference}' is not among the methods: {known}.")
+    _check_ranking(grid, reference, metric)
+    told = _told(left_out, metric, plan.problem_type)
     deadline = None if budget is None else time.monotonic() + budget
     crew = Workers(folder, workers, deadline, plugins, quiet)
     with _alone(folder):
@@ -191,7 +190,19 @@ def compare(
         keep(folder, parts)
         crew.failed |= _broken(folder, grid.methods)
         crew.run(grid)
-        return _conclude(folder, grid, crew, reference, metric)
+        return _conclude(folder, grid, crew, told, reference, metric)
+
+
+def _plug_in(plugins: Sequence[str]) -> None:
+    """Import them. Raises ConfigError, also for names that a grid cannot tell from its own."""
+    for plugin in plugins:
+        plug_in(plugin)
+    for name in (START, ALL, *REFERENCES):
+        if name in METHODS:
+            raise ConfigError(
+                f"A method is named '{name}', which compare means something else by. Register it "
+                "under another name."
+            )
 
 
 def _head(source: Path, rows: Dataset, problem_type: str | None, fresh: bool) -> Head | None:
@@ -239,8 +250,25 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _told(left_out: Sequence[str], metric: str | None, problem_type: str) -> dict[str, str]:
+    """Facts of a leaderboard that are known before anything runs."""
+    for one in left_out:
+        logger.warning("Rows left out: %s.", one)
+    own = default_metric(problem_type).name
+    by = {"learning rates": f"chosen by {own}, the task's own metric, and not by {metric}"}
+    return {
+        **({"rows left out": ", ".join(left_out)} if left_out else {}),
+        **(by if metric not in (None, own) else {}),
+    }
+
+
 def _conclude(
-    folder: Path, grid: Grid, crew: Workers, reference: str | None, metric: str | None
+    folder: Path,
+    grid: Grid,
+    crew: Workers,
+    told: dict[str, str],
+    reference: str | None,
+    metric: str | None,
 ) -> Compared:
     """Write the leaderboard of what is done."""
     done = crew.done()
@@ -256,7 +284,7 @@ def _conclude(
     board = build_board(
         runs,
         title=grid.plan.title,
-        facts=_facts(grid, done, crew.failed),
+        facts=_facts(grid, done, crew.failed) | told,
         reference=reference if any(run.method == reference for run in runs) else None,
         missing=missing,
         metric=metric,
@@ -362,6 +390,17 @@ def _check_numbers(
         raise ConfigError("Learning rates must be positive numbers, one at least.")
     if not all(0 < one < math.inf for one in others if one is not None):
         raise ConfigError("Epochs, batch size and the greatest length must be positive numbers.")
+
+
+def _check_ranking(grid: Grid, reference: str | None, metric: str | None) -> None:
+    """Refuse what the methods cannot be ranked by. Raises ConfigError."""
+    if metric is not None:
+        METRICS[metric].check(grid.plan.problem_type)
+    known = grid.methods[1:]
+    if reference is not None and reference not in known:
+        raise ConfigError(
+            f"The reference '{reference}' is not among the methods: {', '.join(known)}."
+        )
 
 
 def _check_folder(folder: Path) -> None:
