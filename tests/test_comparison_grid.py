@@ -107,6 +107,14 @@ def test_every_run_is_wanted_once_and_as_many_as_were_said(
     assert len(cells) == len(set(cells)) == grid.count()
 
 
+def test_runs_of_other_methods_are_none_of_a_grid() -> None:
+    grid = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("plain", "pabee"), (1,))
+    cells = [Cell("start", None, 1), *(Cell(one, 1e-4, 1) for one in ("plain", "pabee"))]
+    done = {cell: result(cell) for cell in (*cells, Cell("deebert", 1e-4, 1))}
+    assert grid.wanted(done) == cells
+    assert len(cells) == grid.count()
+
+
 def test_a_rate_that_failed_does_not_stand_in_the_way_of_the_other() -> None:
     grid = Grid(plan(fine_tunes=False), ("pabee",), (1, 2))
     done = {c: result(c) for c in (Cell("start", None, 1), Cell("pabee", 1e-4, 1))}

@@ -18,6 +18,7 @@ from offramp.errors import ConfigError, DataError, OfframpError, OutputError
 from offramp.storage import (
     Strict,
     fingerprint,
+    fingerprint_of_files,
     read_document,
     read_json,
     recover,
@@ -315,6 +316,14 @@ def test_fingerprints_tell_parts_apart_wherever_they_are_cut(
     one: list[bytes], other: list[bytes]
 ) -> None:
     assert (fingerprint(*one) == fingerprint(*other)) == (one == other)
+
+
+def test_a_fingerprint_of_files_is_that_of_their_content(tmp_path: Path) -> None:
+    contents = [b"", b"offramp", bytes(range(256)) * 5000]  # more than a chunk
+    files = [tmp_path / str(number) for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    assert fingerprint_of_files(*files) == fingerprint(*contents)
 
 
 def test_a_fingerprint_takes_any_text() -> None:

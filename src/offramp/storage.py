@@ -192,3 +192,14 @@ def fingerprint(*parts: bytes | str) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:32]
+
+
+def fingerprint_of_files(*files: Path) -> str:
+    """`fingerprint` of what files hold, which need not fit into memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.stat().st_size.to_bytes(8, "little"))
+        with open(file, "rb") as handle:
+            while part := handle.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:32]

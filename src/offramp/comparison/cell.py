@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from datasets import Dataset, load_from_disk
 from filelock import FileLock
@@ -33,6 +33,7 @@ from offramp.comparison.plan import (
     RESULT,
     ROLES,
     START,
+    STOPPED,
     TRUNCATED,
     Cell,
     Grid,
@@ -187,13 +188,12 @@ class Work:
         return model
 
     def result(self, quality: float, **facts: Any) -> Result:
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return Result(
             **self.cell._asdict(),
             quality=quality,
             seconds=self.seconds,
             threads=torch.get_num_threads(),
-            memory=usage * (1 if sys.platform == "darwin" else 1024),
+            memory=_most_memory(),
             recipe=recipe(self.cell.method),
             **{"parameters_added": 0, "pooling": None, **facts},
         )
@@ -313,6 +313,16 @@ def _full_score(table: ExitTable) -> float:
     return default_metric(table.problem_type).score(table.scores[:, -1], np.asarray(table.labels))
 
 
+def _most_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # there is none on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _stop_when_alone() -> None:
     """Stop with a checkpoint when the process that began this one has gone."""
     sys.stdin.read()  # ends when nobody holds the other end any more
@@ -335,7 +345,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"Error: {problem}")
         return 2
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
     return 0
 
 

@@ -21,6 +21,8 @@ REFERENCES = {
 }
 """What is no method of METHODS but belongs beside them."""
 PLAN, RESULT = "plan.json", "result.json"
+STOPPED = 130
+"""Exit code of a run that was told to stop and has made a checkpoint."""
 ROLES = ("tune", "test")
 """Of these every run of a method has a table."""
 
@@ -151,10 +153,15 @@ class Grid:
     def next(self, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()) -> list[Cell]:
         """Runs that are neither done nor failed, and have all that they start from."""
         over = {*done, *failed}
+        return [cell for cell in self.wanted(done, failed) if cell not in over]
+
+    def wanted(self, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()) -> list[Cell]:
+        """Its runs as far as they are known by now, those that are over among them."""
+        over = {*done, *failed}
         wanted = [*self._starts(done, over)]
         for method in self.methods:
             wanted += self._runs(method, done, over)
-        return [cell for cell in wanted if cell not in over]
+        return wanted
 
     def count(self) -> int:
         """How many runs there are in all."""

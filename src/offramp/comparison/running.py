@@ -44,7 +44,7 @@ from offramp.metrics import METRICS, default_metric
 from offramp.model import Head
 from offramp.model.folder import is_ours, resolve
 from offramp.registry import nearest
-from offramp.storage import fingerprint, whole_file, write_document
+from offramp.storage import fingerprint_of_files, whole_file, write_document
 from offramp.table import ExitTable
 from offramp.training.preparing import Columns, Data, check_pooling, head_for, read_examples
 
@@ -457,4 +457,4 @@ def _weights(source: Path) -> str:
     files = sorted(source.glob("*.safetensors"))
     if not files:
         raise OfframpError(f"{source}: no safetensors file here.")
-    return fingerprint(*(part.read_bytes() for part in [source / "config.json", *files]))
+    return fingerprint_of_files(source / "config.json", *files)

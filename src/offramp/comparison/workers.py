@@ -26,7 +26,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from offramp.comparison.plan import Cell, Grid, Result, results
+from offramp.comparison.plan import STOPPED, Cell, Grid, Result, results
 
 logger = logging.getLogger("offramp")
 
@@ -34,6 +34,42 @@ LOG = "log.txt"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """For a checkpoint, after which a run is killed."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """A process at work on a run.
+
+    Attributes:
+        log: what it says goes after what was said by those before it.
+        before: how many bytes that is.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    before: int
+
+    def why(self) -> str:
+        """The reason that it gave for its end, or the last that it said."""
+        code = self.process.returncode
+        if code == STOPPED:
+            return "stopped"
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " Memory may have run out: try fewer --workers." if name == "SIGKILL" else ""
+            return f"ended by {name}.{hint}"
+        said = self.said() or "it said nothing."
+        if said.startswith("Error: "):
+            return said.removeprefix("Error: ")
+        return f"{said} See {self.log}."
+
+    def said(self) -> str:
+        """Its last line."""
+        with open(self.log, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self.before, end - 4096))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 @dataclass
@@ -55,7 +91,7 @@ class Workers:
     plugins: Sequence[str] = ()
     quiet: bool = False
     failed: dict[Cell, str] = field(default_factory=dict)
-    _running: dict[Cell, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _running: dict[Cell, Try] = field(default_factory=dict)
 
     def run(self, grid: Grid) -> None:
         """Do what is not done yet, until it is done or the deadline has come."""
@@ -68,7 +104,8 @@ class Workers:
                         return
                     for cell in wanted[: self._room(done)]:
                         self._begin(cell)
-                    bars.show(len(done), self._running, self.folder)
+                    over = [cell for cell in grid.wanted(done, self.failed) if cell in done]
+                    bars.show(len(over), self._running)
                     time.sleep(POLL_SECONDS)
                 logger.warning("The time is up; the same command goes on from here.")
             finally:
@@ -103,7 +140,8 @@ class Workers:
         command = [sys.executable, "-m", "offramp.comparison.cell", str(self.folder)]
         command += [json.dumps(cell._asdict()), *self.plugins]
         with open(place / LOG, "ab") as log:
-            self._running[cell] = subprocess.Popen(
+            before = log.tell()
+            process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=log,
@@ -113,6 +151,7 @@ class Workers:
                 # stop without a checkpoint
                 start_new_session=True,
             )
+        self._running[cell] = Try(process, place / LOG, before)
 
     def _environment(self) -> dict[str, str]:
         threads = 1 if self.most is None or self.most > 1 else _cores()
@@ -122,25 +161,25 @@ class Workers:
 
     def _collect(self, bars: _Bars) -> dict[Cell, Result]:
         """Take note of processes that have ended; everything that is done."""
-        ended = {cell: one for cell, one in self._running.items() if one.poll() is not None}
+        ended = {cell: one for cell, one in self._running.items() if one.process.poll() is not None}
         done = self.done()
-        for cell, process in ended.items():
+        for cell, one in ended.items():
             del self._running[cell]
-            log = self.folder / "cells" / cell.name / LOG
             if cell in done:
                 bars.say(f"{cell.name}: done in {done[cell].seconds / 60:.1f} minutes of training.")
             else:
-                self.failed[cell] = _why(log, process.returncode)
+                self.failed[cell] = one.why()
                 logger.warning("%s: %s", cell.name, self.failed[cell])
         return done
 
     def _stop(self) -> None:
         """Let every process make a checkpoint."""
-        for process in self._running.values():
+        processes = [one.process for one in self._running.values()]
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGINT)
         until = time.monotonic() + STOP_SECONDS
-        for process in self._running.values():
+        for process in processes:
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -148,12 +187,12 @@ class Workers:
         self._running.clear()
 
 
-def _held(processes: Iterable[subprocess.Popen[bytes]]) -> int:
-    """Bytes of memory that they have."""
+def _held(tries: Iterable[Try]) -> int:
+    """Bytes of memory that their processes have."""
     held = 0
-    for process in processes:
+    for one in tries:
         with contextlib.suppress(psutil.NoSuchProcess):
-            held += psutil.Process(process.pid).memory_info().rss
+            held += psutil.Process(one.process.pid).memory_info().rss
     return held
 
 
@@ -162,24 +201,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _why(log: Path, code: int) -> str:
-    """The reason that a process gave, or the last that it said."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " Memory may have run out: try fewer --workers." if name == "SIGKILL" else ""
-        return f"ended by {name}.{hint}"
-    said = _last_line(log)
-    return said.removeprefix("Error: ") if said.startswith("Error: ") else f"{said} See {log}."
-
-
-def _last_line(log: Path) -> str:
-    with open(log, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 4096))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")
 
 
 class _Bars:
@@ -209,12 +230,12 @@ class _Bars:
     def say(self, message: str) -> None:
         logger.info(message)
 
-    def show(self, done: int, running: dict[Cell, subprocess.Popen[bytes]], folder: Path) -> None:
+    def show(self, done: int, running: dict[Cell, Try]) -> None:
         self._progress.update(self._all, completed=done)
         for cell in [cell for cell in self._lines if cell not in running]:
             self._progress.remove_task(self._lines.pop(cell))
-        for cell in running:
+        for cell, one in running.items():
             if cell not in self._lines:
                 self._lines[cell] = self._progress.add_task(cell.name, total=None)
-            said = _last_line(folder / "cells" / cell.name / LOG)
-            self._progress.update(self._lines[cell], description=f"  {cell.name}: {said[:60]}")
+            said = f"  {cell.name}: {one.said()[:60]}"
+            self._progress.update(self._lines[cell], description=said)
