@@ -56,3 +56,12 @@ variant(
     exits_first=0.25,
     distillation=0.0,
 )
+variant("fast", "exits at three times the rate", rate=3.0)
+variant("fast-plain", "the same, no correctness output", exits=PLAIN, rate=3.0)
+variant(
+    "fast-warm",
+    "v-warm with exits at three times the rate",
+    exits=PLAIN,
+    exits_first=0.25,
+    rate=3.0,
+)

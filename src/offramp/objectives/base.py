@@ -23,7 +23,7 @@ class Stage:
             output is the only one); or the `exits` alone (the stock model is then frozen and
             in evaluation mode).
         share: of the epochs asked for; stages may add up to more than 1.
-        rate: times the learning rates asked for.
+        rate: times the learning rate asked for of what starts from nothing, such as exits.
         standardised: of the `exits` alone: those that can read what they pool less its mean and
             by its spread, as they learn faster so; these move into their weights afterwards.
     """

@@ -42,6 +42,7 @@ class Blended(Objective):
             fine-tuned already.
         exits_first: share of the epochs after that in which exits alone learn, ten times as
             fast, from the labels and from full depth.
+        rate: of exits while all learns, see `Stage`.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class Blended(Objective):
         full: float = 0.0,
         warm_up: float = 0.5,
         exits_first: float = 0.0,
+        rate: float = 1.0,
     ) -> None:
         super().__init__()
         self.weighting: Weighting = weighting
         self.sharpness, self.thresholds = sharpness, thresholds
         self.distillation, self.temperature = distillation, temperature
         self.correctness, self.full = correctness, full
-        self.warm_up, self.exits_first = warm_up, exits_first
+        self.warm_up, self.exits_first, self.rate = warm_up, exits_first, rate
         self._first = SelfDistillation()
 
     def stages(self) -> Sequence[Stage]:
@@ -70,7 +72,7 @@ class Blended(Objective):
         found = (
             Stage("stock", "stock", warm_up),
             Stage("exits", "exits", first, rate=10.0, standardised=True),
-            Stage("joint", "all", 1 - warm_up - first),
+            Stage("joint", "all", 1 - warm_up - first, rate=self.rate),
         )
         return tuple(stage for stage in found if stage.share)
 

@@ -19,7 +19,7 @@ from offramp.model import MultiExitModel, MultiExitOutput
 from offramp.objectives import Objective, Stage
 from offramp.training.batches import Rows
 from offramp.training.cache import CachedExits, filled_cache, sampled_vectors
-from offramp.training.options import TrainOptions, training_arguments
+from offramp.training.options import TRAIN, TrainOptions, training_arguments
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
 from offramp.training.work import WorkFolder
@@ -135,6 +135,14 @@ def run_stage(
     trainer.accelerator.wait_for_everyone()
 
 
+def _head_rate(options: TrainOptions, stage: Stage) -> float | None:
+    """Of what starts from nothing; None where it is that of all."""
+    asked = options.head_learning_rate
+    if stage.rate != 1:
+        asked = stage.rate * (asked or options.filled(TRAIN).learning_rate or 0.0)
+    return asked
+
+
 def make_trainer(
     trainee: Trainee,
     rows: Rows,
@@ -152,16 +160,12 @@ def make_trainer(
     """
     stage = trainee.stage
     epochs = (options.epochs or 1.0) * stage.share
-    if stage.rate != 1:
-        rates = (options.learning_rate or 3e-5, options.head_learning_rate)
-        own, head = (rate and stage.rate * rate for rate in rates)
-        options = options.model_copy(update={"learning_rate": own, "head_learning_rate": head})
     arguments = training_arguments(options, folder, epochs, decay)
     by_the_clock = options.save_steps is None and arguments.world_size == 1
     return ExitTrainer(
         trainee,
         rows.lengths,
-        options.head_learning_rate,
+        _head_rate(options, stage),
         frozenset(fresh),
         args=arguments,
         train_dataset=rows.dataset,
