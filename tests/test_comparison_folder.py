@@ -32,16 +32,29 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
-def kept(folder: Path, cell: Cell, nan: tuple[str, int] = ("", 0)) -> None:
-    """A finished run; its first rows of a role may have scores that are not finite."""
+def kept(
+    folder: Path,
+    cell: Cell,
+    nan: tuple[str, int] = ("", 0),
+    quality: float = 0.5,
+    right: bool = False,
+) -> None:
+    """A finished run.
+
+    Args:
+        nan: a role, and how many of its first rows have scores that are not finite.
+        right: all answers on test rows.
+    """
     for number, role in enumerate(ROLES):
         labels = labels_of(SINGLE, ROWS, cell.seed if role == "tune" else 0)
         made = table(labels, seed=10 * cell.seed + number + len(cell.method), role=role)
         scores = np.array(made.scores)
         scores[: nan[1] if nan[0] == role else 0, 1, 0] = np.nan
+        if right and role == "test":
+            scores[np.arange(ROWS), :, labels] = 50
         columns = {**made.columns, "scores": scores}
         ExitTable(made.header, columns).save(folder / "cells" / cell.name / role)
-    write_document(folder / "cells" / cell.name / RESULT, result(cell))
+    write_document(folder / "cells" / cell.name / RESULT, result(cell, quality))
 
 
 def concluded(folder: Path, grid: Grid = GRID, **options: Any) -> Compared:
@@ -53,6 +66,19 @@ def concluded(folder: Path, grid: Grid = GRID, **options: Any) -> Compared:
 
 def every(grid: Grid = GRID) -> list[Cell]:
     return [Cell(method, 1e-4, seed) for method in grid.methods for seed in grid.seeds]
+
+
+def test_learning_rates_are_chosen_without_a_look_at_test_rows(tmp_path: Path) -> None:
+    grid = Grid(plan(fine_tunes=False), ("plain", "pabee"), (1,))
+    best, other = grid.plan.rates
+    write_document(tmp_path / "cells" / "start-seed1" / RESULT, result(Cell("start", None, 1)))
+    for method in grid.methods:
+        kept(tmp_path, Cell(method, best, 1), quality=0.7)
+        kept(tmp_path, Cell(method, other, 1), quality=0.6, right=True)
+    board = concluded(tmp_path, grid).board
+    assert board is not None
+    assert [row.learning_rate for row in board.methods] == [best]
+    assert board.methods[0].full_score.value < 1
 
 
 def test_markdown_says_once_which_seeds_there_are(tmp_path: Path) -> None:

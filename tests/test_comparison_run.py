@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from cli_support import Said, write_csv
+from comparison_support import in_this_process
 from filelock import FileLock
 from test_comparison_grid import plan
 
 import offramp as offramp_package
 from offramp.cli.compare import _missing, seconds
 from offramp.comparison import cell as cell_module
-from offramp.comparison import compare, running
+from offramp.comparison import compare, running, statistics
 from offramp.comparison.plan import Cell, Grid
 from offramp.errors import ConfigError, OfframpError
+from offramp.exits import ExitSpec
 from offramp.methods import METHODS
 from offramp.testing import save_tiny_stock, tiny_texts
 
 pytest_plugins = ("cli_fixtures", "comparison_fixtures")
 Offramp = Callable[..., Said]
+METHODS_RUN = "pabee,attach,truncated"
+REAL = pytest.mark.timeout(300)
+"""With processes, which begin slowly where others are at work."""
 SHORT = ("--epochs", 0.5, "--rates", "1e-3", "--batch-size", 16, "--quiet")
 
 
@@ -36,98 +43,117 @@ SHORT = ("--epochs", 0.5, "--rates", "1e-3", "--batch-size", 16, "--quiet")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     save_tiny_stock(folder / "stock")
-    texts = tiny_texts(150)
+    texts = tiny_texts(100)
     write_csv(folder / "rows.csv", [(t, f"label-{len(t) % 3}") for t in texts])
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patched:
+        in_this_process(patched)
+        done = compare(place / "stock", place / "rows.csv", place / "finished", seeds=2,
+                       methods=METHODS_RUN.split(","), epochs=0.5, rates=[1e-3], batch_size=16,
+                       quiet=True)  # fmt: skip
+    assert done.complete, done.missing
+    return done.folder
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> Path:
+    """A comparison that is over, to go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "which"))
+
+
+def command(place: Path, out: Path, methods: str, *more: object) -> list[object]:
+    rows = place / "rows.csv"
+    return ["compare", place / "stock", "-d", rows, "-o", out, "--methods", methods, *SHORT, *more]
+
+
 def test_a_leaderboard_of_methods_is_written_as_page_markdown_and_json(
-    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path
 ) -> None:
-    out = tmp_path / "which"
-    methods = "pabee,attach,truncated"
-    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out,
-                   "--methods", methods, "--seeds", 2, *SHORT)  # fmt: skip
+    said = offramp(*command(place, done, METHODS_RUN, "--seeds", 2))
     assert said.code == 0, said.err
-    board = json.loads((out / "leaderboard.json").read_text())
-    assert {row["name"] for row in board["methods"]} == set(methods.split(","))
+    names = METHODS_RUN.split(",")
+    board = json.loads((done / "leaderboard.json").read_text())
+    assert {row["name"] for row in board["methods"]} == set(names)
     assert board["seeds"] == [1, 2]
     assert not board["missing"]
-    for file in ("leaderboard.md", "leaderboard.html"):
-        text = (out / file).read_text()
-        assert all(name in text for name in methods.split(","))
-    assert all(name in said.out for name in methods.split(","))
+    for text in (
+        *((done / f"leaderboard.{kind}").read_text() for kind in ("md", "html")),
+        said.out,
+    ):
+        assert all(name in text for name in names)
 
 
 def test_the_same_command_does_nothing_twice_and_more_methods_only_add(
-    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path
 ) -> None:
-    out = tmp_path / "which"
-    command = [
-        "compare",
-        place / "stock",
-        "-d",
-        place / "rows.csv",
-        "-o",
-        out,
-        "--seeds",
-        1,
-        *SHORT,
-    ]
-    assert offramp(*command, "--methods", "pabee").code == 0
-    before = list(inline)
-    assert offramp(*command, "--methods", "pabee").code == 0
-    assert inline == before
-    said = offramp(*command, "--methods", "pabee,attach", "--json")
-    assert inline[len(before) :] == [Cell("attach", None, 1)]
-    assert {row["name"] for row in said.document["board"]["methods"]} == {"pabee", "attach"}
+    assert offramp(*command(place, done, METHODS_RUN, "--seeds", 2)).code == 0
+    assert not inline
+    said = offramp(*command(place, done, "attach,deebert", "--seeds", 1, "--json"))
+    assert inline == [Cell("deebert", 1e-3, 1)]
+    assert {row["name"] for row in said.document["board"]["methods"]} == {"attach", "deebert"}
 
 
 def test_a_folder_holds_one_comparison_and_says_what_differs(
-    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path
 ) -> None:
-    out = tmp_path / "which"
-    command = ["compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1]
-    assert offramp(*command, "--methods", "attach", *SHORT).code == 0
-    said = offramp(*command, "--methods", "attach", *SHORT[2:])
+    said = offramp(*command(place, done, "attach", "--epochs", 3))
     assert said.code == 2
-    assert "epochs" in said.err
+    assert "these differ: start_epochs, epochs." in said.err
+    assert not inline
+
+
+def test_a_method_that_has_changed_is_refused_before_anything_runs(
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replace(METHODS["pabee"], exits=ExitSpec(pooling="mean", hidden=True))
+    monkeypatch.setitem(METHODS._items, "pabee", changed)
+    said = offramp(*command(place, done, METHODS_RUN, "--seeds", 3))
+    assert said.code == 2
+    assert f"delete {done / 'cells' / 'pabee-0.001-seed1'}, " in said.err
+    assert not inline
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_ranked(
-    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(run: Any) -> None:
         raise OfframpError("The moon is full.")
 
+    shutil.rmtree(done / "cells" / "truncated-0.001-seed1")
     monkeypatch.setattr("offramp.comparison.cell._truncated", fail)
-    out = tmp_path / "which"
-    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
-                   "--methods", "truncated,attach", *SHORT)  # fmt: skip
+    said = offramp(*command(place, done, "truncated,attach", "--seeds", 1))
     assert said.code == 3
     assert "truncated (seed 1: The moon is full.)" in said.out
-    assert "attach" in (out / "leaderboard.md").read_text()
+    assert "attach" in (done / "leaderboard.md").read_text()
 
 
 def test_a_learning_rate_that_fails_is_told_and_its_method_is_ranked_with_the_other(
     offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def method(run: Any) -> Any:
-        if run.cell.rate == 0.5:
+    def options(work: Any) -> Any:
+        if work.cell.rate == 0.5:
             raise OfframpError("The loss became nan.")
-        return before(run)
+        return before.fget(work)
 
-    before = cell_module._method
-    monkeypatch.setattr(cell_module, "_method", method)
+    before: Any = cell_module.Work.options
+    monkeypatch.setattr(cell_module.Work, "options", property(options))
     out = tmp_path / "which"
-    said = offramp("compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
-                   "--methods", "pabee", *SHORT, "--rates", "1e-3,0.5")  # fmt: skip
+    said = offramp(*command(place, out, "pabee", "--seeds", 1, "--rates", "1e-3,0.5"))
     assert said.code == 0, said.err
     board = json.loads((out / "leaderboard.json").read_text())
     assert [row["learning_rate"] for row in board["methods"]] == [1e-3]
-    assert board["facts"]["runs that failed"] == "pabee-0.5-seed1: The loss became nan."
+    failed = board["facts"]["runs that failed"].split("; ")
+    assert set(failed) == {f"{one}-0.5-seed1: The loss became nan." for one in ("plain", "pabee")}
 
 
 def test_a_leaderboard_says_where_methods_were_not_treated_alike() -> None:
@@ -151,23 +177,21 @@ def test_a_model_has_the_name_by_which_people_know_it(path: str, name: str) -> N
 
 
 def test_a_run_that_dies_before_its_result_is_written_is_not_trained_again(
-    offramp: Offramp, inline: list[Cell], place: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(*_: Any) -> float:
         raise OfframpError("Killed.")
 
-    out = tmp_path / "which"
-    command = ["compare", place / "stock", "-d", place / "rows.csv", "-o", out, "--seeds", 1,
-               "--methods", "attach", *SHORT]  # fmt: skip
+    again = command(place, done, "attach", "--seeds", 1)
+    shutil.rmtree(done / "cells" / "attach-seed1")
     with monkeypatch.context() as patched:
         patched.setattr(cell_module, "_tune_area", die)
-        assert offramp(*command).code == 3
+        assert offramp(*again).code == 3
     with monkeypatch.context() as patched:
         patched.setattr(cell_module, "attach", die)
-        said = offramp(*command)
+        said = offramp(*again)
     assert said.code == 0, said.out
-    assert not list(out.glob("cells/attach*/model*"))
+    assert not list(done.glob("cells/attach*/model*"))
 
 
 def test_seconds_of_training_are_kept_when_a_run_is_killed(
@@ -180,22 +204,6 @@ def test_seconds_of_training_are_kept_when_a_run_is_killed(
     with run._clock():
         time.sleep(0.2)
         assert run.seconds > 0.05  # so much a run that is killed now has spent
-
-
-def test_learning_rates_are_chosen_without_a_look_at_test_rows(
-    inline: list[Cell], place: Path, tmp_path: Path
-) -> None:
-    compare(place / "stock", place / "rows.csv", tmp_path / "a", methods=["pabee"], seeds=1,
-            epochs=0.5, batch_size=16, quiet=True)  # fmt: skip
-    rates = {cell.rate for cell in inline if cell.method == "pabee"}
-    assert len(rates) == 2
-    board = json.loads((tmp_path / "a" / "leaderboard.json").read_text())
-    (row,) = board["methods"]
-    found = [
-        json.loads(file.read_text())
-        for file in (tmp_path / "a" / "cells").glob("pabee*/result.json")
-    ]
-    assert row["learning_rate"] == max(found, key=lambda one: one["quality"])["rate"]
 
 
 @pytest.mark.parametrize(
@@ -264,20 +272,25 @@ def test_a_folder_with_something_else_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_a_budget_stops_runs_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
-    """With processes as users have them."""
+@REAL
+def test_a_budget_stops_runs_and_the_same_command_goes_on(
+    place: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With processes as users have them, then with runs in this process."""
     out = tmp_path / "which"
-    options: dict[str, Any] = {"methods": ["attach"], "seeds": 1, "rates": [1e-3], "epochs": 1.0}
-    first = compare(place / "stock", place / "rows.csv", out, budget=2.0, quiet=True, **options)
+    options: dict[str, Any] = {"methods": ["attach"], "seeds": 1, "rates": [1e-3], "epochs": 0.5}
+    first = compare(place / "stock", place / "rows.csv", out, budget=1.0, quiet=True, **options)
     assert first.board is None
     assert not first.complete
     assert {one.method for one in first.missing} == {"plain", "attach"}
     assert _missing(first) == "2 runs of plain, attach (not done yet)"
+    request.getfixturevalue("inline")
     then = compare(place / "stock", place / "rows.csv", out, quiet=True, **options)
     assert then.complete
     assert then.board is not None
 
 
+@REAL
 def test_a_method_of_ones_own_takes_part_without_a_change_to_the_package(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,63 +302,42 @@ def test_a_method_of_ones_own_takes_part_without_a_change_to_the_package(
         "METHODS.register('mine', Method('mine', 'unpublished', ExitSpec(pooling='mean'),\n"
         "                                EqualWeights, 'margin'))\n"
     )
+    monkeypatch.setattr(METHODS, "_items", dict(METHODS._items))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(offramp_package.__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
-    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "mine", "--seeds", 1]
-    command += [*SHORT, "--plugin", "my_method"]
-    source = Path(offramp_package.__file__).parents[1]
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(source)},
-    )
-    assert done.returncode == 0, done.stderr
-    board = json.loads((tmp_path / "which" / "leaderboard.json").read_text())
-    assert [row["name"] for row in board["methods"]] == ["mine"]
-    assert "mine" not in METHODS
+    done = compare(place / "stock", place / "rows.csv", tmp_path / "which", methods=["mine"],
+                   seeds=1, rates=[1e-3], epochs=0.5, plugins=["my_method"],
+                   quiet=True)  # fmt: skip
+    assert done.complete, done.missing
+    assert done.board is not None
+    assert [row.name for row in done.board.methods] == ["mine"]
 
 
-def test_ctrl_c_leaves_a_comparison_that_goes_on(place: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
-    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "attach", "--seeds", 1]
-    command += ["--rates", "1e-3"]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not list((tmp_path / "which").glob("cells/*/log.txt")) and time.monotonic() < until:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in said
-
-
+@REAL
 def test_ctrl_c_in_a_terminal_reaches_runs_once_so_that_they_make_a_checkpoint(
     place: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
-    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "pabee", "--seeds", 1]
-    command += ["--rates", "1e-3", "--epochs", 1000, "--workers", 1]
-    process = subprocess.Popen(
-        [str(part) for part in command], stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    until = time.monotonic() + 90
+    out = tmp_path / "which"
+    process = begun(*command(place, out, "pabee", "--seeds", 1, "--epochs", 1000, "--workers", 1))
+    until = time.monotonic() + 200
     while time.monotonic() < until:
         time.sleep(0.2)
-        logs = [log.read_text() for log in (tmp_path / "which").glob("cells/p*/log.txt")]
+        logs = [log.read_text() for log in out.glob("cells/p*/log.txt")]
         if any("step 50 of" in log for log in logs):
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
-    assert process.wait(timeout=60) == 130
-    assert list((tmp_path / "which").glob("cells/p*/model.work/*/checkpoint-*/optimizer.pt"))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert list(out.glob("cells/p*/model.work/*/checkpoint-*/optimizer.pt"))
 
 
+@REAL
 def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "offramp", "compare", place / "stock", "-d"]
-    command += [place / "rows.csv", "-o", tmp_path / "which", "--methods", "attach", "--seeds", 1]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+    process = begun(*command(place, tmp_path / "which", "attach", "--seeds", 1))
     runs: list[psutil.Process] = []
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while not runs and time.monotonic() < until:
         time.sleep(0.2)
         runs = psutil.Process(process.pid).children()
@@ -354,6 +346,16 @@ def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> 
     gone, alive = psutil.wait_procs(runs, timeout=60)
     assert gone
     assert not alive
+
+
+def begun(*arguments: object) -> subprocess.Popen[str]:
+    """`offramp` in a process and a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "offramp", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize(("text", "number"), [("90m", 5400), ("2h", 7200), ("1.5h", 5400)])

@@ -1,0 +1,50 @@
+"""Runs of a comparison in this process, for tests that cannot wait for others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from offramp.comparison.cell import run_cell
+from offramp.comparison.plan import Cell
+from offramp.engines import CostModel, cost_model
+from offramp.errors import OfframpError
+from offramp.model import MultiExitModel
+
+
+class Inline:
+    """A run in this process instead of one of its own."""
+
+    begun: ClassVar[list[Cell]] = []
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        cell = Cell(**json.loads(command[4]))
+        self.begun.append(cell)
+        self.returncode = 0
+        try:
+            run_cell(Path(command[3]), cell)
+        except OfframpError as problem:
+            _["stdout"].write(f"Error: {problem}\n".encode())
+            self.returncode = 2
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Begin runs here from now on; gives those that were begun, in order."""
+    monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Inline)
+    monkeypatch.setattr("offramp.comparison.workers.POLL_SECONDS", 0.0)
+    monkeypatch.setattr(Inline, "begun", [])
+    # the cost of one architecture need not be counted for every table
+    known: dict[str, CostModel] = {}
+
+    def counted(model: MultiExitModel) -> CostModel:
+        name = model.config.to_json_string()
+        return known[name] if name in known else known.setdefault(name, cost_model(model))
+
+    monkeypatch.setattr("offramp.engines.recording.cost_model", counted)
+    return Inline.begun
