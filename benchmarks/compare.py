@@ -20,7 +20,9 @@ from datasets import Dataset
 from first_road import SHARED, STUDIES, model_path
 
 from offramp.comparison import compare
+from offramp.comparison.board import Board
 from offramp.data import load_examples
+from offramp.storage import write_document
 
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 CORE = ("pabee", "deebert", "fastbert", "palbert", "cosee", "auto", "truncated", "attach")
@@ -68,6 +70,31 @@ def rows_of(file: Path, name: str) -> Dataset:
     return rows.filter(lambda row: bool(row["text"]))
 
 
+def slim(board: Board) -> Board:
+    """Without what a repository need not keep: other families, and the policies of curves."""
+    methods = []
+    for method in board.methods:
+        kept = [row for row in method.policies if row.name in {method.chosen, method.own, "fixed"}]
+        rows = []
+        for row in kept:
+            curves = [[p.model_copy(update={"policy": None}) for p in one] for one in row.curves]
+            readings = [
+                one.model_copy(
+                    update={
+                        "readings": tuple(
+                            reading.model_copy(update={"policy": {"name": row.name}})
+                            for reading in one.readings
+                        )
+                    }
+                )
+                for one in row.at
+            ]
+            changed = {"curves": tuple(map(tuple, curves)), "at": tuple(readings)}
+            rows.append(row.model_copy(update=changed))
+        methods.append(method.model_copy(update={"policies": tuple(rows)}))
+    return board.model_copy(update={"methods": tuple(methods)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -112,7 +139,7 @@ def main() -> None:
         print(f"missing: {one.method}, seed {one.seed}: {one.why}")
     if done.board is not None:
         (given.docs / "compare").mkdir(parents=True, exist_ok=True)
-        shutil.copy(done.folder / "leaderboard.json", given.docs / "compare" / f"{given.name}.json")
+        write_document(given.docs / "compare" / f"{given.name}.json", slim(done.board))
         shutil.copy(done.folder / "leaderboard.md", given.docs / f"compare-{given.name}.md")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +16,10 @@ from torch import Tensor
 from offramp.exits import ExitOutput
 from offramp.objectives import Clock, Stage, distillation_loss, task_loss
 from offramp.objectives.blended import Blended, Weighting, divergence
+from offramp.testing import save_tiny_stock, tiny_model, tiny_texts
+from offramp.training import TrainOptions, train
+from offramp.training.batches import Rows
+from offramp.training.running import fresh_parameters, make_trainer, trainee_for
 
 JOINT = Stage("joint", "all")
 SINGLE = "single_label_classification"
@@ -120,3 +126,31 @@ def test_the_stage_of_the_stock_model_has_its_loss_alone() -> None:
     loss = Blended().losses(made[-1:], batch(), Stage("stock", "stock"))
     torch.testing.assert_close(loss["exits"], task_loss(made[-1].scores, batch()["labels"], SINGLE))
     assert set(loss) == {"exits"}
+
+
+def test_auto_learns_where_to_look_and_asks_no_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a rehearsal")
+
+    monkeypatch.setattr("offramp.training.finetune.rehearse", refuse)
+    texts = tiny_texts(24)
+    rows = Dataset.from_dict({"text": texts, "label": [f"label-{n % 3}" for n in range(24)]})
+    options = TrainOptions(epochs=1, batch_size=8, quiet=True)
+    stock = save_tiny_stock(tmp_path / "stock")
+    model = train(stock, rows, tmp_path / "out", method="auto", options=options)
+    assert model.config.exits["pooling"] == "attention"
+
+
+def test_a_stage_may_teach_exits_faster_than_the_rest(tmp_path: Path) -> None:
+    stages = {stage.name: stage for stage in Blended(rate=3.0, exits_first=0.5).ahead()}
+    assert (stages["exits"].rate, stages["joint"].rate) == (10.0, 3.0)
+    model = tiny_model()
+    trainee = trainee_for(model, Blended(), stages["joint"])
+    fresh = fresh_parameters(trainee, model.stock, new_head=False)
+    options = TrainOptions(learning_rate=1e-4, head_learning_rate=1e-3)
+    rows = Rows([{}] * 4, torch.ones(4), list)
+    trainer = make_trainer(trainee, rows, options, tmp_path, fresh)
+    rates = {group["lr"] for group in trainer.create_optimizer().param_groups if group["params"]}
+    assert sorted(rates) == pytest.approx([1e-4, 3e-3])
