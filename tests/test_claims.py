@@ -143,7 +143,7 @@ def make_study(folder: Path, methods: tuple[str, ...], seeds: tuple[int, ...] = 
 def make_run(folder: Path, method: str, seed: int, place: int) -> None:
     result: dict[str, Any] = dict.fromkeys(Result.model_fields, 1)
     result |= {"method": method, "seed": seed, "rate": None if method == START else 0.001}
-    result |= {"pooling": None, "layers": None}
+    result |= {"pooling": None, "layers": None, "recipe": None}
     cell = Result.model_validate(result)
     for role, noise in (("tune", 0), ("test", 1)):
         random = np.random.default_rng([place, seed, noise])
