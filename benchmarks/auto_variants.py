@@ -13,6 +13,7 @@ from offramp.objectives.blended import Blended
 
 ATTENTIVE = LearnedSpec(pooling="attention", correctness="own")
 PLAIN = ExitSpec(pooling="attention")
+SHARED = LearnedSpec(pooling="attention")
 NAMES: dict[str, str] = {}
 """What is other than in `v-base`, by name."""
 
@@ -40,7 +41,7 @@ variant("soft0", "no distillation", distillation=0.0)
 variant("soft2", "four times the distillation", distillation=2.0)
 variant("plain-exits", "no correctness output", exits=PLAIN)
 variant("probed", "pooling as the probe says, not learned", measures=True)
-variant("shared", "one correctness output for all exits", exits=LearnedSpec(pooling="attention"))
+variant("shared", "one correctness output for all exits", exits=SHARED)
 variant(
     "hidden",
     "a hidden layer in every exit",
@@ -66,3 +67,5 @@ variant(
     rate=3.0,
 )
 variant("simple", "no correctness output, no distillation", exits=PLAIN, distillation=0.0)
+variant("fast-soft0", "v-fast without distillation", distillation=0.0, rate=3.0)
+variant("fast-shared", "v-fast with one correctness output", exits=SHARED, rate=3.0)
