@@ -1,6 +1,6 @@
 """Write docs/results/auto.md from the variants of `auto_variants.py`, read on tune rows alone:
 
-    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    PYTHONPATH=benchmarks python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
     python benchmarks/auto_table.py --work runs/compare
 
 Each variant differs from `v-base` in one thing. What is kept is decided on the rows that policies
@@ -28,7 +28,7 @@ PREFACE = """# What each part of `auto` is worth
 Variants of one recipe, each other than `v-base` in one thing unless it says so, beside methods that
 it is to beat. Made by
 
-    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    PYTHONPATH=benchmarks python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
     python benchmarks/auto_table.py --work runs/compare
 
 with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is

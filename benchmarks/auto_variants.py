@@ -1,4 +1,5 @@
-"""Variants of `auto`, one change at a time, as methods for `compare --plugin auto_variants`."""
+"""Variants of `auto`, one change at a time, as methods for `compare --plugin auto_variants`, with
+this folder on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ variant(
 )
 variant("full1", "full depth weighs more", full=1.0)
 variant("warm", "no correctness output; exits learn alone first", exits=PLAIN, exits_first=0.25)
-variant("warm-half", "the same, for half of the time", exits=PLAIN, exits_first=0.5)
+variant("warm-half", "v-warm, half of the time alone", exits=PLAIN, exits_first=0.5)
 variant(
     "warm-soft0",
     "v-warm without distillation",
@@ -58,7 +59,7 @@ variant(
     distillation=0.0,
 )
 variant("fast", "exits at three times the rate", rate=3.0)
-variant("fast-plain", "the same, no correctness output", exits=PLAIN, rate=3.0)
+variant("fast-plain", "v-fast, no correctness output", exits=PLAIN, rate=3.0)
 variant(
     "fast-warm",
     "v-warm with exits at three times the rate",
