@@ -39,8 +39,8 @@ exits that pool by attention and also say whether they are right. Scores are acc
 area is the mean score over costs from 20 % of full depth to all of it.
 
 **Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which
-flatters all variants alike. The learning rate is the better of two on the first seed, so
-variants with other rates differ in that as well. Brackets are 95 % intervals, paired, over rows and seeds.
+flatters all variants alike. The learning rate is the better of two on the first seed, so variants
+with other rates differ in that as well. Brackets are 95 % intervals, paired, over rows and seeds.
 """
 
 
@@ -84,14 +84,16 @@ def table(board: Board) -> str:
         "",
         f"{board.test_rows:,} tune rows, seeds {', '.join(map(str, board.seeds))}.",
         "",
-        "| variant | what is other | rate | seeds | area | minus v-base | full depth | at 2x | at 4x |",
+        "| variant | what is other | rate | seeds | area | minus v-base | full depth "
+        "| at 2x | at 4x |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in board.methods:
         at = {one.target: one.score.value for one in row.row.at}
         told = auto_variants.NAMES.get(row.name, "")
         lines.append(
-            f"| {row.name} | {told} | {_rate(row.learning_rate)} | {len(row.row.curves)} | {100 * row.row.area.value:.2f} "
+            f"| {row.name} | {told} | {_rate(row.learning_rate)} | {len(row.row.curves)} "
+            f"| {100 * row.row.area.value:.2f} "
             f"| {_difference(row.against.get('area'))} | {100 * row.full_score.value:.2f} "
             f"| {100 * at[2.0]:.2f} | {100 * at[4.0]:.2f} |"
         )
