@@ -69,4 +69,11 @@ variant(
 )
 variant("simple", "no correctness output, no distillation", exits=PLAIN, distillation=0.0)
 variant("fast-soft0", "v-fast without distillation", distillation=0.0, rate=3.0)
+variant(
+    "fast-simple",
+    "v-fast, no correctness output, no distillation",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+)
 variant("fast-shared", "v-fast with one correctness output", exits=SHARED, rate=3.0)

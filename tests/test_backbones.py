@@ -257,7 +257,7 @@ class _ForgetsMasks(EncoderBackbone):
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         part = super().take(flow, rows)
         masks = {name: leaf[: len(rows)] for name, leaf in flow.inputs.items()}
-        return Flow(part.hidden, part.mask, masks, part.constants)
+        return part._replace(inputs=masks)
 
 
 class _Writes(EncoderBackbone):

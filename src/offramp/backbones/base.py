@@ -24,13 +24,15 @@ class Flow(NamedTuple):
         mask: (rows, tokens), 1 = real token, or None where every token is real.
         inputs: what the layers need besides the hidden state; each tensor in it has the row
             as its first axis.
-        constants: what the layers need and has no row axis; opaque to everyone but the
-            backbone that made it.
+        shared: tensors that the layers need and that are the same for all rows.
+        constants: what else the layers need; it does not depend on rows or tokens, and is opaque
+            to everyone but the backbone that made it.
     """
 
     hidden: Tensor
     mask: Tensor | None
     inputs: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor] = {}
     constants: Any = None
 
 
@@ -99,5 +101,6 @@ def take_rows(flow: Flow, rows: Tensor) -> Flow:
         hidden=flow.hidden.index_select(0, rows),
         mask=None if flow.mask is None else flow.mask.index_select(0, rows),
         inputs={name: leaf.index_select(0, rows) for name, leaf in flow.inputs.items()},
+        shared=flow.shared,
         constants=flow.constants,
     )

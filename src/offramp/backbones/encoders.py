@@ -73,12 +73,16 @@ class Layout:
     reads: Literal["text", "image"] = "text"
 
 
+_Keys = str | tuple[str, ...]
+
+
 class _Call(NamedTuple):
-    """One recorded layer call: the module, its fixed arguments, and keys into Flow.inputs."""
+    """One recorded layer call: the module, its plain arguments, and where its tensors are."""
 
     module: nn.Module
     fixed: Mapping[str, Any]
-    rows: Mapping[str, str | tuple[str, ...]]
+    rows: Mapping[str, _Keys]  # into Flow.inputs
+    shared: Mapping[str, _Keys]  # into Flow.shared
 
 
 class _Recorder:
@@ -187,15 +191,16 @@ class EncoderBackbone:
                 f"Expected {self.depth} layer calls, the stock model made {len(calls)}."
             )
         inputs: dict[str, Tensor] = {}
+        shared: dict[str, Tensor] = {}
         constants: list[_Call] = []
         for number, (module, args, kwargs) in enumerate(calls, start=1):
-            if constants and _same(args, kwargs, *calls[number - 2][1:]):
-                before = constants[-1]
-                constants.append(_Call(module, before.fixed, before.rows))
+            if number > 1 and _same(args, kwargs, *calls[number - 2][1:]):
+                constants.append(constants[-1]._replace(module=module))
             else:
                 arguments = dict(zip(self._names, args, strict=False)) | kwargs
-                constants.append(self._describe(number, module, arguments, inputs, len(hidden)))
-        return Flow(hidden, batch.get("attention_mask"), inputs, constants)
+                rows = hidden.shape[0]
+                constants.append(self._describe(number, module, arguments, inputs, shared, rows))
+        return Flow(hidden, batch.get("attention_mask"), inputs, shared, constants)
 
     def _check_pixels(self, pixels: Tensor) -> None:
         wanted, given = self.example(0, "meta")["pixel_values"].shape[1:], pixels.shape[1:]
@@ -212,29 +217,35 @@ class EncoderBackbone:
         module: nn.Module,
         arguments: Mapping[str, Any],
         inputs: dict[str, Tensor],
+        shared: dict[str, Tensor],
         count: int,
     ) -> _Call:
-        """Sort one call's arguments into row inputs and the rest."""
+        """Sort one call's arguments into plain values, tensors of rows and tensors for all."""
         fixed: dict[str, Any] = {}
-        rows: dict[str, str | tuple[str, ...]] = {}
+        of_rows: dict[str, _Keys] = {}
+        of_all: dict[str, _Keys] = {}
         for name, value in arguments.items():
-            plain = value is None or isinstance(value, bool | int | float | str)
-            if plain or name in self._layout.shared_inputs:
+            if value is None or isinstance(value, bool | int | float | str):
                 fixed[name] = value
+            elif self._is_shared(name, value, count):
+                of_all[name] = _keep(shared, f"{name}.{number}", value)
             elif name in self._layout.row_inputs and isinstance(value, Tensor | tuple):
-                leaves = value if isinstance(value, tuple) else (value,)
-                if count > 1 and all(leaf.shape[0] == 1 for leaf in leaves):
-                    fixed[name] = value  # one for all rows
-                    continue
-                keys = tuple(_keep(inputs, f"{name}.{number}.{i}", x) for i, x in enumerate(leaves))
-                rows[name] = keys if isinstance(value, tuple) else keys[0]
+                of_rows[name] = _keep(inputs, f"{name}.{number}", value)
             else:
                 raise ModelError(
                     f"Layer {number} of '{self._stock.config.model_type}' takes a "
                     f"{type(value).__name__.lower()} '{name}' that its layout does not describe. "
                     "If it is a tensor with a row axis, add it to the layout's row_inputs."
                 )
-        return _Call(module, fixed, rows)
+        return _Call(module, fixed, of_rows, of_all)
+
+    def _is_shared(self, name: str, value: Any, count: int) -> bool:
+        """Whether an argument is the same for all rows; a mask of one row is that row's own."""
+        if name in self._layout.shared_inputs:
+            return True
+        if name not in self._layout.row_inputs or (count == 1 and name == "attention_mask"):
+            return False
+        return all(isinstance(leaf, Tensor) and leaf.shape[0] == 1 for leaf in _leaves(value))
 
     def layer(self, number: int, flow: Flow) -> Flow:
         """Run layer `number` (1-based) with the arguments the stock model gives it."""
@@ -242,10 +253,15 @@ class EncoderBackbone:
         given = call.fixed
         if call.rows:
             given = {**given, **{name: _fetch(flow.inputs, key) for name, key in call.rows.items()}}
+        if call.shared:
+            given = {
+                **given,
+                **{name: _fetch(flow.shared, key) for name, key in call.shared.items()},
+            }
         hidden = call.module(flow.hidden, **given)
         if self._layout.returns_tuple:
             hidden = hidden[0]
-        return Flow(hidden, flow.mask, flow.inputs, flow.constants)
+        return Flow(hidden, flow.mask, flow.inputs, flow.shared, flow.constants)
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
@@ -297,16 +313,26 @@ def _part(model: nn.Module, path: str | None) -> nn.Module | None:
     return None if path is None else model.get_submodule(path)
 
 
-def _keep(inputs: dict[str, Tensor], key: str, leaf: Tensor) -> str:
-    """Keep a tensor for later layers, once; the key it is found under."""
-    for known, other in inputs.items():
+def _leaves(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _keep(kept: dict[str, Tensor], key: str, value: Any) -> _Keys:
+    """Keep one or several tensors for later layers, each once; the keys they are found under."""
+    if isinstance(value, tuple):
+        return tuple(_keep_leaf(kept, f"{key}.{i}", leaf) for i, leaf in enumerate(value))
+    return _keep_leaf(kept, key, value)
+
+
+def _keep_leaf(kept: dict[str, Tensor], key: str, leaf: Tensor) -> str:
+    for known, other in kept.items():
         if other is leaf:
             return known
-    inputs[key] = leaf
+    kept[key] = leaf
     return key
 
 
-def _fetch(inputs: Mapping[str, Tensor], key: str | tuple[str, ...]) -> Any:
+def _fetch(inputs: Mapping[str, Tensor], key: _Keys) -> Any:
     return inputs[key] if isinstance(key, str) else tuple(inputs[part] for part in key)
 
 

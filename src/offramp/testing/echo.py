@@ -80,7 +80,7 @@ class EchoBackbone:
         if any(other is None or not ids.equal(other.double()) for other in others):
             raise AssertionError(f"Before layer {number} the rows of one flow are mixed up.")
         hidden = flow.hidden + torch.tensor((0.0, 1.0), dtype=torch.double)
-        return Flow(hidden, flow.mask, flow.inputs, flow.constants)
+        return flow._replace(hidden=hidden)
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
