@@ -279,7 +279,7 @@ class _Remembers(EncoderBackbone):
     def layer(self, number: int, flow: Flow) -> Flow:
         inputs = {name: self.inputs.get(name, leaf) for name, leaf in flow.inputs.items()}
         try:
-            return super().layer(number, Flow(flow.hidden, flow.mask, inputs, flow.constants))
+            return super().layer(number, flow._replace(inputs=inputs))
         except RuntimeError as problem:
             raise AssertionError("threads met") from problem
 
