@@ -7,8 +7,10 @@ contenders run each batch back to back, so whatever else the machine does falls 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from offramp.model import MultiExitModel
 from offramp.policies import Full, Policy
 
 Seconds = npt.NDArray[np.float64]
+Job = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,7 @@ class Speed:
     @property
     def ideal(self) -> float:
         """The speed-up if a FLOP always took the same time and deciding none."""
-        rest = self.full_seconds - self.fixed_seconds
-        return self.full_seconds / (self.fixed_seconds + self.cost * rest)
+        return ideal_speed_up(self.full_seconds, self.fixed_seconds, self.cost)
 
     @property
     def realised_share(self) -> float:
@@ -82,7 +84,10 @@ def measure_speed(
         "early": lambda batch: engine.run(batch, policy),
         "fixed": model.backbone.embed,
     }
-    seconds = _time(contenders, batches, passes)
+    on_gpu = next(iter(batches[0].values())).is_cuda
+    jobs = {name: [partial(run, b) for b in batches] for name, run in contenders.items()}
+    timed = list(islice(laps(jobs, on_gpu), 1, passes + 1))
+    seconds = {name: np.array([lap[name] for lap in timed]) for name in jobs}
     full_is = min("stock", "ours", key=lambda name: seconds[name].sum())
     full, early = seconds[full_is], seconds["early"]
     speed_up, interval = _ratio(full, early)
@@ -101,26 +106,41 @@ def measure_speed(
     )
 
 
-@torch.inference_mode()
-def _time(
-    contenders: dict[str, Callable[[Batch], object]], batches: Sequence[Batch], passes: int
-) -> dict[str, Seconds]:
-    """Seconds of each contender per pass over all batches, (passes,)."""
-    seconds = {name: np.zeros(passes + 1) for name in contenders}
-    names = list(contenders)
-    for number in range(passes + 1):
+def ideal_speed_up(full: float, fixed: float, cost: float) -> float:
+    """Full time over the time that a share `cost` of all but the fixed time would take."""
+    return full / (fixed + cost * (full - fixed))
+
+
+def laps(
+    jobs: Mapping[str, Sequence[Job]], on_gpu: bool = False, rest: float = 0.0
+) -> Iterator[dict[str, float]]:
+    """Seconds of every contender, pass after pass and without end; the first pass warms up.
+
+    Args:
+        jobs: of each contender, one per batch; the first batches of all run back to back, then
+            the second ones.
+        on_gpu: wait for the GPU before the clock is read.
+        rest: seconds between two contenders, for the threads of the one to fall asleep.
+    """
+    names, number = list(jobs), 0
+    while True:
         # another one goes first in every pass, since the first finds the caches cold
         order = names[number % len(names) :] + names[: number % len(names)]
-        for batch in batches:
+        seconds = dict.fromkeys(names, 0.0)
+        for place in range(max(map(len, jobs.values()))):
             for name in order:
-                seconds[name][number] += _clock(contenders[name], batch)
-    return {name: values[1:] for name, values in seconds.items()}
+                if place < len(jobs[name]):
+                    if rest:
+                        time.sleep(rest)
+                    seconds[name] += _clock(jobs[name][place], on_gpu)
+        yield seconds
+        number += 1
 
 
-def _clock(run: Callable[[Batch], object], batch: Batch) -> float:
-    on_gpu = next(iter(batch.values())).is_cuda
+@torch.inference_mode()
+def _clock(job: Job, on_gpu: bool) -> float:
     start = time.perf_counter()
-    run(batch)
+    job()
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
