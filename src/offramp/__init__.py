@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from offramp.benchmark import bench
     from offramp.calibration import OperatingPoint, calibrate
     from offramp.comparison import compare
     from offramp.data import load_examples
@@ -34,6 +35,7 @@ __all__ = [
     "OperatingPoint",
     "__version__",
     "attach",
+    "bench",
     "calibrate",
     "compare",
     "evaluate",
@@ -54,6 +56,7 @@ _HOME = {
     "OfframpError": "offramp.errors",
     "OperatingPoint": "offramp.calibration",
     "attach": "offramp.training",
+    "bench": "offramp.benchmark",
     "calibrate": "offramp.calibration",
     "compare": "offramp.comparison",
     "evaluate": "offramp.evaluation",

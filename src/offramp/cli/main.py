@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli import console
+from offramp.cli.bench import bench
 from offramp.cli.compare import compare
 from offramp.cli.demo import demo
 from offramp.cli.info import info
@@ -48,7 +49,7 @@ def _help(text: str) -> str:
 
 COMMANDS = (
     *(tune, predict, train, attach, record, calibrate, evaluate, report),
-    *(compare, info, demo),
+    *(compare, bench, info, demo),
 )
 for command in COMMANDS:
     app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)

@@ -37,8 +37,9 @@ def pages(room: str = _ROOM) -> Environment:
 
 
 def asset(name: str, room: str = _ROOM) -> str:
-    """The text of a file of a room."""
-    return files(f"offramp.{room}").joinpath(name).read_text(encoding="utf-8")
+    """The text of a file of a room, or nothing where it has none of that name."""
+    file = files(f"offramp.{room}").joinpath(name)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def write_html(path: Path, room: str = _ROOM, **values: Any) -> Path:
@@ -46,7 +47,8 @@ def write_html(path: Path, room: str = _ROOM, **values: Any) -> Path:
 
     Args:
         path: of the file.
-        room: has `page.html`; `page.js`, the only script that the page allows; and `page.css`.
+        room: has `page.html`, `page.css` and, where it needs one, `page.js`, the only script that
+            the page allows.
         values: what the page names; `title` and `data` among them.
 
     Raises:

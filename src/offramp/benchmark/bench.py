@@ -1,0 +1,243 @@
+"""`bench`: every engine and what a user has without them, in one run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from offramp.benchmark.contenders import PRECISIONS, Shop, line_up, with_mask
+from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
+from offramp.benchmark.memory import with_memory
+from offramp.benchmark.page import write_page
+from offramp.benchmark.running import Leaving, Race, ready
+from offramp.benchmark.subject import Subject, open_rows, open_subject
+from offramp.benchmark.workloads import plan_work
+from offramp.calibration import OperatingPoint, list_points
+from offramp.engines import as_device, processor_fingerprint
+from offramp.errors import ConfigError, OutputError
+from offramp.registry import nearest
+from offramp.storage import write_document
+
+HTML, JSON = "bench.html", "bench.json"
+RUNTIMES = get_args(Runtime)
+SHARES = (0.25, 0.5, 0.75)
+FORCED = (
+    "Where rows leave is forced: exits and a policy run at every layer, but a fixed pattern decides "
+    "which rows leave there, in every batch at layers all around the mean that is named. So the "
+    "figures say what leaving saves, and nothing about answers."
+)
+_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
+
+
+def bench(
+    model: str | os.PathLike[str],
+    data: Any = None,
+    output: str | os.PathLike[str] | None = "bench",
+    *,
+    point: str | None = None,
+    depths: Sequence[float] | None = None,
+    backends: Sequence[str] = RUNTIMES,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    batch_sizes: Sequence[int] = (1, 8, 32, 128),
+    rows: int = 128,
+    passes: int | None = None,
+    minutes: float = 10.0,
+    max_length: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    memory: bool = True,
+    quiet: bool = False,
+    **columns: Any,
+) -> Bench:
+    """Time engines and precisions side by side, and what a user has without offramp.
+
+    All run each batch in turns, warm, so that whatever else the machine does falls on all of
+    them. Where rows leave is a point of the folder, or forced: then exits and a policy run at
+    every layer, but rows leave by a pattern, which says what early exit could save and nothing
+    about its answers.
+
+    Args:
+        model: folder or hub id of a multi-exit or a stock model, or the name of an architecture
+            such as `bert-base`, which gets random weights.
+        data: rows whose lengths are measured, as `load_examples` takes them; None is the
+            built-in docstrings.
+        output: folder for `bench.html` and `bench.json`; None writes nothing.
+        point: name of an operating point; else `default` where the folder has it.
+        depths: mean exit depths to force, as shares of all layers; else 0.25, 0.5 and 0.75
+            where there is no point.
+        backends: of `torch`, `onnx` and `openvino`.
+        precisions: of `fp32`, `bf16`, `fp16` and `int8`.
+        batch_sizes: beside the stream of rows as they come.
+        rows: how many.
+        passes: over all rows, at least 2; else as many as fit into `minutes`, 3 to 25.
+        minutes: about how long the timing may take where `passes` are not given.
+        max_length: longest row in tokens.
+        threads: of every runtime; else torch's.
+        device: of what runs in torch, a GPU if there; the other runtimes are for the CPU.
+        memory: measure the peak memory as well, each in a process of its own.
+        columns: `split`, `text`, `text_pair`, as `load_examples` takes them.
+
+    Raises:
+        ConfigError: an option that means nothing.
+        ModelError, PointError, DataError: what is wrong with model, point or rows.
+        OutputError: the folder cannot be written.
+    """
+    numbers: dict[str, tuple[float | None, float]] = {
+        "--rows": (rows, 2),
+        "--passes": (passes, 2),
+        "--minutes": (minutes, 0),
+        "--threads": (threads, 1),
+    }
+    _check(backends, precisions, batch_sizes, depths, numbers)
+    folder = _folder(output)
+    where = as_device(device)
+    subject = open_subject(model)
+    leavings, exits = _leavings(subject, point, depths)
+    found, lengths = open_rows(subject, data, rows, max_length, **columns)
+    works = plan_work(found.lengths, batch_sizes)
+    with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
+        example = with_mask(found.batch([0, 1]))
+        shop = Shop(lambda: subject.model, example, Path(temp), count, where)
+        wanted, unable = _on_device(
+            line_up(subject.model.depth, cast(Any, backends), precisions, list(leavings)), where
+        )
+        able, broken = ready(shop, wanted, found.batch([0]), quiet)
+        race = Race(shop, able, found, leavings, passes, minutes / len(works), quiet)
+        workloads = [race.run(work) for work in works]
+        if memory:
+            able = with_memory(shop, os.fspath(model), able, found, quiet)
+    done = Bench(
+        model=subject.name,
+        source=subject.source,
+        depth=subject.model.depth,
+        parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
+        exits=exits,
+        forced=any(one.policy is None for one in leavings.values()),
+        threads=count,
+        machine=_machine(where),
+        lengths=lengths,
+        contenders=tuple(able),
+        workloads=tuple(workloads),
+        skipped=(*unable, *broken),
+    )
+    if folder is not None:
+        write_document(folder / JSON, done)
+        write_page(done, folder / HTML)
+    return done
+
+
+def _folder(output: str | os.PathLike[str] | None) -> Path | None:
+    folder = None if output is None else Path(output)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give the name of a folder.")
+    return folder
+
+
+def _leavings(
+    subject: Subject, point: str | None, depths: Sequence[float] | None
+) -> tuple[dict[str, Leaving], str]:
+    """Where rows leave, by the words of each, and all of it in a sentence."""
+    leavings, said = {}, []
+    known = [] if subject.folder is None else list_points(subject.folder)
+    if point is None and depths is None and "default" in known:
+        point = "default"
+    if point is not None:
+        if subject.folder is None:
+            raise ConfigError(f"--point {point}: {subject.name} is {subject.source}. Leave it out.")
+        chosen = OperatingPoint.load(subject.folder, point)
+        chosen.check(subject.model.fingerprint(), processor_fingerprint(subject.processor))
+        leavings[f"point {point}"] = Leaving(policy=chosen.build_policy())
+        said.append(f"Rows leave at the operating point '{point}'.")
+    if depths is not None or point is None:
+        shares = SHARES if depths is None else depths
+        leavings |= {f"{share:.0%} depth": Leaving(share=share) for share in shares}
+        said.append(FORCED)
+    return leavings, " ".join(said)
+
+
+def _on_device(
+    wanted: Sequence[Contender], device: torch.device
+) -> tuple[list[Contender], list[Skipped]]:
+    """Those that can run where the torch ones do, and the others."""
+    if device.type == "cpu":
+        return list(wanted), []
+    there = [one for one in wanted if one.runtime == "torch"]
+    names = tuple(one.name for one in wanted if one.runtime != "torch")
+    why = f"is for the CPU, and the others run on {device}: give --device cpu to compare"
+    return there, [Skipped(names=names, why=why)] if names else []
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    """That many in torch, until the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What the figures hold for."""
+    facts = {"processor": _processor(), "cores": str(os.cpu_count() or 1)}
+    if device.type == "cuda":
+        facts["GPU"] = torch.cuda.get_device_name(device)
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["Python"] = platform.python_version()
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts
+
+
+def _processor() -> str:
+    """Its name, where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _check(
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    batch_sizes: Sequence[int],
+    depths: Sequence[float] | None,
+    numbers: Mapping[str, tuple[float | None, float]],
+) -> None:
+    """Refuse what means nothing."""
+    for given, option, known in (
+        (backends, "--backends", RUNTIMES),
+        (precisions, "--precisions", PRECISIONS),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"{option}: '{name}' is unknown.{nearest(name, list(known))} "
+                    f"Known: {', '.join(known)}."
+                )
+        if not given:
+            raise ConfigError(f"{option} is empty. Known: {', '.join(known)}.")
+    for option, (value, least) in numbers.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{option} is {value}; it must be at least {least:g}.")
+    for share in depths or ():
+        if not 0 < share <= 1:
+            raise ConfigError(f"--depths: {share:g} is no share of the layers: above 0, up to 1.")
+    rows = numbers["--rows"][0] or 0
+    for size in batch_sizes:
+        if not 1 <= size <= rows:
+            raise ConfigError(
+                f"--batch-sizes: {size} is not from 1 to the number of rows, {rows:g}. "
+                "Give more --rows or smaller batches."
+            )

@@ -1,0 +1,97 @@
+"""The stock model as ONNX, as whoever does without offramp would have it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.backbones import Batch
+
+MOST_ROWS = 4096
+
+
+class _Plain(nn.Module):
+    """A classifier that gives its scores alone."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        scores: Tensor = self.stock(**batch).logits
+        return scores
+
+
+@torch.no_grad()
+def export_plain(stock: nn.Module, batch: Batch, path: Path, longest: int | None) -> None:
+    """Write a stock classifier as one ONNX file with free numbers of rows and tokens.
+
+    Args:
+        stock: in evaluation mode, on the CPU.
+        batch: an example; it names the inputs.
+        path: of the file.
+        longest: row in tokens that the model can read.
+
+    Raises:
+        ImportError: the exporter is not installed.
+    """
+    import onnxscript  # noqa: F401  the exporter's own message is a riddle
+
+    tokens = torch.export.Dim("tokens", min=2, max=longest or 1 << 16)
+    rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
+    shapes = {
+        name: {0: rows, 1: tokens} if leaf.dim() == 2 else {0: rows} for name, leaf in batch.items()
+    }
+    with _hushed():
+        traced = torch.export.export(
+            _Plain(stock).eval(), (dict(batch),), dynamic_shapes=(shapes,), strict=False
+        )
+        program: Any = torch.onnx.export(
+            traced, None, input_names=list(batch), output_names=["logits"], dynamo=True,
+            verbose=False,
+        )  # fmt: skip
+    program.save(path, external_data=False)
+
+
+def quantise_plain(path: Path, target: Path) -> None:
+    """Dynamic int8 of all weights of an ONNX file, one scale per channel."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # shapes noted by the exporter are of weights before the quantiser turns them
+    del model.graph.value_info[:]
+    with _hushed():
+        quantize_dynamic(
+            model,
+            target,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": 1},
+        )
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what the exporter has to say on the way."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nothing,
+            contextlib.redirect_stdout(nothing),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
