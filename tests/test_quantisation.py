@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import ModelError
+from offramp.errors import MissingExtraError, ModelError
 
 reason = "needs the extra 'onnx'"
 onnx = pytest.importorskip("onnx", reason=reason)
@@ -267,3 +269,10 @@ def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
 def test_ends_the_graph_does_not_compute_are_refused_with_its_outputs() -> None:
     with pytest.raises(ModelError, match=r"does not compute hiden.*hidden, scores"):
         quantise(layer(), ["hiden"])
+
+
+def test_without_onnx_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "offramp.engines.quantisation")
+    with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
+        importlib.import_module("offramp.engines.quantisation")

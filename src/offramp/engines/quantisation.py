@@ -10,8 +10,8 @@ answer does not depend on the others. Weights are symmetric, one scale for each 
     x * (1 / m) -> QuantizeLinear -> q
     MatMulIntegerToFloat(q, w) * m      in the place of MatMul(x, w)
 
-A token of zeros needs no guard: whatever integers it got, they are multiplied by m = 0. A token of
-NaN or with an infinite number has such an m, so it stays visible.
+A token of zeros needs no guard: whatever integers it got, they are multiplied by m = 0. A token
+that is NaN throughout, as it is after any layer norm, or holds an infinite number comes out as NaN.
 """
 
 from __future__ import annotations
