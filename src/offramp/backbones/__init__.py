@@ -1,6 +1,6 @@
 """Models cut into embedding, layers and rest."""
 
-from offramp.backbones.base import Backbone, Batch, Flow, take_rows
+from offramp.backbones.base import Backbone, Batch, Flow, join_rows, take_rows
 from offramp.backbones.cifar_resnet import (
     CifarResNetConfig,
     CifarResNetForImageClassification,
@@ -24,6 +24,7 @@ __all__ = [
     "EncoderBackbone",
     "Flow",
     "Layout",
+    "join_rows",
     "make_backbone",
     "register_layout",
     "take_rows",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import ModelError
 from offramp.exits import Pooling
 
 Batch = Mapping[str, Tensor]
@@ -63,7 +64,8 @@ class Backbone(Protocol):
         ...
 
     def example(self, tokens: int, device: torch.device | str) -> Batch:
-        """The smallest batch: one row of so many tokens, which images do not have."""
+        """One row of so many tokens, which images do not have, with all that the model reads but
+        a mask."""
         ...
 
     def embed(self, batch: Batch) -> Flow:
@@ -76,6 +78,11 @@ class Backbone(Protocol):
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         """Keep only `rows` (indices, int64), in that order."""
+        ...
+
+    def join(self, flows: Sequence[Flow]) -> Flow:
+        """The rows of several flows of one padded length, one after the other; with one block
+        shared by all layers they may have run different ones."""
         ...
 
     def width(self, number: int) -> int:
@@ -104,3 +111,43 @@ def take_rows(flow: Flow, rows: Tensor) -> Flow:
         shared=flow.shared,
         constants=flow.constants,
     )
+
+
+def join_rows(flows: Sequence[Flow]) -> Flow:
+    """`Backbone.join` for flows whose every tensor has the row as first axis.
+
+    Rows without a mask get one of ones beside rows that have one. Raises ModelError where a flow
+    lacks anything else that another has.
+    """
+    if len(flows) == 1:
+        return flows[0]
+    fullest = max(flows, key=lambda flow: len(flow.inputs))
+    names = dict.fromkeys(name for flow in flows for name in flow.inputs)
+    masked = [flow.mask for flow in flows if flow.mask is not None]
+    return Flow(
+        hidden=torch.cat([flow.hidden for flow in flows]),
+        mask=torch.cat([_mask(flow, masked[0]) for flow in flows]) if masked else None,
+        inputs={name: torch.cat([_input(flow, name, fullest) for flow in flows]) for name in names},
+        shared=fullest.shared,
+        constants=fullest.constants,
+    )
+
+
+def _mask(flow: Flow, like: Tensor) -> Tensor:
+    rows = flow.hidden.shape[0]
+    return like.new_ones((rows, *like.shape[1:])) if flow.mask is None else flow.mask
+
+
+def _input(flow: Flow, name: str, fullest: Flow) -> Tensor:
+    """What the layers need of the rows of `flow`, in the form that `fullest` has."""
+    if name in flow.inputs:
+        return flow.inputs[name]
+    rows = flow.hidden.shape[0]
+    if name in flow.shared:  # what all rows of a flow share is each row's own in a flow of one
+        return flow.shared[name].expand(rows, *flow.shared[name].shape[1:])
+    if name not in fullest.inputs or not name.startswith("attention_mask"):
+        raise ModelError(f"Flows cannot be joined: one has '{name}' and another has not.")
+    like = fullest.inputs[name]
+    # nothing is masked: 0 is added to attention, or True and 1 let it pass
+    neutral = 0 if like.is_floating_point() else 1
+    return like.new_full((rows, *like.shape[1:]), neutral)

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from offramp.backbones.base import Batch, Flow, take_rows
+from offramp.backbones.base import Batch, Flow, join_rows, take_rows
 from offramp.backbones.encoders import BACKBONES
 from offramp.errors import ModelError
 from offramp.exits import Pooling
@@ -222,6 +222,9 @@ class CifarResNetBackbone:
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
+
+    def join(self, flows: Sequence[Flow]) -> Flow:
+        return join_rows(flows)
 
     def width(self, number: int) -> int:
         return int(self._blocks[number - 1].conv2.out_channels)

@@ -12,7 +12,7 @@ import copy
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from offramp.backbones.base import Backbone, Batch, Flow, take_rows
+from offramp.backbones.base import Backbone, Batch, Flow, join_rows, take_rows
 from offramp.errors import DataError, ModelError
 from offramp.exits import POOLINGS
 from offramp.registry import Registry, nearest
@@ -171,7 +171,10 @@ class EncoderBackbone:
 
     def example(self, tokens: int, device: torch.device | str) -> Batch:
         if self.reads == "text":
-            return {"input_ids": torch.zeros((1, tokens), dtype=torch.long, device=device)}
+            ids = torch.zeros((1, tokens), dtype=torch.long, device=device)
+            kinds = getattr(self._stock.config, "type_vocab_size", 0) or 0
+            typed = kinds > 1 and "token_type_ids" in self._accepts
+            return {"input_ids": ids} | ({"token_type_ids": ids} if typed else {})
         size: Any = self._stock.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         channels: Any = self._stock.config.num_channels
@@ -265,6 +268,9 @@ class EncoderBackbone:
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
+
+    def join(self, flows: Sequence[Flow]) -> Flow:
+        return join_rows(flows)
 
     def width(self, number: int) -> int:
         return int(self._stock.config.hidden_size)

@@ -1,12 +1,13 @@
 """Engines run a batch so that the layers that are not needed cost nothing."""
 
-from offramp.engines.base import Answers, Engine, Exitable, rows_of
+from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
 from offramp.engines.batching import collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
 from offramp.engines.recording import label_names, processor_fingerprint, record
 from offramp.engines.settings import as_device, as_dtype
-from offramp.engines.torch_engine import TorchEngine, take_tree
+from offramp.engines.torch_engine import TorchEngine
+from offramp.engines.trees import take_tree
 
 __all__ = [
     "Answers",
@@ -15,6 +16,7 @@ __all__ = [
     "Exitable",
     "ImageInputs",
     "Inputs",
+    "RowAnswer",
     "TextInputs",
     "TorchEngine",
     "as_device",

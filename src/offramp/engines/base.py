@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ class Answers:
     scores: Tensor
     exit_layers: Tensor
     bad: Tensor
+
+
+class RowAnswer(NamedTuple):
+    """What one row of a stream was answered with; the scores of a bad row mean nothing."""
+
+    scores: Tensor  # (classes,) fp32
+    exit_layer: int
+    bad: bool
 
 
 class Engine(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
 from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.engines.trees import take_tree
 from offramp.errors import ConfigError
 from offramp.exits import Exit
 from offramp.policies import Decision, Policy, Rows, State, decide
@@ -130,14 +131,3 @@ def _answers(scores: Tensor, layer: int, bad: Tensor | None) -> Answers:
     if bad is None:
         bad = torch.zeros(count, dtype=torch.bool, device=device)
     return Answers(scores, torch.full((count,), layer, device=device), bad)
-
-
-def take_tree(tree: Any, rows: Tensor) -> Any:
-    """Keep rows of a tensor, of a dict of tensors, or of nothing."""
-    if isinstance(tree, Tensor):
-        return tree.index_select(0, rows)
-    if isinstance(tree, Mapping):
-        return {name: take_tree(leaf, rows) for name, leaf in tree.items()}
-    if tree is not None:
-        raise TypeError(f"Rows cannot be taken from a {type(tree).__name__}; use tensors or dicts.")
-    return None

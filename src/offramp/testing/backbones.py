@@ -38,6 +38,8 @@ def check_backbone(stock: PreTrainedModel) -> None:
     for kind, batch in batches.items():
         _check_stepping(stock, backbone, batch, f"{name}, {kind}")
         _check_take(stock, backbone, batch, f"{name}, {kind}")
+        _check_join(backbone, batch, f"{name}, {kind}")
+    _check_join_with_a_mask(stock, backbone, batches, name)
     _check_threads(backbone, [*batches.values()] * 4, name)
     ensure(_portrait(stock) == before, f"{name}: cutting or running it changes the stock model.")
 
@@ -105,6 +107,43 @@ def _check_take(stock: PreTrainedModel, backbone: Backbone, batch: Batch, who: s
         ensure(
             gap <= BAND * max(1.0, alone.abs().max().item()),
             f"{who}: rows taken after layer {after} end {gap:.1e} away from their own answer.",
+        )
+
+
+def _check_join(backbone: Backbone, batch: Batch, who: str) -> None:
+    """Takes, joined between any two layers, go on as the whole, difference 0."""
+    order = torch.tensor((3, 0, 5, 1, 2, 4), device=next(iter(batch.values())).device)
+    whole = backbone.embed({name: value[order] for name, value in batch.items()})
+    flow = backbone.embed(batch)
+    for number in range(1, backbone.depth + 1):
+        flow = backbone.join([backbone.take(flow, part) for part in order.split([1, 3, 2])])
+        _exactly(flow.hidden, whole.hidden, f"{who}: takes joined before layer {number}")
+        flow, whole = backbone.layer(number, flow), backbone.layer(number, whole)
+        _exactly(flow.hidden, whole.hidden, f"{who}: layer {number} of takes that were joined")
+        flow = backbone.take(flow, order.argsort())
+
+
+def _check_join_with_a_mask(
+    stock: PreTrainedModel, backbone: Backbone, batches: dict[str, Batch], who: str
+) -> None:
+    """Rows with no mask may join rows with one, and the other way round; one row, many."""
+    if "padded" not in batches:
+        return
+    one = {name: value[3:4] for name, value in batches["padded"].items()}
+    parts = [batches["no mask"], batches["padded"], one]
+    wanted = torch.cat([stock(**part).logits for part in parts])
+    for turned in (False, True):
+        flows = [backbone.embed(part) for part in parts]
+        flow = backbone.join(flows[::-1] if turned else flows)
+        for number in range(1, backbone.depth + 1):
+            flow = backbone.layer(number, flow)
+        logits = backbone.head(flow.hidden, flow.mask)
+        if turned:
+            logits = torch.cat(logits.split([1, _ROWS, _ROWS])[::-1])
+        gap = (logits - wanted).abs().max().item()
+        ensure(
+            gap <= BAND * max(1.0, wanted.abs().max().item()),
+            f"{who}: rows joined with and without a mask end {gap:.1e} away from their own answer.",
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr, SerializeAsAny
 from torch import Tensor, nn
 
-from offramp.backbones import Batch, Flow, take_rows
+from offramp.backbones import Batch, Flow, join_rows, take_rows
 from offramp.exits import ExitOutput, Pooling
 from offramp.policies import Policy, Rows, State, Step
 
@@ -84,6 +84,9 @@ class EchoBackbone:
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
+
+    def join(self, flows: Sequence[Flow]) -> Flow:
+        return join_rows(flows)
 
     def width(self, number: int) -> int:
         return 2
