@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,12 @@ _PLAIN_PRECISIONS = {
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16"),
 }
+_NEEDS = {
+    "torch": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+"""What a runtime without offramp imports; the model is exported first."""
 _OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -130,6 +137,8 @@ class Shop:
     def _make(self, contender: Contender) -> Runner:
         if contender.side == "offramp":
             return _Ours(self._engine(contender), self.device)
+        for name in _NEEDS[contender.runtime]:
+            import_module(name)
         if contender.runtime == "torch":
             return _Transformers(self._stock(contender), self.device)
         path = self.exported(contender.precision, contender.layers)

@@ -146,8 +146,7 @@ class Bench(Strict):
         model: its name.
         source: what it is, in words.
         parameters: of the stock model.
-        exits: where rows leave, in words.
-        forced: rows leave by a pattern, whatever the exits say.
+        forced: some rows leave by a pattern, whatever the exits say.
         threads: of every runtime.
         machine: names and versions.
     """
@@ -158,7 +157,6 @@ class Bench(Strict):
     source: str
     depth: int
     parameters: int
-    exits: str
     forced: bool
     threads: int
     machine: dict[str, str]

@@ -41,10 +41,8 @@ def export_plain(stock: nn.Module, batch: Batch, path: Path, longest: int | None
         longest: row in tokens that the model can read.
 
     Raises:
-        ImportError: the exporter is not installed.
+        Whatever torch meets in a model that it cannot trace.
     """
-    import onnxscript  # noqa: F401  the exporter's own message is a riddle
-
     tokens = torch.export.Dim("tokens", min=2, max=longest or 1 << 16)
     rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
     shapes = {
@@ -55,7 +53,7 @@ def export_plain(stock: nn.Module, batch: Batch, path: Path, longest: int | None
             _Plain(stock).eval(), (dict(batch),), dynamic_shapes=(shapes,), strict=False
         )
         program: Any = torch.onnx.export(
-            traced, None, input_names=list(batch), output_names=["logits"], dynamo=True,
+            traced, (), input_names=list(batch), output_names=["logits"], dynamo=True,
             verbose=False,
         )  # fmt: skip
     program.save(path, external_data=False)

@@ -50,7 +50,7 @@ def with_memory(
     if shop.device.type != "cpu":
         return list(contenders)
     longest = data.lengths.argsort(kind="stable")[-BATCH:]
-    save_file(data.batch(longest.tolist()), shop.place / _TOKENS)
+    save_file(dict(data.batch(longest.tolist())), shop.place / _TOKENS)
     peaks: dict[str, float] = {}
     whole = [one for one in contenders if one.layers == shop.model.depth]
     todo = [one for one in whole if one.leaves is None]

@@ -1,239 +1,240 @@
-"""Lets everything that takes part run in turns, and says what came of it."""
+"""`bench`: every engine and what a user has without them, in one run."""
 
 from __future__ import annotations
 
-import logging
+import os
+import platform
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from tqdm.auto import tqdm
 
-from offramp.backbones import Batch
-from offramp.benchmark.contenders import Shop
-from offramp.benchmark.document import (
-    BASELINE,
-    Contender,
-    EarlyExit,
-    Skipped,
-    Spread,
-    Timing,
-    Workload,
-)
-from offramp.benchmark.subject import Rows as Data
-from offramp.benchmark.words import about
-from offramp.benchmark.workloads import Work, forced_policy
-from offramp.engines import CostModel, cost_model
-from offramp.errors import OfframpError
-from offramp.evaluation import ideal_speed_up, laps
-from offramp.evaluation.speed import Job
-from offramp.policies import Full, Policy, Rows
+from offramp.benchmark.contenders import PRECISIONS, Shop, line_up, with_mask
+from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
+from offramp.benchmark.memory import with_memory
+from offramp.benchmark.page import write_page
+from offramp.benchmark.race import Race, ready
+from offramp.benchmark.subject import Subject, open_rows, open_subject
+from offramp.benchmark.workloads import forced_policy, plan_work
+from offramp.calibration import OperatingPoint, list_points
+from offramp.engines import as_device, processor_fingerprint
+from offramp.errors import ConfigError, OutputError
+from offramp.policies import Policy
+from offramp.registry import nearest
+from offramp.storage import write_document
 
-logger = logging.getLogger("offramp")
-
-FEWEST_PASSES, MOST_PASSES = 3, 25
-REST_SECONDS = 0.002
-"""For the threads of one runtime to fall asleep before the next one is timed."""
-Seconds = Mapping[str, npt.NDArray[np.float64]]
-_EXTRA_OF = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino"}
+HTML, JSON = "bench.html", "bench.json"
+RUNTIMES = get_args(Runtime)
+SHARES = (0.25, 0.5, 0.75)
+_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
 
-@dataclass(frozen=True)
-class Leaving:
-    """Where rows leave early: at a point, or by a pattern around a share of the depth."""
+def bench(
+    model: str | os.PathLike[str],
+    data: Any = None,
+    output: str | os.PathLike[str] | None = "bench",
+    *,
+    point: str | None = None,
+    depths: Sequence[float] | None = None,
+    backends: Sequence[str] = RUNTIMES,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    batch_sizes: Sequence[int] = (1, 8, 32, 128),
+    rows: int = 128,
+    passes: int | None = None,
+    minutes: float = 10.0,
+    max_length: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    memory: bool = True,
+    quiet: bool = False,
+    **columns: Any,
+) -> Bench:
+    """Time engines and precisions side by side, and what a user has without offramp.
 
-    policy: Policy | None = None
-    share: float | None = None
-
-    def of(self, shop: Shop, rows: int) -> Policy:
-        """For a workload of so many rows."""
-        if self.policy is not None:
-            return self.policy
-        return forced_policy(shop.model, self.share or 0.5, rows)
-
-
-def ready(
-    shop: Shop, contenders: Sequence[Contender], batch: Batch, quiet: bool = False
-) -> tuple[list[Contender], list[Skipped]]:
-    """Prepare all and let each run once: those that can take part, and those that cannot."""
-    able, unable = [], {}
-    with tqdm(contenders, desc="preparing", disable=quiet or None, leave=False) as bar:
-        for one in bar:
-            bar.set_postfix_str(one.name)
-            why = _hindrance(shop, one, batch)
-            if why is None:
-                able.append(one)
-            else:
-                unable.setdefault(why, []).append(one.name)
-    return able, [Skipped(names=tuple(names), why=why) for why, names in unable.items()]
-
-
-def _hindrance(shop: Shop, contender: Contender, batch: Batch) -> str | None:
-    """Why it cannot take part."""
-    leaf = next(iter(batch.values()))
-    rows = Rows(torch.arange(len(leaf)), torch.full((len(leaf),), leaf.shape[1]))
-    try:
-        with torch.inference_mode():
-            shop.prepare(contender).job(batch, rows, Full())()
-    except ImportError as problem:
-        name = (problem.name or "").partition(".")[0]
-        if name in _EXTRA_OF:
-            return f"{name} is not installed: pip install 'offramp[{_EXTRA_OF[name]}]'"
-        return _first_line(problem)
-    except OfframpError as problem:
-        return str(problem)
-    except Exception as problem:  # exporters and runtimes raise whatever they like
-        logger.debug("%s", contender.name, exc_info=True)
-        return _first_line(problem)
-    return None
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n")[0][:300] or type(problem).__name__
-
-
-@dataclass
-class Race:
-    """Those that take part.
+    All run each batch in turns, warm, so that whatever else the machine does falls on all of
+    them. Where rows leave is a point of the folder, or forced: then exits and a policy run at
+    every layer, but rows leave by a pattern, which says what early exit could save and nothing
+    about its answers.
 
     Args:
-        data: the rows.
-        leavings: by their words.
-        passes: None for as many as fit into `minutes`, which is for each workload.
+        model: folder or hub id of a multi-exit or a stock model, or the name of an architecture
+            such as `bert-base`, which gets random weights.
+        data: rows whose lengths are measured, as `load_examples` takes them; None is the
+            built-in docstrings.
+        output: folder for `bench.html` and `bench.json`; None writes nothing.
+        point: name of an operating point; else `default` where the folder has it.
+        depths: mean exit depths to force, as shares of all layers; else 0.25, 0.5 and 0.75
+            where there is no point.
+        backends: of `torch`, `onnx` and `openvino`.
+        precisions: of `fp32`, `bf16`, `fp16` and `int8`.
+        batch_sizes: beside the stream of rows as they come.
+        rows: how many.
+        passes: over all rows, at least 2; else as many as fit into `minutes`, 3 to 25.
+        minutes: about how long the timing may take where `passes` are not given.
+        max_length: longest row in tokens.
+        threads: of every runtime; else torch's.
+        device: of what runs in torch, a GPU if there; the other runtimes are for the CPU.
+        memory: measure the peak memory as well, each in a process of its own.
+        columns: `split`, `text`, `text_pair`, as `load_examples` takes them.
+
+    Raises:
+        ConfigError: an option that means nothing.
+        ModelError, PointError, DataError: what is wrong with model, point or rows.
+        OutputError: the folder cannot be written.
     """
-
-    shop: Shop
-    contenders: Sequence[Contender]
-    data: Data
-    leavings: Mapping[str, Leaving]
-    passes: int | None
-    minutes: float
-    quiet: bool = False
-
-    def run(self, work: Work) -> Workload:
-        """Measure one workload."""
-        policies = {said: one.of(self.shop, work.rows) for said, one in self.leavings.items()}
-        jobs = {one.name: self._jobs(one, work, policies) for one in self.contenders}
-        executed = {
-            one.name: self._executed(jobs[one.name], work, policies[one.leaves])
-            for one in self.contenders
-            if one.leaves is not None
-        }
-        seconds = self._timed(work.name, {**jobs, **self._fixed(work)})
-        timings = []
-        for one in self.contenders:
-            early = None
-            if one.name in executed:
-                early = self._gain(one, seconds, work.rows, *executed[one.name])
-            timings.append(_timing(one.name, seconds, work.rows, early))
-        return Workload(
-            name=work.name,
-            batch_size=work.batch_size,
-            rows=work.rows,
-            passes=len(seconds[BASELINE]),
-            timings=tuple(timings),
+    numbers: dict[str, tuple[float | None, float]] = {
+        "--rows": (rows, 2),
+        "--passes": (passes, 2),
+        "--minutes": (minutes, 0),
+        "--threads": (threads, 1),
+    }
+    _check(backends, precisions, batch_sizes, depths, numbers)
+    folder = _folder(output)
+    where = as_device(device)
+    subject = open_subject(model)
+    found, lengths = open_rows(subject, data, rows, max_length, **columns)
+    policies, forced = _policies(subject, point, depths, rows)
+    works = plan_work(found.lengths, batch_sizes)
+    with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
+        example = with_mask(found.batch([0, 1]))
+        shop = Shop(lambda: subject.model, example, Path(temp), count, where)
+        wanted, unable = _on_device(
+            line_up(subject.model.depth, cast(Any, backends), precisions, list(policies)), where
         )
-
-    def _jobs(self, contender: Contender, work: Work, policies: Mapping[str, Policy]) -> list[Job]:
-        runner = self.shop.prepare(contender)
-        policy = Full() if contender.leaves is None else policies[contender.leaves]
-        batches = work.plain if contender.side == "plain" else work.ours
-        return [runner.job(batch, rows, policy) for batch, rows in self._batches(batches)]
-
-    def _fixed(self, work: Work) -> dict[str, list[Job]]:
-        """What comes before the first layer, of each runtime and precision of ours."""
-        jobs = {}
-        for one in self.contenders:
-            if one.side == "offramp" and one.leaves is None:
-                runner = self.shop.prepare(one)
-                found = [runner.fixed(batch) for batch, _ in self._batches(work.ours)]
-                if known := [job for job in found if job is not None]:
-                    jobs[_fixed_name(one)] = known
-        return jobs
-
-    def _batches(self, places: Sequence[Sequence[int]]) -> Iterator[tuple[Batch, Rows]]:
-        """Batches with their rows numbered from 0 on, as forced policies want them."""
-        first = 0
-        for chosen in places:
-            ids = torch.arange(first, first + len(chosen))
-            lengths = torch.from_numpy(self.data.lengths[list(chosen)])
-            yield self.data.batch(chosen), Rows(ids, lengths)
-            first += len(chosen)
-
-    @cached_property
-    def _costs(self) -> CostModel:
-        return cost_model(self.shop.model)
-
-    def _executed(self, jobs: Sequence[Job], work: Work, policy: Policy) -> tuple[float, float]:
-        """Mean exit layer, and the executed share of full-depth FLOPs."""
-        answers: list[Any] = [job() for job in jobs]
-        layers = np.concatenate([one.exit_layers.cpu().numpy() for one in answers])
-        lengths = self.data.lengths[np.concatenate([list(batch) for batch in work.ours])]
-        return float(layers.mean()), self._costs.share(lengths, layers, policy)
-
-    def _timed(self, name: str, jobs: Mapping[str, Sequence[Job]]) -> Seconds:
-        """Seconds of each pass, after one that is not counted."""
-        rest = REST_SECONDS if self.shop.threads > 1 else 0.0
-        running = laps(jobs, self.shop.device.type == "cuda", rest)
-        first = sum(next(running).values())
-        wanted = self.passes or self._fitting(first)
-        logger.info("%s: %d passes, about %s.", name, wanted, about(first * wanted))
-        with tqdm(total=wanted, desc=name, unit="pass", disable=self.quiet or None) as bar:
-            taken = []
-            for _ in range(wanted):
-                taken.append(next(running))
-                bar.update()
-        return {one: np.array([lap[one] for lap in taken]) for one in jobs}
-
-    def _fitting(self, seconds: float) -> int:
-        """Passes that fit into the time."""
-        fit = int(self.minutes * 60 / max(seconds, 1e-6)) - 1
-        return min(max(fit, FEWEST_PASSES), MOST_PASSES)
-
-    def _gain(
-        self, contender: Contender, seconds: Seconds, rows: int, layer: float, cost: float
-    ) -> EarlyExit:
-        """Early exit beside full depth of the same runtime and precision."""
-        whole = [one.name for one in self.contenders if _is_full_depth_of(one, contender)]
-        full_is = min(whole, key=lambda name: float(np.median(seconds[name])))
-        fixed = float(np.median(seconds.get(_fixed_name(contender), [0.0])))
-        ideal = ideal_speed_up(float(np.median(seconds[full_is])), fixed, cost)
-        speed_up = Spread.of(seconds[full_is] / seconds[contender.name])
-        return EarlyExit(
-            mean_exit_layer=layer,
-            cost=cost,
-            speed_up=speed_up,
-            full_is=full_is,
-            fixed_ms=1000 * fixed / rows,
-            ideal=ideal,
-            realised_share=speed_up.median / ideal,
-        )
-
-
-def _is_full_depth_of(one: Contender, early: Contender) -> bool:
-    return one.leaves is None and (one.runtime, one.precision, one.layers) == (
-        early.runtime,
-        early.precision,
-        early.layers,
+        able, broken = ready(shop, wanted, found.batch([0]), quiet)
+        race = Race(shop, able, found, policies, passes, minutes / len(works), quiet)
+        workloads = [race.run(work) for work in works]
+        if memory:
+            able = with_memory(shop, os.fspath(model), able, found, quiet)
+    done = Bench(
+        model=subject.name,
+        source=subject.source,
+        depth=subject.model.depth,
+        parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
+        forced=forced,
+        threads=count,
+        machine=_machine(where),
+        lengths=lengths,
+        contenders=tuple(able),
+        workloads=tuple(workloads),
+        skipped=(*unable, *broken),
     )
+    if folder is not None:
+        write_document(folder / JSON, done)
+        write_page(done, folder / HTML)
+    return done
 
 
-def _fixed_name(contender: Contender) -> str:
-    """Of the clock that times what comes before the first layer; no contender is called so."""
-    return f"before layer 1: {contender.runtime} {contender.precision}"
+def _folder(output: str | os.PathLike[str] | None) -> Path | None:
+    folder = None if output is None else Path(output)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give the name of a folder.")
+    return folder
 
 
-def _timing(name: str, seconds: Seconds, rows: int, early: EarlyExit | None) -> Timing:
-    mine = seconds[name]
-    return Timing(
-        contender=name,
-        seconds=tuple(mine.tolist()),
-        ms=Spread.of(1000 * mine / rows),
-        rows_per_second=Spread.of(rows / mine),
-        times_baseline=Spread.of(seconds[BASELINE] / mine),
-        early=early,
-    )
+def _policies(
+    subject: Subject, point: str | None, depths: Sequence[float] | None, rows: int
+) -> tuple[dict[str, Policy], bool]:
+    """Where rows leave early, by the words of each; and whether some are forced to."""
+    policies: dict[str, Policy] = {}
+    known = [] if subject.folder is None else list_points(subject.folder)
+    if point is None and depths is None and "default" in known:
+        point = "default"
+    if point is not None:
+        policies[f"point {point}"] = _point(subject, point)
+    forced = depths is not None or point is None
+    for share in (SHARES if depths is None else depths) if forced else ():
+        policies[f"{100 * share:g}% depth"] = forced_policy(subject.model, share, rows)
+    return policies, forced
+
+
+def _point(subject: Subject, name: str) -> Policy:
+    if subject.folder is None:
+        raise ConfigError(f"--point {name}: {subject.name} is {subject.source}. Leave it out.")
+    point = OperatingPoint.load(subject.folder, name)
+    point.check(subject.model.fingerprint(), processor_fingerprint(subject.processor))
+    return point.build_policy()
+
+
+def _on_device(
+    wanted: Sequence[Contender], device: torch.device
+) -> tuple[list[Contender], list[Skipped]]:
+    """Those that can run where the torch ones do, and the others."""
+    if device.type == "cpu":
+        return list(wanted), []
+    there = [one for one in wanted if one.runtime == "torch"]
+    names = tuple(one.name for one in wanted if one.runtime != "torch")
+    why = f"is for the CPU, and the others run on {device}: give --device cpu to compare"
+    return there, [Skipped(names=names, why=why)] if names else []
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    """That many in torch, until the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What the figures hold for."""
+    facts = {"processor": _processor(), "cores": str(os.cpu_count() or 1)}
+    if device.type == "cuda":
+        facts["GPU"] = torch.cuda.get_device_name(device)
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["Python"] = platform.python_version()
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts
+
+
+def _processor() -> str:
+    """Its name, where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _check(
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    batch_sizes: Sequence[int],
+    depths: Sequence[float] | None,
+    numbers: Mapping[str, tuple[float | None, float]],
+) -> None:
+    """Refuse what means nothing."""
+    for given, option, known in (
+        (backends, "--backends", RUNTIMES),
+        (precisions, "--precisions", PRECISIONS),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"{option}: '{name}' is unknown.{nearest(name, list(known))} "
+                    f"Known: {', '.join(known)}."
+                )
+        if not given:
+            raise ConfigError(f"{option} is empty. Known: {', '.join(known)}.")
+    for option, (value, least) in numbers.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{option} is {value}; it must be at least {least:g}.")
+    for share in depths or ():
+        if not 0 < share <= 1:
+            raise ConfigError(f"--depths: {share:g} is no share of the layers: above 0, up to 1.")
+    rows = numbers["--rows"][0] or 0
+    for size in batch_sizes:
+        if not 1 <= size <= rows:
+            raise ConfigError(
+                f"--batch-sizes: {size} is not from 1 to the number of rows, {rows:g}. "
+                "Give more --rows or smaller batches."
+            )

@@ -31,8 +31,8 @@ class Work:
 
     name: str
     batch_size: int | None
-    plain: list[Places]
-    ours: list[Places]
+    plain: Sequence[Places]
+    ours: Sequence[Places]
 
     @property
     def rows(self) -> int:
@@ -69,8 +69,8 @@ def _neighbours(lengths: npt.NDArray[np.int64], size: int) -> list[Places]:
 
 def _stream(lengths: npt.NDArray[np.int64]) -> Work:
     places = range(len(lengths))
-    plain = [list(batch) for batch in windows(places, STREAM_BATCH)]
-    ours = []
+    plain = list(windows(places, STREAM_BATCH))
+    ours: list[Places] = []
     for window in windows(places, STREAM_BATCH * WINDOW):
         taken = np.array(window)
         planned = plan_batches(lengths[taken], STREAM_BATCH, MAX_TOKENS)
@@ -87,8 +87,10 @@ def forced_policy(model: MultiExitModel, share: float, rows: int) -> Scripted:
     depth = model.depth
     twice = min(max(2, round(2 * share * depth)), 2 * depth)
     first, last = max(1, twice - depth), min(depth, twice - 1)
-    layers = np.resize(np.arange(first, last + 1), rows)
-    np.random.default_rng(0).shuffle(layers)
+    draw = np.random.default_rng(0)
+    # each round has all of them once, so few rows have the same mean as many
+    rounds = [draw.permutation(np.arange(first, last + 1)) for _ in range(rows)]
+    layers = np.concatenate(rounds)[:rows]
     return Scripted(layers=tuple(layers.tolist()), inner=_working(model))
 
 

@@ -156,16 +156,16 @@ def _shares(text: str) -> list[float]:
 
 
 def _show(done: Bench, output: Path) -> None:
-    from offramp.benchmark.words import headline
+    from offramp.benchmark.words import exits, headline
 
     console.say(f"{done.model}, ms a row (median):")
     _times(done)
     if any(one.leaves for one in done.contenders):
         console.say("", "Speed-up by early exit, of the ideal, and the share realised:")
         _gains(done)
-    console.say("", headline(done), done.exits)
+    console.say("", headline(done), exits(done))
     for one in done.skipped:
-        console.say(f"Left out: {', '.join(one.names)}: {one.why}.")
+        console.say(f"Left out: {', '.join(one.names)}. {one.why}")
     console.say(f"All of it as a page: {output / 'bench.html'} (also bench.json).")
 
 
