@@ -1,7 +1,7 @@
 """Engines run a batch so that the layers that are not needed cost nothing."""
 
 from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
-from offramp.engines.batching import collate, in_batches, plan_batches, windows
+from offramp.engines.batching import bucket, collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
 from offramp.engines.recording import label_names, processor_fingerprint, record
@@ -21,6 +21,7 @@ __all__ = [
     "TorchEngine",
     "as_device",
     "as_dtype",
+    "bucket",
     "collate",
     "cost_model",
     "in_batches",

@@ -42,15 +42,27 @@ def plan_batches(
     return batches
 
 
+def bucket(length: int, longest: int | None = None) -> int:
+    """The length to which a row of a stream is padded: one of a few, an eighth longer at most
+    beyond 64 tokens, and never beyond `longest`."""
+    step = 1 << max(3, (length - 1).bit_length() - 4)
+    padded = -(-length // step) * step
+    return padded if longest is None else min(padded, max(length, longest))
+
+
 def collate(
-    columns: Mapping[str, Sequence[Sequence[int]]], pad_id: int, device: torch.device | str = "cpu"
+    columns: Mapping[str, Sequence[Sequence[int]]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    tokens: int = 0,
 ) -> Batch:
     """One batch, (rows, tokens), from unpadded `input_ids` and perhaps `token_type_ids`.
 
-    It has no attention mask where nothing is padded: every kernel is faster without one.
+    It is padded to its longest row, or to `tokens` if that is more. It has no attention mask
+    where nothing is padded: every kernel is faster without one.
     """
     lengths = np.array([len(row) for row in columns["input_ids"]])
-    real = np.arange(lengths.max()) < lengths[:, None]
+    real = np.arange(max(tokens, lengths.max())) < lengths[:, None]
     arrays = {}
     for name, rows in columns.items():
         arrays[name] = np.full(real.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
-from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.engines.base import Answers, Exitable, RowAnswer, rows_of
+from offramp.engines.pool import (
+    AHEAD,
+    SLOTS,
+    Determinism,
+    Numbered,
+    Stream,
+    check_options,
+    in_order,
+)
+from offramp.engines.stepping import Stepper
 from offramp.engines.trees import take_tree
 from offramp.errors import ConfigError
 from offramp.exits import Exit
@@ -19,7 +29,7 @@ from offramp.policies import Decision, Policy, Rows, State, decide
 class TorchEngine:
     """Runs a multi-exit model eagerly on CPU or GPU.
 
-    It keeps no state between calls, so any number of threads may share it, each with its own
+    It keeps no rows between calls, so any number of threads may share it, each with its own
     policy.
 
     Args:
@@ -35,6 +45,17 @@ class TorchEngine:
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
+        self._proven: set[Any] = set()
+
+    @property
+    def dtype(self) -> str:
+        """The model's, as it is now."""
+        return str(getattr(self.model, "dtype", torch.float32)).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        """Run every layer and every exit."""
+        return all_exits(self.model, batch)
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
@@ -50,13 +71,58 @@ class TorchEngine:
             ConfigError: the model is in training mode, where dropout makes answers random, or
                 there are no rows.
         """
-        if getattr(self.model, "training", False):
-            raise ConfigError("The model is in training mode. Call model.eval() first.")
+        self._check_mode()
         first = next(iter(batch.values()))
         if not len(first):
             raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(first.device)
         return _Run(self.backbone, self.exits, policy, rows, self.remembers).through(batch)
+
+    def stream(
+        self,
+        rows: Iterable[Numbered],
+        policy: Policy,
+        *,
+        ordered: bool = False,
+        determinism: Determinism | None = None,
+        slots: int = SLOTS,
+        ahead: int | None = None,
+    ) -> Iterator[tuple[int, RowAnswer]]:
+        """Answer rows as they come, in full batches, however early their neighbours leave.
+
+        Rows of equal shape share batches: pad them to few lengths, see `bucket`. If the iterable
+        raises, the rows before get their answers and then it is raised.
+
+        Args:
+            rows: an id and a batch of one row each; may be endless.
+            policy: decides who leaves after which layer.
+            ordered: give the answers in the order of the rows instead of as they are found.
+            determinism: `shape` keeps the shape of every call, with copies in empty slots, so that
+                not one bit of an answer depends on a row's neighbours. It does depend on slots,
+                threads and machine.
+            slots: rows of a full batch.
+            ahead: rows read before their answers are there, by default 16 times the slots.
+
+        Returns:
+            The position of each row, from 0, and its answer.
+
+        Raises:
+            ConfigError: on the call, options that make no sense or a model in training mode;
+                later, a batch of several rows, or a machine that `shape` cannot be had on.
+        """
+        self._check_mode()
+        ahead = AHEAD * slots if ahead is None else ahead
+        check_options(slots, ahead, determinism)
+        same_shape = determinism == "shape"
+        stepper = Stepper(
+            self.backbone, self.exits, policy, self.remembers, slots, same_shape, self._proven
+        )
+        results = iter(Stream(rows, stepper, ahead))
+        return in_order(results) if ordered else results
+
+    def _check_mode(self) -> None:
+        if getattr(self.model, "training", False):
+            raise ConfigError("The model is in training mode. Call model.eval() first.")
 
 
 class _Run:

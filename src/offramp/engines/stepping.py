@@ -1,0 +1,214 @@
+"""Rows at different depths, run one layer on.
+
+Rows that have run equally many layers form a group. Where all layers share one block (ALBERT),
+one call runs groups of any depth; else it runs groups of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from offramp.backbones import Backbone, Batch, Flow
+from offramp.engines.base import RowAnswer, rows_of
+from offramp.engines.trees import cut_tree, join_trees, take_tree
+from offramp.errors import ConfigError
+from offramp.exits import Exit
+from offramp.policies import Decision, Policy, Rows, State, decide
+
+Answered = list[tuple[int, RowAnswer]]
+"""Rows that have left, by their position in the stream."""
+
+
+class Waiting(NamedTuple):
+    """A row that no layer has seen yet."""
+
+    position: int
+    id: int
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that have run the same layers.
+
+    Attributes:
+        depth: how many layers.
+        positions: of the rows in the stream.
+        flow: the rows themselves.
+        state, carry: what the policy and the exits remember of them.
+    """
+
+    depth: int
+    positions: list[int]
+    flow: Flow
+    state: State
+    carry: Any = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Stepper:
+    """Runs groups one layer on.
+
+    Args:
+        backbone: of the model.
+        exits: one per layer.
+        policy: decides who leaves.
+        remembers: exits hand memory on, so that none may be skipped.
+        slots: rows in a full batch.
+        same_shape: every call has one shape: a layer's has exactly `slots` rows, copies where
+            rows are missing, and what else is done to a row is done to it alone.
+        proven: shapes at which a row's bits are known not to depend on its slot.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        exits: Sequence[Exit],
+        policy: Policy,
+        remembers: bool,
+        slots: int,
+        same_shape: bool,
+        proven: set[Any],
+    ) -> None:
+        self.backbone, self.exits, self.policy = backbone, exits, policy
+        self.remembers, self.slots, self.same_shape = remembers, slots, same_shape
+        self.depth, self._proven = len(exits), proven
+        # with several shared blocks, as in few ALBERTs, a layer is not told by its input
+        self.mixes = backbone.shared_weights and len(backbone.layers) == 1
+
+    @torch.inference_mode()
+    def enter(self, rows: Sequence[Waiting]) -> list[Group]:
+        """Embed rows of one shape."""
+        parts = [[row] for row in rows] if self.same_shape else [rows]
+        return [self._embed(part) for part in parts]
+
+    def _embed(self, rows: Sequence[Waiting]) -> Group:
+        batch = {name: torch.cat([row.batch[name] for row in rows]) for name in rows[0].batch}
+        known = rows_of(batch)
+        ids = torch.tensor([row.id for row in rows], device=known.ids.device)
+        state = self.policy.start(Rows(ids, known.lengths))
+        return Group(0, [row.position for row in rows], self.backbone.embed(batch), state)
+
+    @torch.inference_mode()
+    def step(self, groups: Sequence[Group]) -> tuple[list[Group], Answered]:
+        """Run one layer; who stays, and the answers of those who leave."""
+        flow = self.backbone.join([group.flow for group in groups])
+        flow = self._layer(groups[0].depth + 1, flow, sum(map(len, groups)))
+        stay: list[Group] = []
+        answered: Answered = []
+        first = 0
+        for group in groups if self.same_shape else _merged(groups):
+            part = _between(flow, first, first + len(group))
+            first += len(group)
+            survivors = self._exit(replace(group, flow=part, depth=group.depth + 1), answered)
+            if survivors is not None:
+                stay.append(survivors)
+        return stay, answered
+
+    def _layer(self, number: int, flow: Flow, count: int) -> Flow:
+        if self.same_shape:
+            places = torch.arange(self.slots, device=flow.hidden.device)
+            if count < self.slots:
+                flow = self.backbone.take(flow, places.where(places < count, 0))
+            self._prove(number, flow, torch.zeros_like(places))
+        return self.backbone.layer(number, flow)
+
+    def _prove(self, number: int, flow: Flow, first: Tensor) -> None:
+        """One row in all slots must come out alike; kernels that split a tensor between threads
+        may round the ends of each part in another way."""
+        shape = (self.mixes or number, flow.hidden.shape, flow.mask is None)
+        case = (*shape, torch.get_num_threads())
+        if case in self._proven:
+            return
+        hidden = self.backbone.layer(number, self.backbone.take(flow, first)).hidden
+        if not torch.equal(hidden, hidden[:1].expand_as(hidden)):
+            raise ConfigError(
+                f"With {case[-1]} threads the last bits of a row depend on its slot in a batch of "
+                f"shape {tuple(hidden.shape)}, so determinism='shape' cannot hold. Use one slot, "
+                "or another number of slots or threads."
+            )
+        self._proven.add(case)
+
+    def _exit(self, group: Group, answered: Answered) -> Group | None:
+        """Write down who leaves; who stays, or None."""
+        last = group.depth == self.depth
+        asked = last or self.policy.reads(group.depth)
+        if not (asked or self.remembers):
+            return group
+        read = self.exits[group.depth - 1]
+        output, carry = read(group.flow.hidden, group.flow.mask, group.carry)
+        group = replace(group, carry=carry)
+        if not asked:
+            return group
+        decision = decide(self.policy, group.state, group.depth, output, last)
+        leave = decision.leave.tolist()
+        group = replace(group, state=decision.state)
+        if not any(leave):
+            return group
+        answered += _answers(group, decision, leave)
+        return None if all(leave) else self._stayers(group, leave)
+
+    def _stayers(self, group: Group, leave: Sequence[bool]) -> Group:
+        rows = [row for row, leaves in enumerate(leave) if not leaves]
+        chosen = torch.tensor(rows, device=group.flow.hidden.device)
+        return Group(
+            group.depth,
+            [group.positions[row] for row in rows],
+            self.backbone.take(group.flow, chosen),
+            take_tree(group.state, chosen),
+            take_tree(group.carry, chosen),
+        )
+
+
+def split(group: Group, count: int) -> tuple[Group, Group]:
+    """The first `count` rows of a group and the others; nothing is copied."""
+    return _part(group, 0, count), _part(group, count, len(group))
+
+
+def _part(group: Group, start: int, stop: int) -> Group:
+    return Group(
+        group.depth,
+        group.positions[start:stop],
+        _between(group.flow, start, stop),
+        cut_tree(group.state, start, stop),
+        cut_tree(group.carry, start, stop),
+    )
+
+
+def _between(flow: Flow, start: int, stop: int) -> Flow:
+    """Neighbouring rows, as views."""
+    mask = None if flow.mask is None else flow.mask[start:stop]
+    return flow._replace(
+        hidden=flow.hidden[start:stop], mask=mask, inputs=cut_tree(flow.inputs, start, stop)
+    )
+
+
+def _merged(groups: Sequence[Group]) -> Iterator[Group]:
+    """Neighbouring groups of one depth as one; their flows have been joined already."""
+    for depth, alike in groupby(groups, key=lambda group: group.depth):
+        same = list(alike)
+        yield Group(
+            depth,
+            [position for group in same for position in group.positions],
+            same[0].flow,
+            join_trees([group.state for group in same]),
+            join_trees([group.carry for group in same]),
+        )
+
+
+def _answers(group: Group, decision: Decision, leave: Sequence[bool]) -> Answered:
+    scores = decision.answer.float()
+    bad = [False] * len(leave) if decision.bad is None else decision.bad.tolist()
+    return [
+        (group.positions[row], RowAnswer(scores[row], group.depth, bad[row]))
+        for row, leaves in enumerate(leave)
+        if leaves
+    ]
