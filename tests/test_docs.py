@@ -126,6 +126,9 @@ def test_the_commands_of_a_page_run_and_print_what_is_shown(
             arguments += ["--max-steps", "30", "--quiet"]
         elif arguments[0] == "compare":
             arguments += ["--max-rows", "100", "--epochs", "0.5", "--seeds", "1", "--quiet"]
+        elif arguments[0] == "bench":
+            arguments += ["--rows", "8", "--batch-sizes", "1,8", "--passes", "2", "--backends"]
+            arguments += ["torch", "--no-memory", "--quiet"]
         elif "docstrings" in arguments:
             arguments += ["--max-rows", "200"]
         said = offramp(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 
@@ -14,7 +15,7 @@ from offramp.backbones import Batch
 from offramp.calibration import calibrate
 from offramp.engines import Answers, TorchEngine, cost_model
 from offramp.errors import ConfigError, PointError
-from offramp.evaluation import Speed, evaluate, measure_speed
+from offramp.evaluation import Speed, evaluate, laps, measure_speed
 from offramp.policies import Fixed, Full, MaxProbability, Policy, Rows
 from offramp.table import ExitTable, replay
 from offramp.testing import Scripted, tiny_batch, tiny_model
@@ -127,3 +128,15 @@ def test_a_speed_needs_batches_and_more_than_one_pass() -> None:
         measure_speed(TorchEngine(model), model, [tiny_batch(2)], Full(), passes=1)
     with pytest.raises(ConfigError, match="needs batches"):
         measure_speed(TorchEngine(model), model, [], Full())
+
+
+def test_contenders_take_turns_batch_by_batch_and_another_begins_every_pass() -> None:
+    seen: list[str] = []
+    jobs = {
+        name: [lambda name=name, n=n: seen.append(f"{name}{n}") for n in range(count)]
+        for name, count in (("a", 2), ("b", 3))
+    }
+    taken = list(itertools.islice(laps(jobs), 2))
+    assert " ".join(seen) == "a0 b0 a1 b1 b2 b0 a0 b1 a1 b2"
+    assert [sorted(lap) for lap in taken] == [["a", "b"], ["a", "b"]]
+    assert all(seconds > 0 for lap in taken for seconds in lap.values())
