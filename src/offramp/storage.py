@@ -92,6 +92,13 @@ def write_document(path: Path, document: Strict) -> None:
     write_json(path, document.model_dump(mode="json"))
 
 
+def cache_folder() -> Path | None:
+    """Where things that can be made again are kept, or None where no home is known."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    known = os.path.isabs(base)  # '~' stays where no home is known
+    return Path(base, "offramp") if known else None
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a staging path that becomes `path` only if the block succeeds."""

@@ -12,7 +12,6 @@ import ast
 import hashlib
 import importlib.util
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from offramp.data.hashing import input_id, split_examples
 from offramp.errors import DataError, OutputError
-from offramp.storage import fingerprint, whole_file
+from offramp.storage import cache_folder, fingerprint, whole_file
 
 log = logging.getLogger("offramp")
 
@@ -190,9 +189,8 @@ def _version(library: str) -> str:
 
 
 def _cache_file(recipe: str) -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    known = os.path.isabs(base)  # '~' stays where no home is known
-    return Path(base, "offramp", f"docstrings-{recipe}.parquet") if known else None
+    folder = cache_folder()
+    return None if folder is None else folder / f"docstrings-{recipe}.parquet"
 
 
 def _table(rows: list[tuple[str, str]]) -> pa.Table:

@@ -4,12 +4,14 @@ from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
 from offramp.engines.batching import bucket, collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
+from offramp.engines.making import ENGINES, check_dtype, make_engine
 from offramp.engines.recording import label_names, processor_fingerprint, record
-from offramp.engines.settings import as_device, as_dtype
+from offramp.engines.settings import as_device, as_dtype, dtype_name
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.trees import take_tree
 
 __all__ = [
+    "ENGINES",
     "Answers",
     "CostModel",
     "Engine",
@@ -22,12 +24,15 @@ __all__ = [
     "as_device",
     "as_dtype",
     "bucket",
+    "check_dtype",
     "collate",
     "cost_model",
+    "dtype_name",
     "in_batches",
     "inputs_of",
     "label_names",
     "load_processor",
+    "make_engine",
     "plan_batches",
     "processor_fingerprint",
     "record",

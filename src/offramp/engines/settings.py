@@ -42,6 +42,13 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        known = ", ".join(DTYPES)
+        known = ", ".join([*DTYPES, "int8"])
         raise ConfigError(f"Unknown dtype '{dtype}'.{nearest(dtype, list(DTYPES))} Known: {known}.")
     return DTYPES[dtype]
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The full name of a number format: `float32`, `bfloat16`, `float16` or `int8`."""
+    if dtype == "int8":
+        return "int8"
+    return str(as_dtype(dtype)).removeprefix("torch.")

@@ -177,8 +177,14 @@ class EvidencePolicy(Policy):
         return output.scores
 
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        return self.step_at(self.bar, state, layer, output)
+
+    def step_at(
+        self, bar: float | Tensor, state: State, layer: int, output: ExitOutput
+    ) -> Step:
+        """A step with another bar than its own: in a graph it is an input."""
         evidence, state = self.evidence(state, layer, output)
-        return Step(evidence > self.bar, self.answer(state, output), state)
+        return Step(evidence > bar, self.answer(state, output), state)
 
 
 def of_exit(values: Sequence[Any], layer: int) -> Any:
@@ -210,29 +216,47 @@ def make_policy(spec: Mapping[str, Any] | str | Policy) -> Policy:
 
 
 def decide(
-    policy: Policy, state: State, layer: int, output: ExitOutput, last: bool = False
+    policy: Policy,
+    state: State,
+    layer: int,
+    output: ExitOutput,
+    last: bool = False,
+    bar: Tensor | None = None,
 ) -> Decision:
     """Apply a policy after one layer: the only place where an exit is decided.
 
     Decisions are made in fp32 whatever the compute dtype. At the last layer every row
     leaves. A row with a non-finite score leaves as bad.
+
+    Args:
+        bar: instead of the policy's own, where a graph is traced that serves them all.
     """
     if output.signals or output.scores.dtype != torch.float32:
         # signals as well: an exit table holds them in fp32, and a replay must decide alike
         signals = {name: signal.float() for name, signal in output.signals.items()}
         output = ExitOutput(output.scores.float(), signals)
-    leave, answer, state = policy.step(state, layer, output)
-    # one sum says that all is finite in nearly every case
-    fine = math.isfinite(output.scores.sum().item())
-    bad = None if fine else _broken(output.scores)
+    if bar is not None and isinstance(policy, EvidencePolicy):
+        step = policy.step_at(bar, state, layer, output)
+    else:
+        step = policy.step(state, layer, output)
+    return _decision(step, _bad_rows(output.scores), last)
+
+
+def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
+    leave = step.leave
     if last:
         leave = torch.ones_like(leave)
     elif bad is not None:
         leave = leave | bad
-    return Decision(leave, bad, answer, state)
+    return Decision(leave, bad, step.answer, step.state)
 
 
-def _broken(scores: Tensor) -> Tensor | None:
-    """Rows with a non-finite score, or None; the sum of finite scores may overflow."""
-    finite = torch.isfinite(scores).all(dim=-1)
+def _bad_rows(scores: Tensor) -> Tensor | None:
+    """Rows with a non-finite score, or None where every row is finite."""
+    if torch.compiler.is_exporting():
+        return ~torch.isfinite(scores).all(dim=-1)  # a graph cannot look at values to save work
+    # one sum says that all is finite in nearly every case
+    if math.isfinite(scores.sum().item()):
+        return None
+    finite = torch.isfinite(scores).all(dim=-1)  # the sum of finite scores may overflow
     return None if finite.all() else ~finite

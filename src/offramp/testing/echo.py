@@ -55,16 +55,16 @@ class EchoBackbone:
     layer checks that the three still agree.
     """
 
-    shared_weights = False
     pooler: nn.Linear | None = None
     view: nn.Module | None = None
     reads = "text"
     poolings: tuple[Pooling, ...] = ("cls",)
     max_length = None
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, shared: bool = False) -> None:
         self.depth = depth
-        self.layers = nn.ModuleList()
+        self.shared_weights = shared
+        self.layers = nn.ModuleList([nn.Identity() for _ in range(1 if shared else depth)])
 
     def example(self, tokens: int, device: torch.device | str) -> Batch:
         return {"input_ids": torch.zeros((1, tokens), dtype=torch.long, device=device)}
@@ -105,10 +105,14 @@ class EchoModel:
     """Answers every row with scores (its id, layers run); implements `engines.Exitable`.
 
     Ids below 2**24 are exact. The carry holds the ids too, and every exit checks them.
+
+    Args:
+        depth: number of layers.
+        shared: all layers share one block.
     """
 
-    def __init__(self, depth: int = 12) -> None:
-        self.backbone = EchoBackbone(depth)
+    def __init__(self, depth: int = 12, shared: bool = False) -> None:
+        self.backbone = EchoBackbone(depth, shared)
 
     @property
     def depth(self) -> int:
@@ -116,6 +120,13 @@ class EchoModel:
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
         return self._echo
+
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        ids = batch["input_ids"][:, :1].float()
+        layers = range(1, self.depth + 1)
+        return tuple(
+            ExitOutput(torch.cat((ids, torch.full_like(ids, layer)), dim=1)) for layer in layers
+        )
 
     def _echo(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
@@ -126,6 +137,6 @@ class EchoModel:
         return ExitOutput(scores), {"id": scores[:, 0]}
 
 
-def echo_batch(ids: Sequence[int]) -> Batch:
-    """One token per row, the row's id."""
-    return {"input_ids": torch.tensor(list(ids)).unsqueeze(1)}
+def echo_batch(ids: Sequence[int], tokens: int = 1) -> Batch:
+    """Rows of `tokens` tokens, each the row's id."""
+    return {"input_ids": torch.tensor(list(ids)).unsqueeze(1).repeat(1, tokens)}

@@ -1,0 +1,394 @@
+"""One ONNX file from traced parts: rows that leave are gone, layers that nobody needs are skipped.
+
+After each decision the answers of all running rows are written to their places (the last write
+is the one that counts) and those that stay are compacted. Each later layer stands in an `If` of
+its own, one behind the other, that runs while rows are left. No part is nested in another, so a
+file is made in seconds and runs wherever ONNX opset 18 does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from offramp.engines.tracing import OUT
+
+INT64, BOOL, FLOAT = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+Names = dict[str, str]
+"""What a value is -> what it is called in the file."""
+
+PLACE = "place"
+ANSWERS = ("scores", "exit_layer", "bad")
+_FROM_OUTSIDE = ("bar", "shared/")
+
+
+def assemble(
+    embedding: onnx.ModelProto,
+    layers: Sequence[onnx.ModelProto],
+    decisions: Sequence[onnx.ModelProto | None],
+) -> onnx.ModelProto:
+    """A file that answers batches of any size and leaves early.
+
+    Inputs are those of the embedding and of the decisions (`bar`, and `row_id` where a policy
+    reads it). Outputs: `scores` (rows, classes), `exit_layer` (rows,) 1-based, `bad` (rows,).
+    """
+    file = _File(embedding)
+    file.start(layers, decisions)
+    for number, parts in enumerate(zip(layers, decisions, strict=True), start=1):
+        file.add_layer(number, *parts)
+    return file.finish()
+
+
+def assemble_all(embedding: onnx.ModelProto, layers: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """A file that runs every layer and gives each exit's outputs as `<name>/<layer>`."""
+    file = _File(embedding)
+    for number, layer in enumerate(layers, start=1):
+        file.add_exit(number, layer)
+    return file.model()
+
+
+class _File:
+    """A file while it is put together."""
+
+    def __init__(self, embedding: onnx.ModelProto) -> None:
+        self.nodes: list[NodeProto] = []
+        self.weights: list[TensorProto] = []
+        self.outputs: list[ValueInfoProto] = []
+        self.domains: dict[str, int] = {}
+        self.inputs = {value.name: value for value in embedding.graph.input}
+        self.now: Names = {name: name for name in self.inputs}
+        self.kinds: dict[str, tuple[int, int]] = {}  # element type and rank, by what it is
+        self.now |= self._inline(self.nodes, embedding, "embed.", self.now)
+        self.needs: list[set[str]] = []  # what the parts after each layer read
+        self.some_left = False
+
+    # -- the early-exit file ----------------------------------------------------------------
+
+    def start(
+        self,
+        layers: Sequence[onnx.ModelProto],
+        decisions: Sequence[onnx.ModelProto | None],
+    ) -> None:
+        """Empty answers, every row's place, and what each layer must hand on."""
+        self.depth = len(layers)
+        later: set[str] = set()
+        for layer, decision in zip(reversed(layers), reversed(decisions), strict=True):
+            self.needs.insert(0, set(later))
+            later |= _reads(layer) | (set() if decision is None else _reads(decision))
+        self._outer_inputs(decisions)
+        answer = _kinds(decisions[-1])[f"{OUT}answer"]  # type: ignore[index]
+        classes = answer.type.tensor_type.shape.dim[1].dim_value
+        rows, out = self._shape_of_rows(), self.nodes
+        self.constant("classes", [classes])
+        out.append(helper.make_node("Concat", [rows, "classes"], ["answers.shape"], axis=0))
+        self._filled("scores.0", "answers.shape", FLOAT, 0.0)
+        self._filled("exit_layer.0", rows, INT64, 0)
+        self._filled("bad.0", rows, BOOL, False)
+        self.now |= {name: f"{name}.0" for name in ("exit_layer", "bad")}
+        self.now["answers"] = "scores.0"
+        self.kinds |= {"answers": (FLOAT, 2), "exit_layer": (INT64, 1), "bad": (BOOL, 1)}
+        out += [
+            helper.make_node("Squeeze", [rows], ["rows.count"]),
+            helper.make_node("Range", ["zero", "rows.count", "one"], ["place.0"]),
+        ]
+        self.now[PLACE] = "place.0"
+        self.kinds[PLACE] = (INT64, 1)
+
+    def _outer_inputs(self, decisions: Sequence[onnx.ModelProto | None]) -> None:
+        """`bar` and what a policy starts on; unread ones are dropped."""
+        for decision in decisions:
+            used = set() if decision is None else _used(decision)
+            for value in [] if decision is None else decision.graph.input:
+                if value.name in ("bar", "row_id", "length") and value.name in used:
+                    self.inputs.setdefault(value.name, value)
+                    self.now[value.name] = value.name
+                    self.kinds[value.name] = _kind(value)
+
+    def _shape_of_rows(self) -> str:
+        first = next(iter(self.inputs))
+        self.nodes.append(helper.make_node("Shape", [first], ["rows"], start=0, end=1))
+        self.constant("zero", 0)
+        self.constant("one", 1)
+        self.constant("axis.1", [1])
+        return "rows"
+
+    def add_layer(
+        self, number: int, layer: onnx.ModelProto, decision: onnx.ModelProto | None
+    ) -> None:
+        """One layer, its exit and decision; in an `If` once a row may have left."""
+        before = dict(self.now)
+        if not self.some_left:
+            self._run(self.nodes, number, layer, decision)
+        else:
+            self._run_if_any(number, layer, decision, before)
+        self.some_left = self.some_left or decision is not None
+
+    def _run(
+        self,
+        nodes: list[NodeProto],
+        number: int,
+        layer: onnx.ModelProto,
+        decision: onnx.ModelProto | None,
+    ) -> None:
+        wanted = self.needs[number - 1] | (set() if decision is None else _reads(decision))
+        made = self._inline(nodes, layer, f"layer{number}.", self.now, wanted)
+        self.now |= made
+        if decision is None:
+            return
+        said = self._inline(nodes, decision, f"decide{number}.", self.now)
+        self.now |= {name: said[name] for name in said if name.startswith("state/")}
+        self._write(nodes, number, said)
+        if number < self.depth:
+            self._compact(nodes, number, said["leave"])
+
+    def _write(self, nodes: list[NodeProto], number: int, said: Names) -> None:
+        """The answers of all running rows, in their places."""
+        mine = f"write{number}."
+        self.constant(f"{mine}layer", [number])
+        nodes += [
+            helper.make_node("Unsqueeze", [self.now[PLACE], "axis.1"], [f"{mine}at"]),
+            helper.make_node("Shape", [self.now[PLACE]], [f"{mine}shape"]),
+            helper.make_node("Expand", [f"{mine}layer", f"{mine}shape"], [f"{mine}here"]),
+        ]
+        for name, value in (
+            ("answers", said["answer"]),
+            ("exit_layer", f"{mine}here"),
+            ("bad", said["bad"]),
+        ):
+            new = f"{mine}{name}"
+            nodes.append(helper.make_node("ScatterND", [self.now[name], f"{mine}at", value], [new]))
+            self.now[name] = new
+
+    def _compact(self, nodes: list[NodeProto], number: int, leave: str) -> None:
+        mine = f"keep{number}."
+        nodes.append(helper.make_node("Not", [leave], [f"{mine}stay"]))
+        for name in [PLACE, *sorted(self._of_rows(number))]:
+            new = f"{mine}{name}"
+            nodes.append(
+                helper.make_node("Compress", [self.now[name], f"{mine}stay"], [new], axis=0)
+            )
+            self.now[name] = new
+
+    def _of_rows(self, number: int) -> set[str]:
+        """What later parts read that has a row axis and is there by now."""
+        return {
+            name
+            for name in self.needs[number - 1] & set(self.now)
+            if not name.startswith(_FROM_OUTSIDE)
+        }
+
+    def _run_if_any(
+        self,
+        number: int,
+        layer: onnx.ModelProto,
+        decision: onnx.ModelProto | None,
+        before: Names,
+    ) -> None:
+        inside: list[NodeProto] = []
+        self._run(inside, number, layer, decision)
+        kept = ["answers", "exit_layer", "bad"]
+        if number < self.depth:
+            kept += [PLACE, *sorted(self._of_rows(number))]
+        changed = [name for name in kept if self.now[name] != before.get(name)]
+        run = helper.make_graph(
+            inside, f"layer {number}", [], [self._value(n, self.now[n]) for n in changed]
+        )
+        skip = self._skipping(number, changed, before)
+        left = f"if{number}.left"
+        self.nodes += [
+            helper.make_node("Size", [before[PLACE]], [f"{left}.count"]),
+            helper.make_node("Cast", [f"{left}.count"], [left], to=BOOL),
+            helper.make_node(
+                "If",
+                [left],
+                [f"if{number}.{name}" for name in changed],
+                name=f"if{number}",
+                then_branch=run,
+                else_branch=skip,
+            ),
+        ]
+        self.now |= {name: f"if{number}.{name}" for name in changed}
+
+    def _skipping(self, number: int, names: Iterable[str], before: Names) -> onnx.GraphProto:
+        """Everything stays as it was; what was not there yet is empty."""
+        nodes, values = [], []
+        for name in names:
+            new = f"skip{number}.{name}"
+            if name in before:
+                nodes.append(helper.make_node("Identity", [before[name]], [new]))
+            else:
+                kind, rank = self.kinds[name]
+                empty = helper.make_tensor("", kind, [0] * rank, [])
+                nodes.append(helper.make_node("Constant", [], [new], value=empty))
+            values.append(self._value(name, new))
+        return helper.make_graph(nodes, f"skip {number}", [], values)
+
+    def finish(self) -> onnx.ModelProto:
+        """The file with its three outputs."""
+        for name, what in zip(ANSWERS, ("answers", "exit_layer", "bad"), strict=True):
+            self.give(name, what)
+        return self.model()
+
+    # -- every exit -------------------------------------------------------------------------
+
+    def add_exit(self, number: int, layer: onnx.ModelProto) -> None:
+        made = self._inline(self.nodes, layer, f"layer{number}.", self.now)
+        self.now |= made
+        for name in made:
+            if name == "scores" or name.startswith("signals/"):
+                self.give(f"{name}/{number}", name)
+
+    # -- what both need ---------------------------------------------------------------------
+
+    def give(self, name: str, what: str) -> None:
+        """Make a value an output of the file."""
+        self.nodes.append(helper.make_node("Identity", [self.now[what]], [name]))
+        self.outputs.append(self._value(what, name))
+
+    def constant(self, name: str, value: Any) -> None:
+        self.weights.append(numpy_helper.from_array(np.array(value, np.int64), name))
+
+    def _filled(self, name: str, shape: str, kind: int, value: Any) -> None:
+        fill = helper.make_tensor("", kind, [1], [value])
+        self.nodes.append(helper.make_node("ConstantOfShape", [shape], [name], value=fill))
+
+    def _value(self, what: str, name: str) -> ValueInfoProto:
+        kind, rank = self.kinds[what]
+        return helper.make_tensor_value_info(name, kind, [None] * rank)
+
+    def _inline(
+        self,
+        nodes: list[NodeProto],
+        part: onnx.ModelProto,
+        prefix: str,
+        given: Mapping[str, str],
+        wanted: set[str] | None = None,
+    ) -> Names:
+        """Copy a part's nodes under names of their own; what its outputs are called."""
+        graph = part.graph
+        outputs = {value.name.removeprefix(OUT): value for value in graph.output}
+        if wanted is not None:
+            outputs = {name: value for name, value in outputs.items() if name in wanted}
+        needed = _needed(graph, [value.name for value in outputs.values()])
+        names = {value.name: given[value.name] for value in graph.input if value.name in given}
+        for weight in graph.initializer:
+            if weight.name in needed.values_read:
+                names[weight.name] = prefix + weight.name
+                copied = TensorProto()
+                copied.CopyFrom(weight)
+                copied.name = names[weight.name]
+                self.weights.append(copied)
+        for node in needed.nodes:
+            nodes.append(_renamed(node, names, prefix))
+        self.kinds |= {name: _kind(value) for name, value in outputs.items()}
+        self.domains |= {domain.domain: domain.version for domain in part.opset_import}
+        return {name: names[value.name] for name, value in outputs.items()}
+
+    def model(self) -> onnx.ModelProto:
+        """The file, each weight once."""
+        read = _all_read(self.nodes) | {value.name for value in self.outputs}
+        graph = helper.make_graph(
+            self.nodes,
+            "offramp",
+            [value for name, value in self.inputs.items() if name in read],
+            self.outputs,
+            self.weights,
+        )
+        versions = [helper.make_opsetid(*pair) for pair in self.domains.items()]
+        model = helper.make_model(graph, opset_imports=versions, ir_version=10)
+        _share_weights(model.graph)
+        return model
+
+
+class _Needed:
+    """The nodes of a graph that some of its outputs depend on."""
+
+    def __init__(self, nodes: list[NodeProto], values_read: set[str]) -> None:
+        self.nodes = nodes
+        self.values_read = values_read
+
+
+def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> _Needed:
+    read, kept = set(outputs), []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            kept.append(node)
+            read.update(node.input)
+    return _Needed(kept[::-1], read)
+
+
+def _used(part: onnx.ModelProto) -> set[str]:
+    """Inputs that some output depends on."""
+    return _needed(part.graph, [value.name for value in part.graph.output]).values_read
+
+
+def _reads(part: onnx.ModelProto) -> set[str]:
+    used = _used(part)
+    return {value.name for value in part.graph.input if value.name in used}
+
+
+def _kinds(part: onnx.ModelProto) -> dict[str, ValueInfoProto]:
+    return {value.name: value for value in part.graph.output}
+
+
+def _kind(value: ValueInfoProto) -> tuple[int, int]:
+    tensor = value.type.tensor_type
+    return tensor.elem_type, len(tensor.shape.dim)
+
+
+def _renamed(node: NodeProto, names: Names, prefix: str) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    copied.name = prefix + node.name
+    del copied.input[:], copied.output[:], copied.metadata_props[:]
+    copied.doc_string = ""
+    copied.input.extend(name and names[name] for name in node.input)
+    for name in node.output:
+        names[name] = name and prefix + name
+    copied.output.extend(names[name] for name in node.output)
+    return copied
+
+
+def _all_read(nodes: Iterable[NodeProto]) -> set[str]:
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        for graph in _graphs(node):
+            read |= _all_read(graph.node) | {value.name for value in graph.output}
+    return read
+
+
+def _graphs(node: NodeProto) -> list[onnx.GraphProto]:
+    return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
+
+
+def _share_weights(graph: onnx.GraphProto) -> None:
+    """Equal weights become one, as those of all layers of an ALBERT are."""
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    kept = []
+    for weight in graph.initializer:
+        facts = f"{weight.data_type} {list(weight.dims)}".encode()
+        key = hashlib.sha256(facts + numpy_helper.to_array(weight).tobytes()).digest()
+        if key in first:
+            same[weight.name] = first[key]
+        else:
+            first[key] = weight.name
+            kept.append(weight)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    _read_instead(graph.node, same)
+
+
+def _read_instead(nodes: Iterable[NodeProto], same: Names) -> None:
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name in same:
+                node.input[place] = same[name]
+        for graph in _graphs(node):
+            _read_instead(graph.node, same)
