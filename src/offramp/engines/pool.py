@@ -21,6 +21,8 @@ Numbered = tuple[int, Batch]
 Determinism = Literal["shape"]
 SLOTS = 32
 """Rows in a full batch of a stream."""
+REFILL = 0.25
+"""Share of the slots that are free before rows enter a pool of several depths."""
 AHEAD = 16
 """Batches' worth of rows that a stream holds, so that rows of one shape meet."""
 
@@ -47,9 +49,10 @@ class Pool:
 
     @property
     def full(self) -> bool:
-        """Whether there is a full batch to run."""
-        slots = self._stepper.slots
-        return (len(self) if self._stepper.mixes else max(self._sizes)) >= slots
+        """Whether there is a full batch to run; rows that wait are embedded a batch at a time."""
+        embedded = len(self) - len(self._waiting)
+        most = embedded if self._stepper.mixes else max(self._sizes)
+        return max(most, len(self._waiting)) >= self._stepper.slots
 
     def step(self) -> Answered:
         """Run one batch, a full one if there is one; the answers of rows that leave."""
@@ -71,11 +74,19 @@ class Pool:
             return [(lane, min(slots, self._sizes[lane]))]
         chosen = []
         for lane in deepest_first:
+            if lane == 0 and not self._worth_a_group(slots):
+                break
             count = min(slots, self._sizes[lane])
             slots -= count
             if count:
                 chosen.append((lane, count))
         return chosen
+
+    def _worth_a_group(self, free: int) -> bool:
+        """Whether so many free slots are refilled now: every group that enters will cost a call
+        of exit and policy after each layer."""
+        slots = self._stepper.slots
+        return self._stepper.same_shape or free >= REFILL * slots
 
     def _taken(self, chosen: tuple[int, int]) -> Iterator[Group]:
         """Rows of a lane, in the order in which they came."""
@@ -152,7 +163,9 @@ class Stream:
             self._ended, self._problem = True, problem
             return
         shape = tuple((name, leaf.shape[1:], leaf.dtype) for name, leaf in sorted(batch.items()))
-        pool = self._pools.setdefault(shape, Pool(self._stepper))
+        pool = self._pools.get(shape)
+        if pool is None:
+            pool = self._pools[shape] = Pool(self._stepper)
         pool.add(Waiting(position, id, batch))
         self._where[position] = pool
         self._read = position + 1

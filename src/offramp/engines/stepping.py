@@ -7,7 +7,7 @@ one call runs groups of any depth; else it runs groups of one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class Stepper:
         for group in groups if self.same_shape else _merged(groups):
             part = _between(flow, first, first + len(group))
             first += len(group)
-            survivors = self._exit(replace(group, flow=part, depth=group.depth + 1), answered)
+            survivors = self._exit(group, part, answered)
             if survivors is not None:
                 stay.append(survivors)
         return stay, answered
@@ -137,20 +137,18 @@ class Stepper:
             )
         self._proven.add(case)
 
-    def _exit(self, group: Group, answered: Answered) -> Group | None:
-        """Write down who leaves; who stays, or None."""
-        last = group.depth == self.depth
-        asked = last or self.policy.reads(group.depth)
-        if not (asked or self.remembers):
-            return group
-        read = self.exits[group.depth - 1]
-        output, carry = read(group.flow.hidden, group.flow.mask, group.carry)
-        group = replace(group, carry=carry)
+    def _exit(self, group: Group, flow: Flow, answered: Answered) -> Group | None:
+        """Write down who leaves a group that has run one layer more; who stays, or None."""
+        layer, state, carry = group.depth + 1, group.state, group.carry
+        last = layer == self.depth
+        asked = last or self.policy.reads(layer)
+        if asked or self.remembers:
+            output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
         if not asked:
-            return group
-        decision = decide(self.policy, group.state, group.depth, output, last)
+            return Group(layer, group.positions, flow, state, carry)
+        decision = decide(self.policy, state, layer, output, last)
+        group = Group(layer, group.positions, flow, decision.state, carry)
         leave = decision.leave.tolist()
-        group = replace(group, state=decision.state)
         if not any(leave):
             return group
         answered += _answers(group, decision, leave)

@@ -17,6 +17,7 @@ from offramp.testing.pictures import (
 from offramp.testing.policies import check_policy
 from offramp.testing.reference import random_outputs, spread_policies, walk
 from offramp.testing.road import check_road
+from offramp.testing.streams import check_stream_bookkeeping
 from offramp.testing.tiny import (
     ARCHITECTURES,
     PROBLEM_TYPES,
@@ -45,6 +46,7 @@ __all__ = [
     "check_method",
     "check_policy",
     "check_road",
+    "check_stream_bookkeeping",
     "echo_batch",
     "random_outputs",
     "save_tiny",

@@ -20,6 +20,7 @@ from offramp.testing.backbones import BAND
 from offramp.testing.echo import EchoModel, Scripted, echo_batch
 from offramp.testing.reference import (
     Outputs,
+    Walked,
     ensure,
     select,
     spread_policies,
@@ -27,6 +28,7 @@ from offramp.testing.reference import (
     walk,
     walk_alone,
 )
+from offramp.testing.streams import check_stream, check_stream_bookkeeping
 from offramp.testing.tiny import tiny_batch_for
 
 MakeEngine = Callable[[Exitable], Engine]
@@ -39,8 +41,11 @@ def check_engine(
     policies: Sequence[Policy] | None = None,
     rows: int = 48,
     band: float = BAND,
+    compiled: bool = False,
 ) -> None:
     """Check an engine on a model: replay equals live, rows are independent, nothing mixes.
+
+    Its `stream` is checked where it has one.
 
     Args:
         make_engine: from a model to the engine that runs it.
@@ -50,6 +55,8 @@ def check_engine(
         rows: of the batch it runs.
         band: by how much scores may differ between shapes. A row may leave elsewhere only if
             a change of that size moves its exit.
+        compiled: it makes a graph of a model, so that no Python code can watch rows from inside;
+            a scripted policy does what the echo model would.
 
     Raises:
         AssertionError: saying under which policy which rows went wrong.
@@ -64,9 +71,20 @@ def check_engine(
         _check_twin(policy, whole, together, rows_of(batch), band, "replay of the same batch")
         _check_twin(policy, whole, alone, rows_of(batch), band, "the rows run one at a time")
         _check_companies(engine, policy, batch, alone, band)
-        _check_broken(make_engine, model, policy, batch)
+        if not compiled:
+            _check_broken(make_engine, model, policy, batch)
     _check_threads(engine, policies, batch)
-    check_bookkeeping(make_engine)
+    if compiled:
+        _check_script(engine, model.depth, batch, together, band)
+    else:
+        check_bookkeeping(make_engine)
+    if hasattr(engine, "stream"):
+
+        def compare(policy: Policy, live: Walked, what: str) -> None:
+            _check_twin(policy, live, alone, rows_of(batch), band, f"the rows alone, in {what}")
+
+        check_stream(make_engine, model, policies, batch, compare)
+        check_stream_bookkeeping(make_engine)
 
 
 def _usual(policies: Sequence[Policy]) -> list[Policy]:
@@ -87,7 +105,7 @@ def _select(batch: Batch, chosen: Tensor) -> Batch:
 
 
 def _check_twin(
-    policy: Policy, live: Answers, outputs: Outputs, rows: Rows, band: float, what: str
+    policy: Policy, live: Answers | Walked, outputs: Outputs, rows: Rows, band: float, what: str
 ) -> None:
     """Equal to the slow twin, but for rows that a change within the band would move."""
     twin = walk_alone(policy, outputs, rows)
@@ -140,6 +158,15 @@ def _check_companies(
         _check_twin(policy, live, outputs, part, band, f"the rows run alone, not {size} at once")
 
 
+def _check_script(engine: Engine, depth: int, batch: Batch, outputs: Outputs, band: float) -> None:
+    """Every row leaves where a script says, with what its own exit there says."""
+    rows = rows_of(batch)
+    draw = random.Random(0)
+    layers = tuple(draw.choices(range(1, depth + 1), k=len(rows.ids)))
+    script = Scripted(layers=layers, inner=Patience())
+    _check_twin(script, engine.run(batch, script, rows), outputs, rows, band, "the script")
+
+
 class _Poisoned:
     """A model whose exit after one layer gives one row a score that is no number.
 
@@ -158,6 +185,9 @@ class _Poisoned:
     @property
     def depth(self) -> int:
         return self._model.depth
+
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        raise NotImplementedError
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
         poisoned, row, value = self._where
