@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,21 +12,30 @@ import torch
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
+from offramp.engines import TorchEngine, make_engine, rows_of
 from offramp.engines.onnx_engine import OnnxEngine
+from offramp.errors import ConfigError, MissingExtraError
+from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 from offramp.policies import (
+    Averaged,
+    EvidencePolicy,
+    Fixed,
+    Full,
     MaxProbability,
     Patience,
+    Policy,
+    State,
 )
 from offramp.testing import check_engine
-from offramp.testing.tiny import tiny_model
+from offramp.testing.tiny import tiny_batch_for, tiny_model
 
 BAND = 5e-5
 """Two runtimes add up in another order."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,7 +43,7 @@ def one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -54,3 +64,123 @@ def test_it_does_what_the_slow_twin_does(arch: str, cache: Path) -> None:
     policies = [MaxProbability(threshold=0.45), Patience(patience=1)]
     engine = OnnxEngine(model, progress=False)
     check_engine(lambda _: engine, model, policies, rows=16, band=BAND, compiled=True)
+
+
+def test_every_exit_says_what_the_model_says(bert: tuple[MultiExitModel, OnnxEngine]) -> None:
+    model, engine = bert
+    batch = tiny_batch_for(model.stock, 7, seed=3)
+    pairs = zip(engine.all_exits(batch), TorchEngine(model).all_exits(batch), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=BAND, rtol=0)
+
+
+def test_policies_that_read_few_exits_or_remember(
+    bert: tuple[MultiExitModel, OnnxEngine],
+) -> None:
+    model, engine = bert
+    batch = tiny_batch_for(model.stock, 12, seed=4)
+    rows = rows_of(batch)
+    policies: list[Policy] = [
+        Full(),
+        Fixed(layer=2),
+        Averaged(policy=MaxProbability(threshold=0.5), decide_on="average"),
+    ]
+    for policy in policies:
+        ours, theirs = engine.run(batch, policy, rows), TorchEngine(model).run(batch, policy, rows)
+        assert torch.equal(ours.exit_layers, theirs.exit_layers), policy
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=BAND, rtol=0)
+
+
+def test_a_row_that_is_not_a_number_leaves_alone_and_at_once(
+    bert: tuple[MultiExitModel, OnnxEngine], cache: Path
+) -> None:
+    model = tiny_model("bert", layers=2)
+    with torch.no_grad():
+        model.stock.get_input_embeddings().weight[7] = torch.nan
+    batch = tiny_batch_for(model.stock, 5, seed=2)
+    batch["input_ids"][batch["input_ids"] == 7] = 8
+    clean = OnnxEngine(model, progress=False)
+    policy = MaxProbability(threshold=0.6)
+    before = clean.run(batch, policy)
+    batch["input_ids"][3, 1] = 7
+    after = clean.run(batch, policy)
+    assert after.bad.tolist() == [False, False, False, True, False]
+    assert after.exit_layers[3] == 1
+    others = ~after.bad
+    assert torch.equal(after.exit_layers[others], before.exit_layers[others])
+    torch.testing.assert_close(after.scores[others], before.scores[others], atol=BAND, rtol=0)
+
+
+def test_eight_bits_move_scores_a_little_and_no_row_by_its_neighbours(cache: Path) -> None:
+    model = tiny_model("bert", layers=2)
+    engine = make_engine(model, "onnx", "int8", progress=False)
+    assert (engine.name, engine.dtype) == ("onnx", "int8")
+    batch = tiny_batch_for(model.stock, 9, seed=1)
+    whole = engine.run(batch, Full())
+    exact = TorchEngine(model).run(batch, Full())
+    drift = (whole.scores - exact.scores).abs()
+    assert 0 < drift.mean() < 0.1 * exact.scores.std()
+    for row in range(9):
+        mine = {name: leaf[row : row + 1] for name, leaf in batch.items()}
+        alone = engine.run(mine, Full())
+        torch.testing.assert_close(alone.scores[0], whole.scores[row], atol=BAND, rtol=0)
+
+
+def test_files_are_made_once_and_shared_by_thresholds(
+    bert: tuple[MultiExitModel, OnnxEngine], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, engine = bert
+    batch = tiny_batch_for(model.stock, 6)
+    low = engine.run(batch, MaxProbability(threshold=0.4))
+    monkeypatch.setattr("offramp.engines.graphs.trace_model", None)
+    again = OnnxEngine(model, progress=False)
+    assert torch.equal(again.run(batch, MaxProbability(threshold=0.4)).scores, low.scores)
+    assert again.run(batch, MaxProbability(threshold=1.0)).exit_layers.tolist() == [4] * 6
+
+
+def test_without_a_place_for_files_it_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nowhere")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    model = tiny_model("bert", layers=2)
+    engine = OnnxEngine(model, progress=False)
+    batch = tiny_batch_for(model.stock, 3)
+    assert engine.run(batch, Fixed(layer=1)).exit_layers.tolist() == [1, 1, 1]
+
+
+class _Peeks(EvidencePolicy):
+    """Looks at values in Python."""
+
+    name = "peeks"
+
+    @property
+    def bar(self) -> float:
+        return 0.5
+
+    def with_bar(self, bar: float) -> EvidencePolicy:
+        return self
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[torch.Tensor, State]:
+        certain = [1.0 if row.max().item() > 1 else 0.0 for row in output.scores]
+        return torch.tensor(certain), state
+
+
+def test_a_policy_that_looks_at_values_is_refused_by_name(
+    bert: tuple[MultiExitModel, OnnxEngine],
+) -> None:
+    model, engine = bert
+    with pytest.raises(ConfigError, match=r"Policy 'peeks' cannot be a graph.*backend='torch'"):
+        engine.run(tiny_batch_for(model.stock, 2), _Peeks())
+
+
+def test_what_it_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"eval\(\)"):
+        OnnxEngine(tiny_model("bert", layers=2).train())
+    with pytest.raises(ConfigError, match="float32 on the CPU"):
+        OnnxEngine(tiny_model("bert", layers=2).to(torch.bfloat16))
+    with pytest.raises(ConfigError, match=r"'torch' does not compute in int8.*backend='onnx'"):
+        make_engine(tiny_model("bert", layers=2), "torch", "int8")
+    with pytest.raises(ConfigError, match="Did you mean 'onnx'"):
+        make_engine(tiny_model("bert", layers=2), "onx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
+        OnnxEngine(tiny_model("bert", layers=2))

@@ -216,13 +216,12 @@ def test_a_policy_that_does_not_fit_the_model_is_refused() -> None:
         predictor(EARLY, "regression")
 
 
-def test_another_dtype_runs_the_same_point_and_says_so(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "offramp"):
-        half = Predictor.load(folder, device="cpu", dtype="bf16")
-    assert "was chosen in float32 and runs in bfloat16" in caplog.text
-    answers, full = half.answer(TEXTS)[0], Predictor.load(folder, device="cpu").answer(TEXTS)[0]
+def test_another_dtype_answers_in_it_but_not_at_a_point_of_another(folder: Path) -> None:
+    with pytest.raises(PointError, match="on torch in float32, not on torch in bfloat16.*again"):
+        Predictor.load(folder, device="cpu", dtype="bf16")
+    half = Predictor.load(folder, "full", device="cpu", dtype="bf16")
+    answers = half.answer(TEXTS)[0]
+    full = Predictor.load(folder, "full", device="cpu").answer(TEXTS)[0]
     assert half.model.dtype == torch.bfloat16
     assert {a.scores.dtype for a in answers} == {np.dtype("float32")}
     agree = [a.scores.argmax() == b.scores.argmax() for a, b in zip(answers, full, strict=True)]

@@ -26,7 +26,7 @@ from offramp.data import (
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
-from offramp.engines import TorchEngine, load_processor, plan_batches, processor_fingerprint, record
+from offramp.engines import Engine, load_processor, plan_batches, processor_fingerprint, record
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
@@ -111,6 +111,8 @@ def tune(
     pooling: Pooling | None = None,
     options: TrainOptions | None = None,
     device: Any = None,
+    dtype: Any = None,
+    backend: str = "torch",
     speed: bool = True,
     examples: bool = True,
     split: str | None = None,
@@ -141,6 +143,8 @@ def tune(
         seed: of that cut.
         pooling, options: see `attach`.
         device: None is the first GPU, or the CPU where there is none.
+        dtype, backend: how the model will run, see `Predictor.load`; the point is chosen and
+            timed so. Exits are trained with torch in any case.
         speed: also measure the speed-up.
         examples: show some of the rows, with their texts, in the report.
         split, text, text_pair, image, label, max_rows: see `load_examples`.
@@ -194,7 +198,8 @@ def tune(
             options=(options or TrainOptions()).what_changes_weights(),
         )
         _attach(source, parts["train"], folder, wanted, options)
-    return _choose(folder, parts["tune"], demand, device, speed, examples)
+    how = {"device": device, "dtype": dtype, "backend": backend}
+    return _choose(folder, parts["tune"], demand, how, speed, examples)
 
 
 def _load(model: MultiExitModel, data: str | Path | Dataset, **columns: Any) -> Dataset:
@@ -214,12 +219,12 @@ def _choose(
     folder: Path,
     rows: Dataset,
     demand: dict[str, Any],
-    device: Any,
+    how: dict[str, Any],
     speed: bool,
     examples: bool,
 ) -> Tuned:
     """Record, calibrate, save the point, measure it and report."""
-    predictor = Predictor.load(folder, "full", device=device)
+    predictor = Predictor.load(folder, "full", **how)
     place = folder.with_name(f"{folder.name}.tune")
     table = _record(predictor, rows, place)
     found = calibrate(table, **demand)
@@ -252,7 +257,9 @@ def facts_of(predictor: Predictor, speed: Speed | None, threads: int | None = No
         where = f"{platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
         if model.device.type == "cuda":
             where = torch.cuda.get_device_name(model.device)
-        facts["timed on"] = f"{where}, batches of up to {SPEED_BATCH} rows"
+        engine = predictor.engine
+        how = "" if engine.name == "torch" else f", {engine.name} in {engine.dtype}"
+        facts["timed on"] = f"{where}{how}, batches of up to {SPEED_BATCH} rows"
     return facts
 
 
@@ -336,7 +343,8 @@ def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
         "model_fingerprint": model.fingerprint(),
         "processor_fingerprint": processor_fingerprint(processor),
         "data_fingerprint": data_fingerprint(rows),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "engine": predictor.engine.name,
+        "dtype": predictor.engine.dtype,
     }
     try:
         table = ExitTable.open(place)
@@ -345,7 +353,7 @@ def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
             return table
     except OfframpError:
         pass
-    return record(model, rows, place, "tune", processor=processor)
+    return record(model, rows, place, "tune", processor=processor, engine=predictor.engine)
 
 
 def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
@@ -355,7 +363,7 @@ def speed_on(predictor: Predictor, rows: Dataset, policy: Policy) -> Speed:
     """
     order = np.argsort(draws(dataset_ids(rows), 0, "speed"), kind="stable")
     batches = _batches(predictor, take(rows, order[:SPEED_ROWS]))
-    engine = TorchEngine(predictor.model)
+    engine = predictor.engine
     count = _affordable(engine, batches)
     # every so many of the batches, so that long and short rows are timed
     spread = np.unique(np.linspace(0, len(batches) - 1, count).round().astype(int))
@@ -371,7 +379,7 @@ def _batches(predictor: Predictor, rows: Dataset) -> list[Batch]:
     ]
 
 
-def _affordable(engine: TorchEngine, batches: list[Batch]) -> int:
+def _affordable(engine: Engine, batches: list[Batch]) -> int:
     """How many batches of typical length fit the time, one at least."""
     typical = batches[len(batches) // 2]
     engine.run(typical, Full())

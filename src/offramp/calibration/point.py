@@ -92,6 +92,21 @@ class OperatingPoint(Strict):
                     "Record a table with this one and run `offramp calibrate` again."
                 )
 
+    def check_engine(self, engine: str, dtype: str) -> None:
+        """Refuse a point whose figures do not hold where scores are computed otherwise.
+
+        In float32 all engines agree but for the last bits, so a point may move between them; in
+        any other format the thresholds do. Raises PointError.
+        """
+        mine, other = (self.engine, self.dtype), (engine, dtype)
+        if mine == other or self.dtype == dtype == "float32":
+            return
+        raise PointError(
+            f"Point '{self.name}' was chosen on {self.engine} in {self.dtype}, not on {engine} in "
+            f"{dtype}, where rows leave elsewhere. Record a table with --backend {engine} --dtype "
+            f"{dtype} and run `offramp calibrate` again, or use a point that was made so."
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write the point beside the weights in a model folder; gives the file's path.
 

@@ -222,7 +222,15 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="fp32, bf16 or fp16; else the model's.", rich_help_panel=_RUN),
+    typer.Option(
+        "--dtype",
+        help="fp32, bf16 or fp16, with onnx int8; else the model's.",
+        rich_help_panel=_RUN,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", help="What computes: torch, onnx.", rich_help_panel=_RUN),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -70,6 +70,7 @@ def report(
     ] = True,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    backend: o.Backend = "torch",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -135,7 +136,8 @@ def _of_model(given: Mapping[str, Any]) -> Path:
     from offramp.tuning import facts_of, speed_on
 
     folder = given["sources"][0]
-    predictor = Predictor.load(folder, given["point"], device=given["device"], dtype=given["dtype"])
+    how = {name: given[name] for name in ("device", "dtype", "backend")}
+    predictor = Predictor.load(folder, given["point"], **how)
     rows = _rows(given)
     early = predictor.policy.name != "full"
     with recorded(predictor, rows, given["quiet"]) as table:

@@ -44,6 +44,7 @@ def predict(
     max_rows: o.MaxRows = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    backend: o.Backend = "torch",
     json: Annotated[
         bool, typer.Option("--json", help="With --output: the summary as JSON on stdout.")
     ] = False,
@@ -71,6 +72,7 @@ def predict(
     if bool(inputs) == (data is not None):
         raise ConfigError("Give either inputs or --data FILE.")
     how: dict[str, Any] = {"point": point, "scores": scores, "device": device, "dtype": dtype}
+    how["backend"] = backend
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
     if output is None or data is None:
         for entry in stream(folder, inputs or str(data), **how, **columns):

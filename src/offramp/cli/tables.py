@@ -46,6 +46,7 @@ def record(
     max_rows: o.MaxRows = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    backend: o.Backend = "torch",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -65,7 +66,7 @@ def record(
     from offramp.table import ExitTable
 
     others = [ExitTable.open(path) for path in apart_from or []]
-    predictor = Predictor.load(folder, "full", device=device, dtype=dtype)
+    predictor = Predictor.load(folder, "full", device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
     table = run(
         predictor.model,
@@ -73,6 +74,7 @@ def record(
         output,
         role,
         processor=predictor.processor,
+        engine=predictor.engine,
         others=others,
         progress=not quiet,
     )
@@ -201,6 +203,7 @@ def evaluate(
     ] = True,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    backend: o.Backend = "torch",
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -221,7 +224,7 @@ def evaluate(
     from offramp.prediction import Predictor
     from offramp.tuning import speed_on
 
-    predictor = Predictor.load(folder, point, device=device, dtype=dtype)
+    predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
         done = judge(table, predictor.policy, metric)

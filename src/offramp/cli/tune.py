@@ -47,6 +47,8 @@ def tune(
     ] = 0,
     cache_limit: o.CacheLimit = None,
     device: o.Device = None,
+    dtype: o.Dtype = None,
+    backend: o.Backend = "torch",
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the wall clock, too.")
     ] = True,

@@ -81,7 +81,9 @@ class _File:
             self.needs.insert(0, set(later))
             later |= _reads(layer) | (set() if decision is None else _reads(decision))
         self._outer_inputs(decisions)
-        answer = _kinds(decisions[-1])[f"{OUT}answer"]  # type: ignore[index]
+        last = decisions[-1]
+        assert last is not None  # every row leaves at the last layer
+        answer = _kinds(last)[f"{OUT}answer"]
         classes = answer.type.tensor_type.shape.dim[1].dim_value
         rows, out = self._shape_of_rows(), self.nodes
         self.constant("classes", [classes])

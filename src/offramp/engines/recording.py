@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from offramp.data import data_fingerprint, encode_labels, infer_task
 from offramp.data.hashing import dataset_ids
+from offramp.engines.base import Engine
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS, plan_batches
 from offramp.engines.cost import cost_model
 from offramp.engines.inputs import Inputs, inputs_of
+from offramp.engines.torch_engine import TorchEngine
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitOutput
 from offramp.metrics import METRICS, predictions
@@ -36,6 +38,7 @@ def record(
     role: str,
     *,
     processor: Any,
+    engine: Engine | None = None,
     others: Sequence[ExitTable] = (),
     max_rows: int = MAX_ROWS,
     max_tokens: int = MAX_TOKENS,
@@ -52,6 +55,7 @@ def record(
         path: the table's folder; it appears whole or not at all.
         role: `tune`, `calibrate` or `test`.
         processor: the model's tokenizer or image processor.
+        engine: what runs the model; a point chosen on the table is for it. None is torch.
         others: tables of other roles; rows whose input is in one of them are dropped.
         max_rows: of a batch.
         max_tokens: of a batch, padding included.
@@ -69,11 +73,12 @@ def record(
     dataset, ids = _apart_from(others, _encoded(model, dataset, inputs), role)
     lengths = np.array(dataset["length"][:])
     labels = np.array(dataset["label"][:]) if "label" in dataset.column_names else None
-    header = _header(model, dataset, role, inputs)
+    engine = engine or TorchEngine(model)
+    header = _header(model, engine, dataset, role, inputs)
     costs = cost_model(model)
     with TableWriter(path, header) as writer, _bar(len(dataset), role, progress) as bar:
         for rows in plan_batches(lengths, max_rows, max_tokens):
-            columns = _columns(_run(model, dataset, rows, inputs))
+            columns = _columns(_run(engine, model.device, dataset, rows, inputs))
             if labels is not None:
                 columns["labels"] = labels[rows]
             writer.write(
@@ -119,8 +124,10 @@ def _apart_from(others: Sequence[ExitTable], dataset: Dataset, role: str) -> tup
     return dataset.select(np.flatnonzero(keep)), ids[keep]
 
 
-def _header(model: MultiExitModel, dataset: Dataset, role: str, inputs: Inputs) -> TableHeader:
-    probe = _columns(_run(model, dataset, np.array([0]), inputs))
+def _header(
+    model: MultiExitModel, engine: Engine, dataset: Dataset, role: str, inputs: Inputs
+) -> TableHeader:
+    probe = _columns(_run(engine, model.device, dataset, np.array([0]), inputs))
     _, depth, num_scores = probe["scores"].shape
     return TableHeader.plan(
         rows=len(dataset),
@@ -134,18 +141,18 @@ def _header(model: MultiExitModel, dataset: Dataset, role: str, inputs: Inputs) 
         model_fingerprint=model.fingerprint(),
         processor_fingerprint=inputs.fingerprint(),
         data_fingerprint=data_fingerprint(dataset),
-        dtype=str(model.dtype).removeprefix("torch."),
+        engine=engine.name,
+        dtype=engine.dtype,
     )
 
 
-@torch.inference_mode()
 def _run(
-    model: MultiExitModel, dataset: Dataset, rows: Array, inputs: Inputs
+    engine: Engine, device: torch.device, dataset: Dataset, rows: Array, inputs: Inputs
 ) -> tuple[ExitOutput, ...]:
     """What every exit says about row indices `rows`."""
     names = [name for name in inputs.columns if name in dataset.column_names]
     columns = dataset.select_columns(names)[rows.tolist()]
-    return model.all_exits(inputs.collate(columns, model.device))
+    return engine.all_exits(inputs.collate(columns, device))
 
 
 def _columns(outputs: Sequence[ExitOutput]) -> dict[str, Array]:

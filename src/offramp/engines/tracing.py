@@ -269,10 +269,10 @@ def _export(
     except Exception as problem:  # torch raises whatever the traced code made it meet
         reason = str(problem).strip().split("\n")[0][:200]
         raise error(
-            f"{what[0].upper()}{what[1:]} cannot be made a graph ({type(problem).__name__}: "
+            f"{what[0].upper()}{what[1:]} cannot be a graph ({type(problem).__name__}: "
             f"{reason}). Use backend='torch'."
         ) from problem
-    return made.model_proto
+    return made.model_proto  # type: ignore[union-attr]
 
 
 def _dynamic(one: Tensor, other: Tensor) -> dict[int, Any]:

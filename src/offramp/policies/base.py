@@ -179,9 +179,7 @@ class EvidencePolicy(Policy):
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
         return self.step_at(self.bar, state, layer, output)
 
-    def step_at(
-        self, bar: float | Tensor, state: State, layer: int, output: ExitOutput
-    ) -> Step:
+    def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
         """A step with another bar than its own: in a graph it is an input."""
         evidence, state = self.evidence(state, layer, output)
         return Step(evidence > bar, self.answer(state, output), state)

@@ -63,6 +63,7 @@ def predict_file(
     scores: bool = False,
     device: Any = None,
     dtype: Any = None,
+    backend: str = "torch",
     progress: bool = True,
     **columns: Any,
 ) -> Summary:
@@ -73,7 +74,7 @@ def predict_file(
     finite has `error` and no answer.
 
     Args:
-        model, point, scores, device, dtype: as of `predict`.
+        model, point, scores, device, dtype, backend: as of `predict`.
         data: a file, hub id or dataset as `load_examples` takes them.
         output: .jsonl, .csv or .parquet; .jsonl and .csv also as .gz.
         columns: `text`, `text_pair`, `image`, `split`, `max_rows` ... as of `load_examples`.
@@ -88,7 +89,7 @@ def predict_file(
             f"{output} holds the examples and would be overwritten. Name another file."
         )
     examples = load_examples(data, **columns)
-    predictor, policy = opened(model, point, device, dtype)
+    predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
     settings = _settings(predictor, policy, examples, scores)
     start = time.perf_counter()
     with PartialFile(output, settings) as part:
@@ -114,7 +115,8 @@ def _settings(
         "processor": predictor.processor_fingerprint,
         "data": data_fingerprint(examples),
         "policy": policy.to_dict(),
-        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "engine": predictor.engine.name,
+        "dtype": predictor.engine.dtype,
         "max_length": predictor.max_length,
         "scores": scores,
     }

@@ -24,6 +24,7 @@ def pipeline(
     *,
     device: str | int | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    backend: str = "torch",
     **options: Any,
 ) -> Classifier:
     """A callable like `transformers.pipeline("text-classification", model)`, or for images like
@@ -34,7 +35,7 @@ def pipeline(
         point: an operating point of the folder, a point, a policy, or `full`. Without a
             point in the folder every row runs to full depth, and that is said aloud.
         device: None is the first GPU, or the CPU where there is none.
-        dtype: `fp32`, `bf16` or `fp16`.
+        dtype, backend: `fp32`, `bf16` or `fp16` with `torch`, `fp32` or `int8` with `onnx`.
         options: as of `Predictor.load`.
 
     Example:
@@ -42,7 +43,8 @@ def pipeline(
         >>> classify("A dull story.")
         [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
     """
-    return Classifier(Predictor.load(model, point, device=device, dtype=dtype, **options))
+    how = {"device": device, "dtype": dtype, "backend": backend}
+    return Classifier(Predictor.load(model, point, **how, **options))
 
 
 class Classifier:

@@ -19,9 +19,11 @@ from offramp.engines import (
     TorchEngine,
     as_device,
     as_dtype,
+    check_dtype,
     in_batches,
     inputs_of,
     load_processor,
+    make_engine,
     processor_fingerprint,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
@@ -55,6 +57,7 @@ class Predictor:
         point: where rows leave unless a call says otherwise. `default` is the folder's point
             of that name; without one, every row runs to full depth, and that is said aloud.
         folder: where named points lie.
+        engine: what runs the model; None is torch.
         max_rows, max_tokens: of a batch, padding included.
         max_length: longest text in tokens; the tokenizer's and the model's limits hold as well.
     """
@@ -66,6 +69,7 @@ class Predictor:
         point: Point = DEFAULT,
         *,
         folder: str | Path | None = None,
+        engine: Engine | None = None,
         max_rows: int = MAX_ROWS,
         max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
@@ -74,7 +78,7 @@ class Predictor:
         self.processor = processor
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self._folder = None if folder is None else Path(folder)
-        self._engine: Engine = TorchEngine(model)
+        self.engine = engine or TorchEngine(model)
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
@@ -88,6 +92,8 @@ class Predictor:
         *,
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        backend: str = "torch",
+        threads: int | None = None,
         max_rows: int = MAX_ROWS,
         max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
@@ -97,16 +103,23 @@ class Predictor:
 
         Args:
             device: None is the first GPU, or the CPU where there is none.
-            dtype: `fp32`, `bf16` or `fp16`; decisions are made in fp32 all the same.
+            dtype: `fp32`, `bf16` or `fp16`; with backend `onnx` `fp32` or `int8`. Decisions are
+                made in fp32 all the same.
+            backend: `torch`, or `onnx`, which runs on the CPU and takes a minute to prepare the
+                first time.
+            threads: of a call, where the backend is not torch; None is as many as torch's.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
         """
-        target, number_format = as_device(device), as_dtype(dtype)
+        check_dtype(backend, dtype)
+        by_torch = backend == "torch"
+        target = as_device(device if by_torch else device or "cpu")
         folder = resolve(model, **hub)
         if not is_ours(folder):
             raise ModelError(
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
+        number_format = as_dtype(dtype) if by_torch else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
         return cls(
@@ -114,6 +127,7 @@ class Predictor:
             load_processor(folder, loaded.backbone.reads),
             point,
             folder=folder,
+            engine=make_engine(loaded, backend, dtype, threads=threads),
             max_rows=max_rows,
             max_tokens=max_tokens,
             max_length=max_length,
@@ -123,7 +137,8 @@ class Predictor:
         """The policy a point stands for, checked against the model.
 
         Raises:
-            PointError: no such point, or one that was chosen for another model or processor.
+            PointError: no such point, or one that was chosen for another model, processor or
+                way to compute.
             ConfigError: a policy that does not fit the task.
         """
         if isinstance(point, str):
@@ -133,7 +148,7 @@ class Predictor:
             point = named
         if isinstance(point, OperatingPoint):
             point.check(self.model.fingerprint(), self.processor_fingerprint)
-            self._warn_of_dtype(point)
+            point.check_engine(self.engine.name, self.engine.dtype)
             point = point.build_policy()
         point.check(self.model.problem_type, self.model.depth)
         return point
@@ -161,17 +176,6 @@ class Predictor:
                 "Give the point itself, a policy, or 'full'."
             )
         return OperatingPoint.load(self._folder, name)
-
-    def _warn_of_dtype(self, point: OperatingPoint) -> None:
-        running = str(self.model.dtype).removeprefix("torch.")
-        if running != point.dtype:
-            logger.warning(
-                "Point '%s' was chosen in %s and runs in %s: rows near the threshold may leave "
-                "elsewhere than its figures say.",
-                point.name,
-                point.dtype,
-                running,
-            )
 
     def answer(
         self,
@@ -203,6 +207,6 @@ class Predictor:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([row.length for row in batch], device=device)
-        answers = self._engine.run(self.items.batch(batch, device), policy, Rows(ids, lengths))
+        answers = self.engine.run(self.items.batch(batch, device), policy, Rows(ids, lengths))
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         return list(map(Answer, scores, layers, answers.bad.tolist()))

@@ -32,6 +32,7 @@ def predict(
     scores: bool = False,
     device: Any = None,
     dtype: Any = None,
+    backend: str = "torch",
     **columns: Any,
 ) -> Iterator[dict[str, Any]]:
     """Answers in the order of the rows, as they come: {row, label, score, exit_layer}.
@@ -40,25 +41,25 @@ def predict(
     not finite gives {row, error}; its neighbours get their answers.
 
     Args:
-        model: a folder, a hub id, or a `Predictor` (which has its own device and dtype).
+        model: a folder, a hub id, or a `Predictor` (which has its own device, dtype and backend).
         data: a file, hub id or dataset as `load_examples` takes them, or an iterable of texts
             or images.
         point: an operating point, a policy or `full`; None is the model's own.
         scores: also give the scores of all classes.
         columns: `text`, `text_pair`, `image`, `split` ... as of `load_examples`.
     """
-    predictor, policy = opened(model, point, device, dtype)
+    predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
     rows = numbered(data, columns)
     return (entry for block in blocks(predictor, rows, policy, scores) for entry in block)
 
 
 def opened(
-    model: Predictor | str | os.PathLike[str], point: Point | None, device: Any, dtype: Any
+    model: Predictor | str | os.PathLike[str], point: Point | None, **how: Any
 ) -> tuple[Predictor, Policy]:
     """A predictor, loaded if need be, and the policy for this call."""
     if isinstance(model, Predictor):
         return model, model.policy if point is None else model.policy_of(point)
-    loaded = Predictor.load(model, point or DEFAULT, device=device, dtype=dtype)
+    loaded = Predictor.load(model, point or DEFAULT, **how)
     return loaded, loaded.policy
 
 
