@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 
 import offramp as library
 from offramp.benchmark import Bench, bench, race
-from offramp.benchmark.contenders import Shop, line_up, with_mask
+from offramp.benchmark.contenders import Shop, line_up
 from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
+from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import open_rows, open_subject
-from offramp.benchmark.workloads import STREAM_BATCH, forced_policy, plan_work
+from offramp.benchmark.workloads import STREAM_BATCH, Forced, forced_policies, plan_work
 from offramp.calibration import calibrate
-from offramp.engines import rows_of
+from offramp.engines import TorchEngine, rows_of
 from offramp.errors import ConfigError, ModelError, OutputError, PointError
-from offramp.policies import Full
+from offramp.exits import ExitOutput
+from offramp.policies import Full, MaxProbability, Rows
 from offramp.storage import read_document
 from offramp.table import ExitTable
 from offramp.testing import save_tiny, tiny_batch, tiny_model
@@ -123,7 +125,7 @@ def test_a_point_is_used_where_the_folder_has_one(place: Path, exits: Path) -> N
     calibrate(table, max_disagreement=0.5).point.save(exits)
     calibrate(table, max_disagreement=0.2, name="careful").point.save(exits)
     said = {}
-    for options in ({}, {"point": "careful"}, {"depths": [0.5]}):
+    for options in ({}, {"points": ["careful"]}, {"depths": [0.5]}):
         done = bench(exits, place / "rows.csv", None, **{**QUICK, "batch_sizes": [4]}, **options)
         said[repr(options)] = [one.leaves for one in done.contenders if one.leaves], done.forced
     assert list(said.values()) == [
@@ -131,6 +133,20 @@ def test_a_point_is_used_where_the_folder_has_one(place: Path, exits: Path) -> N
         (["point careful"], False),
         (["50% depth"], True),
     ]
+
+
+def test_a_point_runs_only_where_its_figures_hold(place: Path, exits: Path) -> None:
+    calibrate(ExitTable.open(place / "tune.table"), max_disagreement=0.5).point.save(exits)
+    options = {**QUICK, "batch_sizes": [4], "precisions": ["fp32", "bf16"]}
+    done = bench(exits, place / "rows.csv", None, **options)
+    assert done.names("offramp") == [
+        "offramp torch fp32, full depth",
+        "offramp torch fp32, point default",
+        "offramp torch bf16, full depth",
+    ]
+    (skipped,) = done.skipped
+    assert skipped.names == ("offramp torch bf16, point default",)
+    assert "--dtype bfloat16" in skipped.why
 
 
 def test_an_architecture_is_measured_without_a_network_or_a_tokenizer() -> None:
@@ -216,22 +232,51 @@ def test_the_stream_is_sorted_for_ours_alone() -> None:
     assert padded["plain"] == 128 * 90
 
 
-@given(share=st.floats(0.01, 1), depth=st.integers(1, 24), rows=st.integers(24, 200))
-def test_a_forced_pattern_keeps_its_mean_and_leaves_at_many_layers(
-    share: float, depth: int, rows: int
+@given(
+    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
+    depth=st.integers(1, 24),
+    first=st.integers(0, 1000),
+)
+def test_forced_rows_leave_evenly_around_the_mean_that_is_named(
+    shares: list[float], depth: int, first: int
 ) -> None:
     class Deep:
         problem_type = "single_label_classification"
 
     Deep.depth = depth  # type: ignore[attr-defined]
-    layers = np.array(forced_policy(Deep(), share, rows).layers)  # type: ignore[arg-type]
-    assert layers.min() >= 1
-    assert layers.max() <= depth
-    kinds = len(set(layers.tolist()))
-    rounds = layers[: len(layers) // kinds * kinds]
-    assert abs(rounds.mean() - max(1.0, share * depth)) <= 0.26
-    if depth > 3 and 0.3 < share < 0.7:
-        assert kinds > depth / 3
+    policies = forced_policies(Deep(), shares, 1064)  # type: ignore[arg-type]
+    for share, policy in zip(shares, policies, strict=True):
+        layers = exit_layers(policy, first, 64, depth)
+        wanted = max(1.0, share * depth)
+        assert abs(layers.mean() - wanted) <= 0.3
+        assert 1 <= layers.min() <= max(1, 2 * wanted - depth) + 1
+        assert min(depth, 2 * wanted - 1) - 1 <= layers.max() <= depth
+
+
+def exit_layers(policy: Forced, first: int, rows: int, depth: int) -> np.ndarray:
+    """Where rows leave, the first numbered `first`."""
+    state = policy.start(Rows(torch.arange(first, first + rows), torch.ones(rows)))
+    found = np.full(rows, depth)
+    for layer in reversed(range(1, depth)):
+        leave, _, _ = policy.step(state, layer, ExitOutput(torch.zeros(rows, 2)))
+        found[leave.numpy()] = layer
+    return found
+
+
+def test_one_rule_serves_all_depths_and_the_inner_policy_does_its_work() -> None:
+    seen = []
+
+    class Watched(MaxProbability):
+        def evidence(self, *given: Any) -> Any:
+            seen.append(given[1])
+            return super().evidence(*given)
+
+    model = tiny_model()
+    few, more = forced_policies(model, (0.25, 0.5), 32)
+    assert few.with_bar(more.bar).to_dict() == more.to_dict()
+    watched = more.model_copy(update={"inner": Watched(threshold=1.0)})
+    TorchEngine(model).run(tiny_batch(32), watched)
+    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_rows_come_again_where_there_are_too_few(place: Path) -> None:
@@ -262,6 +307,22 @@ def test_a_plain_runtime_answers_as_transformers_do_at_any_shape(
         batch = tiny_batch(rows, tokens, seed=rows, padded=padded)
         found: Any = runner.job(batch, rows_of(batch), Full())()
         assert np.asarray(found[0]) == pytest.approx(model.stock(**batch).logits.detach(), abs=1e-4)
+
+
+def test_engines_of_ours_bring_the_time_before_their_first_layer(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("bert")
+    shop = Shop(lambda: model, with_mask(tiny_batch(2, 12)), tmp_path, 1, torch.device("cpu"))
+    batch = tiny_batch(5, 30)
+    hidden = model.backbone.embed(batch).hidden.detach()
+    for one in line_up(6, ["torch", "onnx"], ["fp32"], []):
+        if one.side == "offramp":
+            runner: Any = shop.prepare(one)
+            found: Any = runner.front.job(batch, rows_of(batch), Full())()
+            assert torch.as_tensor(found[0]).detach().numpy() == pytest.approx(
+                hidden.numpy(), abs=1e-5
+            )
 
 
 def test_what_is_not_installed_is_left_out_with_the_line_that_installs_it(
@@ -326,6 +387,7 @@ def test_memory_is_that_of_a_process_of_its_own_and_of_full_depth(
         ({"threads": 0}, "--threads is 0"),
         ({"depths": [1.5]}, "1.5 is no share of the layers"),
         ({"depths": [0.0]}, "above 0"),
+        ({"depths": []}, "--depths is empty"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_anything_runs(
@@ -348,9 +410,9 @@ def test_a_name_that_is_neither_model_nor_architecture_gets_a_hint(
 
 def test_points_belong_to_folders_that_have_them(place: Path) -> None:
     with pytest.raises(PointError, match="no operating point 'fast'"):
-        bench(place / "exits", place / "rows.csv", None, point="fast", **QUICK)
+        bench(place / "exits", place / "rows.csv", None, points=["fast"], **QUICK)
     with pytest.raises(ConfigError, match="Leave it out"):
-        bench("bert-tiny", None, None, point="fast", **QUICK)
+        bench("bert-tiny", None, None, points=["fast"], **QUICK)
 
 
 def test_a_file_is_no_folder_to_write(place: Path, tmp_path: Path) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from offramp.backbones import Batch
 from offramp.benchmark.document import Contender, Runtime
-from offramp.benchmark.exporting import export_plain, quantise_plain
-from offramp.engines import Engine, TorchEngine, as_dtype
+from offramp.benchmark.exporting import Front, Scores, export_plain, quantise_plain
+from offramp.benchmark.runners import Embedding, OnnxRuntime, OpenVino, Ours, Runner, Transformers
+from offramp.engines import Engine, as_dtype, check_dtype, make_engine
 from offramp.errors import ConfigError
-from offramp.evaluation.speed import Job
 from offramp.model import MultiExitModel, truncated
-from offramp.policies import Policy, Rows
 
 PLAIN: dict[Runtime, str] = {
     "torch": "transformers",
@@ -33,13 +32,12 @@ _PLAIN_PRECISIONS = {
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16"),
 }
-_NEEDS = {
+NEEDS: dict[Runtime, tuple[str, ...]] = {
     "torch": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
-"""What a runtime without offramp imports; the model is exported first."""
-_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""What a runtime imports, with the exporter."""
 
 
 def line_up(
@@ -70,9 +68,19 @@ def line_up(
             leaves=said,
         )
         for runtime, precision in pairs
+        if _computes(runtime, precision)
         for said in (None, *leaves)
     ]
     return plain + ours
+
+
+def _computes(runtime: Runtime, precision: str) -> bool:
+    """Whether there is such an engine of ours."""
+    try:
+        check_dtype(runtime, precision)
+    except ConfigError:
+        return False
+    return True
 
 
 def _plain(runtime: Runtime, precision: str, layers: int, depth: int) -> Contender:
@@ -84,18 +92,6 @@ def _plain(runtime: Runtime, precision: str, layers: int, depth: int) -> Contend
         precision=precision,
         layers=layers,
     )
-
-
-class Runner(Protocol):
-    """A contender, ready to run."""
-
-    def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
-        """What is to be timed of a batch; what can be prepared before is done now."""
-        ...
-
-    def fixed(self, batch: Batch) -> Job | None:
-        """What comes before the first layer, or None where it cannot be run alone."""
-        ...
 
 
 @dataclass
@@ -136,15 +132,28 @@ class Shop:
 
     def _make(self, contender: Contender) -> Runner:
         if contender.side == "offramp":
-            return _Ours(self._engine(contender), self.device)
-        for name in _NEEDS[contender.runtime]:
+            return Ours(self._engine(contender), lambda: self._front(contender), self.device)
+        for name in NEEDS[contender.runtime]:
             import_module(name)
         if contender.runtime == "torch":
-            return _Transformers(self._stock(contender), self.device)
+            return Transformers(self._stock(contender), self.device)
         path = self.exported(contender.precision, contender.layers)
-        if contender.runtime == "onnx":
-            return _OnnxRuntime(path, self.threads)
-        return _OpenVino(path, contender.precision, self.threads)
+        return self._plain(contender.runtime, path, contender.precision)
+
+    def _front(self, contender: Contender) -> Runner:
+        """What comes before the first layer, in that runtime."""
+        if contender.runtime == "torch":
+            engine: Any = self._engine(contender)
+            return Embedding(engine.backbone.embed, self.device)
+        path = self.place / "front.onnx"
+        if not path.exists():
+            export_plain(Front(self.model), self.example, path, self.model.max_length)
+        return self._plain(contender.runtime, path, "fp32")
+
+    def _plain(self, runtime: Runtime, path: Path, precision: str) -> Runner:
+        if runtime == "onnx":
+            return OnnxRuntime(path, self.threads)
+        return OpenVino(path, precision, self.threads)
 
     def _stock(self, contender: Contender) -> Any:
         """The stock model or its first layers, on the device."""
@@ -159,9 +168,12 @@ class Shop:
         return whole if layers == self.model.depth else truncated(whole, layers)
 
     def _engine(self, contender: Contender) -> Engine:
-        if (contender.runtime, contender.precision) != ("torch", "fp32"):
-            raise ConfigError("This engine is not there yet.")
-        return TorchEngine(self.model)
+        model: Any = self.model
+        if contender.runtime == "torch" and self.device.type != "cpu":
+            model = copy.deepcopy(model).to(self.device)
+        return make_engine(
+            model, contender.runtime, contender.precision, threads=self.threads, progress=False
+        )
 
     def exported(self, precision: str, layers: int) -> Path:
         """The stock model as a file, made once."""
@@ -172,85 +184,5 @@ class Shop:
             if kind == "int8":
                 quantise_plain(self.exported("fp32", layers), path)
             else:
-                export_plain(self._cut(layers), self.example, path, self.model.max_length)
+                export_plain(Scores(self._cut(layers)), self.example, path, self.model.max_length)
         return path
-
-
-def with_mask(batch: Batch) -> Batch:
-    """As a processor gives it: with an attention mask, also where nothing is padded."""
-    if "input_ids" not in batch or "attention_mask" in batch:
-        return batch
-    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
-
-
-def _arrays(batch: Batch) -> dict[str, Any]:
-    return {name: leaf.numpy() for name, leaf in with_mask(batch).items()}
-
-
-class _Ours:
-    """An engine of offramp."""
-
-    def __init__(self, engine: Engine, device: torch.device) -> None:
-        self.engine = engine
-        self._device = device
-
-    def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
-        there = {name: leaf.to(self._device) for name, leaf in batch.items()}
-        return partial(self.engine.run, there, policy, rows.to(self._device))
-
-    def fixed(self, batch: Batch) -> Job | None:
-        if not isinstance(self.engine, TorchEngine):
-            return None
-        there = {name: leaf.to(self._device) for name, leaf in batch.items()}
-        return partial(self.engine.backbone.embed, there)
-
-
-class _Plain:
-    """A runtime that knows nothing of layers."""
-
-    def fixed(self, batch: Batch) -> Job | None:
-        return None
-
-
-class _Transformers(_Plain):
-    def __init__(self, stock: Any, device: torch.device) -> None:
-        self._stock, self._device = stock, device
-
-    def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
-        there = {name: leaf.to(self._device) for name, leaf in with_mask(batch).items()}
-        return partial(self._stock, **there)
-
-
-class _OnnxRuntime(_Plain):
-    def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # threads that wait for work by spinning take the cores from whoever is next
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
-
-    def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
-        return partial(self._session.run, None, _arrays(batch))
-
-
-class _OpenVino(_Plain):
-    def __init__(self, path: Path, precision: str, threads: int) -> None:
-        import openvino
-
-        settings: Mapping[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision],
-        }
-        core = openvino.Core()
-        self._request = core.compile_model(path, "CPU", settings).create_infer_request()
-
-    def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
-        feed = _arrays(batch)
-        return partial(self._request.infer, feed, share_inputs=True, share_outputs=True)

@@ -58,7 +58,7 @@ class EarlyExit(Strict):
         cost: executed share of full-depth FLOPs.
         speed_up: full over early, of each pass.
         full_is: the contender that full depth is, the faster of ours and the plain one.
-        fixed_ms: a row, from tokens to the first layer; 0 where it cannot be measured.
+        fixed_ms: a row, from tokens to the first layer.
         ideal: the speed-up if a FLOP always took the same time and deciding none.
         realised_share: speed-up over ideal.
     """

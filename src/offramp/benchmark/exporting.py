@@ -14,12 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from offramp.backbones import Batch
+from offramp.model import MultiExitModel
 
 MOST_ROWS = 4096
 
 
-class _Plain(nn.Module):
-    """A classifier that gives its scores alone."""
+class Front(nn.Module):
+    """What comes before the first layer, for `export_plain`."""
+
+    def __init__(self, model: MultiExitModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        flow = self.model.backbone.embed(batch)
+        made = [flow.hidden, flow.mask, *flow.inputs.values(), *flow.shared.values()]
+        # what is handed through would be an output that is an input
+        return tuple(leaf.clone() for leaf in made if leaf is not None)
+
+
+class Scores(nn.Module):
+    """A classifier that gives its scores alone, for `export_plain`."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
@@ -31,11 +46,11 @@ class _Plain(nn.Module):
 
 
 @torch.no_grad()
-def export_plain(stock: nn.Module, batch: Batch, path: Path, longest: int | None) -> None:
-    """Write a stock classifier as one ONNX file with free numbers of rows and tokens.
+def export_plain(module: nn.Module, batch: Batch, path: Path, longest: int | None) -> None:
+    """Write a function of a batch as one ONNX file with free numbers of rows and tokens.
 
     Args:
-        stock: in evaluation mode, on the CPU.
+        module: in evaluation mode, on the CPU.
         batch: an example; it names the inputs.
         path: of the file.
         longest: row in tokens that the model can read.
@@ -50,12 +65,11 @@ def export_plain(stock: nn.Module, batch: Batch, path: Path, longest: int | None
     }
     with _hushed():
         traced = torch.export.export(
-            _Plain(stock).eval(), (dict(batch),), dynamic_shapes=(shapes,), strict=False
+            module.eval(), (dict(batch),), dynamic_shapes=(shapes,), strict=False
         )
         program: Any = torch.onnx.export(
-            traced, (), input_names=list(batch), output_names=["logits"], dynamo=True,
-            verbose=False,
-        )  # fmt: skip
+            traced, (), input_names=list(batch), dynamo=True, verbose=False
+        )
     program.save(path, external_data=False)
 
 

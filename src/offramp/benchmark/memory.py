@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from offramp.benchmark.contenders import Shop
-from offramp.benchmark.document import Contender, Runtime
+from offramp.benchmark.contenders import NEEDS, Shop
+from offramp.benchmark.document import Contender
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.subject import open_model
 from offramp.engines import rows_of
@@ -31,12 +31,6 @@ BATCH = 32
 _ORDER, _TOKENS = "order.json", "tokens.safetensors"
 _MEGABYTE = 1e6
 _CPU = torch.device("cpu")
-_LIBRARIES: dict[Runtime, tuple[str, ...]] = {
-    "torch": (),
-    "onnx": ("onnxruntime",),
-    "openvino": ("openvino",),
-}
-"""What a runtime imports, which is not the model's memory."""
 
 
 def with_memory(
@@ -68,7 +62,10 @@ def _measured(shop: Shop, model: str, contender: Contender) -> float | None:
         "model": model,
         "contender": contender.model_dump(),
         "threads": shop.threads,
-        "libraries": [type(shop.model.stock).__module__, *_LIBRARIES[contender.runtime]],
+        "libraries": [
+            type(shop.model.stock).__module__,
+            *NEEDS[contender.runtime],
+        ],  # not the model's memory
     }
     (shop.place / _ORDER).write_text(json.dumps(order), encoding="utf-8")
     command = [sys.executable, "-m", "offramp.benchmark.memory", str(shop.place)]

@@ -24,6 +24,7 @@ from offramp.benchmark.document import (
     Timing,
     Workload,
 )
+from offramp.benchmark.runners import Ours
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.words import about
 from offramp.benchmark.workloads import Work
@@ -137,11 +138,10 @@ class Race:
         """What comes before the first layer, of each runtime and precision of ours."""
         jobs = {}
         for one in self.contenders:
-            if one.side == "offramp" and one.leaves is None:
-                runner = self.shop.prepare(one)
-                found = [runner.fixed(batch) for batch, _ in self._batches(work.ours)]
-                if known := [job for job in found if job is not None]:
-                    jobs[_fixed_name(one)] = known
+            runner = self.shop.prepare(one)
+            if isinstance(runner, Ours) and one.leaves is None:
+                batches = self._batches(work.ours)
+                jobs[_fixed_name(one)] = [runner.front.job(*each, Full()) for each in batches]
         return jobs
 
     def _batches(self, places: Sequence[Sequence[int]]) -> Iterator[tuple[Batch, Rows]]:
@@ -189,7 +189,7 @@ class Race:
         """Early exit beside full depth of the same runtime and precision."""
         whole = [one.name for one in self.contenders if _is_full_depth_of(one, contender)]
         full_is = min(whole, key=lambda name: float(np.median(seconds[name])))
-        fixed = float(np.median(seconds.get(_fixed_name(contender), [0.0])))
+        fixed = float(np.median(seconds[_fixed_name(contender)]))
         ideal = ideal_speed_up(float(np.median(seconds[full_is])), fixed, cost)
         speed_up = Spread.of(seconds[full_is] / seconds[contender.name])
         return EarlyExit(

@@ -7,22 +7,24 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
-from offramp.benchmark.contenders import PRECISIONS, Shop, line_up, with_mask
+from offramp.benchmark.contenders import PRECISIONS, Shop, line_up
 from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
 from offramp.benchmark.race import Race, ready
+from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import Subject, open_rows, open_subject
-from offramp.benchmark.workloads import forced_policy, plan_work
+from offramp.benchmark.workloads import Forced, forced_policies, plan_work
 from offramp.calibration import OperatingPoint, list_points
-from offramp.engines import as_device, processor_fingerprint
-from offramp.errors import ConfigError, OutputError
+from offramp.engines import as_device, dtype_name, processor_fingerprint
+from offramp.errors import ConfigError, OutputError, PointError
 from offramp.policies import Policy
 from offramp.registry import nearest
 from offramp.storage import write_document
@@ -38,7 +40,7 @@ def bench(
     data: Any = None,
     output: str | os.PathLike[str] | None = "bench",
     *,
-    point: str | None = None,
+    points: Sequence[str] | None = None,
     depths: Sequence[float] | None = None,
     backends: Sequence[str] = RUNTIMES,
     precisions: Sequence[str] = ("fp32", "int8"),
@@ -66,7 +68,8 @@ def bench(
         data: rows whose lengths are measured, as `load_examples` takes them; None is the
             built-in docstrings.
         output: folder for `bench.html` and `bench.json`; None writes nothing.
-        point: name of an operating point; else `default` where the folder has it.
+        points: names of operating points, each for the engines and precisions that it was chosen
+            for; else `default` where the folder has it.
         depths: mean exit depths to force, as shares of all layers; else 0.25, 0.5 and 0.75
             where there is no point.
         backends: of `torch`, `onnx` and `openvino`.
@@ -97,16 +100,17 @@ def bench(
     where = as_device(device)
     subject = open_subject(model)
     found, lengths = open_rows(subject, data, rows, max_length, **columns)
-    policies, forced = _policies(subject, point, depths, rows)
+    leaving = _leaving(subject, points, depths, rows)
     works = plan_work(found.lengths, batch_sizes)
     with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
         example = with_mask(found.batch([0, 1]))
         shop = Shop(lambda: subject.model, example, Path(temp), count, where)
-        wanted, unable = _on_device(
-            line_up(subject.model.depth, cast(Any, backends), precisions, list(policies)), where
-        )
+        names = list(leaving.policies)
+        wanted = line_up(subject.model.depth, cast(Any, backends), precisions, names)
+        wanted, unfit = leaving.fitting(wanted)
+        wanted, elsewhere = _on_device(wanted, where)
         able, broken = ready(shop, wanted, found.batch([0]), quiet)
-        race = Race(shop, able, found, policies, passes, minutes / len(works), quiet)
+        race = Race(shop, able, found, leaving.policies, passes, minutes / len(works), quiet)
         workloads = [race.run(work) for work in works]
         if memory:
             able = with_memory(shop, os.fspath(model), able, found, quiet)
@@ -115,13 +119,13 @@ def bench(
         source=subject.source,
         depth=subject.model.depth,
         parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
-        forced=forced,
+        forced=bool(leaving.forced),
         threads=count,
         machine=_machine(where),
         lengths=lengths,
         contenders=tuple(able),
         workloads=tuple(workloads),
-        skipped=(*unable, *broken),
+        skipped=(*unfit, *elsewhere, *broken),
     )
     if folder is not None:
         write_document(folder / JSON, done)
@@ -136,28 +140,52 @@ def _folder(output: str | os.PathLike[str] | None) -> Path | None:
     return folder
 
 
-def _policies(
-    subject: Subject, point: str | None, depths: Sequence[float] | None, rows: int
-) -> tuple[dict[str, Policy], bool]:
-    """Where rows leave early, by the words of each; and whether some are forced to."""
-    policies: dict[str, Policy] = {}
+@dataclass(frozen=True)
+class _Leaving:
+    """Where rows leave early: points and patterns, by the words of each."""
+
+    points: dict[str, OperatingPoint]
+    forced: dict[str, Forced]
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        return {said: one.build_policy() for said, one in self.points.items()} | self.forced
+
+    def fitting(self, wanted: Sequence[Contender]) -> tuple[list[Contender], list[Skipped]]:
+        """Without points on engines or in precisions that they were not chosen for."""
+        able, unable = [], []
+        for one in wanted:
+            try:
+                if one.leaves in self.points:
+                    point = self.points[one.leaves]
+                    point.check_engine(one.runtime, dtype_name(one.precision))
+                able.append(one)
+            except PointError as problem:
+                unable.append(Skipped(names=(one.name,), why=str(problem)))
+        return able, unable
+
+
+def _leaving(
+    subject: Subject, points: Sequence[str] | None, depths: Sequence[float] | None, rows: int
+) -> _Leaving:
     known = [] if subject.folder is None else list_points(subject.folder)
-    if point is None and depths is None and "default" in known:
-        point = "default"
-    if point is not None:
-        policies[f"point {point}"] = _point(subject, point)
-    forced = depths is not None or point is None
-    for share in (SHARES if depths is None else depths) if forced else ():
-        policies[f"{100 * share:g}% depth"] = forced_policy(subject.model, share, rows)
-    return policies, forced
+    if points is None:
+        points = ["default"] if depths is None and "default" in known else []
+    chosen = {f"point {name}": _point(subject, name) for name in points}
+    if depths is None and chosen:
+        return _Leaving(chosen, {})
+    shares = depths or SHARES
+    names = [f"{100 * share:g}% depth" for share in shares]
+    forced = forced_policies(subject.model, shares, rows)
+    return _Leaving(chosen, dict(zip(names, forced, strict=True)))
 
 
-def _point(subject: Subject, name: str) -> Policy:
+def _point(subject: Subject, name: str) -> OperatingPoint:
     if subject.folder is None:
         raise ConfigError(f"--point {name}: {subject.name} is {subject.source}. Leave it out.")
     point = OperatingPoint.load(subject.folder, name)
     point.check(subject.model.fingerprint(), processor_fingerprint(subject.processor))
-    return point.build_policy()
+    return point
 
 
 def _on_device(
@@ -228,6 +256,8 @@ def _check(
     for option, (value, least) in numbers.items():
         if value is not None and not value >= least:
             raise ConfigError(f"{option} is {value}; it must be at least {least:g}.")
+    if depths is not None and not depths:
+        raise ConfigError("--depths is empty; give shares of the layers, such as 25,50.")
     for share in depths or ():
         if not 0 < share <= 1:
             raise ConfigError(f"--depths: {share:g} is no share of the layers: above 0, up to 1.")

@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from pydantic import Field, PrivateAttr, SerializeAsAny
+from torch import Tensor
 
 from offramp.engines import plan_batches, windows
 from offramp.engines.batching import MAX_TOKENS, WINDOW
+from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
-from offramp.policies import MaxProbability, Patience, Policy
-from offramp.testing import Scripted
+from offramp.policies import EvidencePolicy, Fixed, MaxProbability, Patience, Rows, State
 
 LATENCY_ROWS = 32
+_GOLDEN = 0.6180339887
+"""Multiples of it, without their whole part, lie evenly however many there are."""
+_TABLE = "forced.table"
 STREAM, STREAM_BATCH = "stream", 32
 Places = Sequence[int]
 
@@ -78,25 +84,73 @@ def _stream(lengths: npt.NDArray[np.int64]) -> Work:
     return Work(STREAM, None, plain, ours)
 
 
-def forced_policy(model: MultiExitModel, share: float, rows: int) -> Scripted:
-    """Rows leave at layers all around `share` of the depth, which is their mean.
+class Forced(EvidencePolicy):
+    """Runs another policy in full and overrides only its decision to leave.
 
-    Exits and a policy run at every layer, and only its decision is overridden: by the row's
-    number, 0 to rows - 1.
+    The exit layers of rows are uniform over the widest range of layers whose mean is `middle`. That
+    is the bar, so one graph serves all depths. A row's layer depends on its id alone, and any few
+    neighbours have about the same mean.
+
+    Args:
+        middle: the mean exit layer.
+        depth: of the model.
+        rows: ids are 0 to rows - 1.
+        inner: the policy that does the work; its evidence is finite.
     """
-    depth = model.depth
-    twice = min(max(2, round(2 * share * depth)), 2 * depth)
-    first, last = max(1, twice - depth), min(depth, twice - 1)
-    draw = np.random.default_rng(0)
-    # each round has all of them once, so few rows have the same mean as many
-    rounds = [draw.permutation(np.arange(first, last + 1)) for _ in range(rows)]
-    layers = np.concatenate(rounds)[:rows]
-    return Scripted(layers=tuple(layers.tolist()), inner=_working(model))
+
+    name = "forced"
+    middle: float = Field(ge=1)
+    depth: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    inner: SerializeAsAny[EvidencePolicy]
+    _table: Tensor = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        self._table = _highest_means(self.rows, self.depth)
+
+    @property
+    def bar(self) -> float:
+        return self.middle
+
+    def with_bar(self, bar: float) -> Forced:
+        return self._with(middle=max(1.0, bar))
+
+    def start(self, rows: Rows) -> State:
+        table = self._table.to(rows.ids.device).index_select(0, rows.ids)
+        return {**self.inner.start(rows), _TABLE: table}
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        own = {name: leaf for name, leaf in state.items() if name != _TABLE}
+        found, own = self.inner.evidence(own, layer, output)
+        # added times nothing, lest an optimiser finds the policy's work to be of no use
+        evidence = state[_TABLE][:, layer - 1].add(found, alpha=0.0)
+        return evidence, {**own, _TABLE: state[_TABLE]}
 
 
-def _working(model: MultiExitModel) -> Policy:
-    """A policy of usual cost."""
+def _highest_means(rows: int, depth: int) -> Tensor:
+    """Up to which mean a row leaves after layer 1, 2, ..., (rows, depth).
+
+    With x uniform in (0, 2 mean - 1) where the mean is in the first half, else in
+    (2 mean - 1 - depth, depth), rows leave after the first layer above their x.
+    """
+    places = (np.arange(1, rows + 1) * _GOLDEN % 1.0).clip(1e-4, 1 - 1e-4)[:, None]
+    layers = np.arange(1, depth + 1)
+    early = (layers / places + 1) / 2
+    late = depth + 0.5 - (depth - layers) / (2 * (1 - places))
+    return torch.from_numpy(np.where(layers <= depth * places, early, late)).float()
+
+
+def forced_policies(model: MultiExitModel, shares: Sequence[float], rows: int) -> list[Forced]:
+    """For mean exit depths as shares of all layers, each in (0, 1]."""
+    depth, inner = model.depth, _working(model)
+    middles = [max(1.0, share * depth) for share in shares]
+    return [Forced(middle=middle, depth=depth, rows=rows, inner=inner) for middle in middles]
+
+
+def _working(model: MultiExitModel) -> EvidencePolicy:
+    """A policy of usual cost, where there is one for the task."""
     if model.problem_type == "single_label_classification":
         return MaxProbability(threshold=1.0)
-    found: Any = Patience.variants(model.problem_type, model.depth)
-    return found[0] if found else Patience(tolerance=0.0)
+    if model.problem_type == "multi_label_classification":
+        return Patience(multi_label=True)
+    return Fixed(layer=1)

@@ -39,11 +39,12 @@ Data = Annotated[
 ]
 Rows = Annotated[int, typer.Option("--rows", help="How many rows.", rich_help_panel="Rows")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
-Point = Annotated[
-    str | None,
+Points = Annotated[
+    list[str] | None,
     typer.Option(
         "--point",
-        help="Operating point of the folder; else 'default', where there is one.",
+        help="Operating point of the folder, for the engines it was chosen on; repeatable; "
+        "else 'default'.",
         rich_help_panel=_WHO,
     ),
 ]
@@ -93,7 +94,7 @@ def bench(
     model: Model,
     data: Data = None,
     output: Output = Path("bench"),
-    point: Point = None,
+    point: Points = None,
     depths: Depths = None,
     backends: Backends = "torch,onnx,openvino",
     precisions: Precisions = "fp32,int8",
@@ -135,6 +136,7 @@ def bench(
     given["precisions"] = _each(precisions, "--precisions", str)
     given["batch_sizes"] = _each(batch_sizes, "--batch-sizes", int)
     given["depths"] = None if depths is None else _shares(depths)
+    given["points"] = point or None
     columns = {name: given[name] for name in ("split", "text", "text_pair")}
     done = run(**o.passed(run, given), **columns)
     if json:
