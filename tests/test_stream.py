@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.policies import Full, MaxProbability, Patience
+from offramp.prediction import Predictor
 from offramp.testing import (
     EchoModel,
     Scripted,
@@ -25,6 +27,8 @@ from offramp.testing import (
     check_stream_bookkeeping,
     echo_batch,
     tiny_model,
+    tiny_texts,
+    tiny_tokenizer,
 )
 
 Results = Iterator[tuple[int, RowAnswer]]
@@ -309,6 +313,30 @@ def test_a_layer_whose_bits_depend_on_the_slot_is_found_and_refused() -> None:
     assert len(list(engine.stream(rows, Full(), slots=1, determinism="shape"))) == 3
     with pytest.raises(ConfigError, match="depend on its slot"):
         list(engine.stream(rows, Full(), slots=4, determinism="shape"))
+
+
+# --- a predictor's stream ------------------------------------------------------------------
+
+
+def test_a_predictor_streams_what_it_answers() -> None:
+    items = tiny_texts(90, seed=4)
+    predictor = Predictor(tiny_model(), tiny_tokenizer(), MaxProbability(threshold=0.8))
+    wanted, _ = predictor.answer(items)
+    found = dict(predictor.stream(iter(items)))
+    assert sorted(found) == list(range(90))
+    for position, answer in found.items():
+        assert answer.exit_layer == wanted[position].exit_layer
+        assert np.allclose(answer.scores, wanted[position].scores, atol=5e-5)
+    ordered = predictor.stream(items, Full(), ordered=True)
+    assert [position for position, _ in ordered] == list(range(90))
+
+
+def test_a_predictors_answer_has_the_same_bits_in_any_company_with_determinism() -> None:
+    items = tiny_texts(60, seed=4)
+    predictor = Predictor(tiny_model("roberta"), tiny_tokenizer("roberta"), Patience(patience=1))
+    whole = dict(predictor.stream(items, determinism="shape"))
+    alone = dict(predictor.stream(items[7:8], determinism="shape"))
+    assert alone[0].scores.tobytes() == whole[7].scores.tobytes()
 
 
 # --- lengths ------------------------------------------------------------------------------

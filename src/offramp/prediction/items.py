@@ -13,7 +13,7 @@ from offramp.data import input_id
 from offramp.data.hashing import image_id
 from offramp.data.images import LazyImage, file_bytes
 from offramp.data.tokens import encode_texts, token_limit
-from offramp.engines import Inputs, TextInputs
+from offramp.engines import Inputs, TextInputs, bucket, collate
 from offramp.engines.batching import WINDOW
 from offramp.errors import DataError
 from offramp.model import MultiExitModel
@@ -60,6 +60,10 @@ class Items(Protocol):
 
     def batch(self, rows: Sequence[Row], device: Any) -> Batch: ...
 
+    def alone(self, row: Row, device: Any) -> Batch:
+        """A batch of one row, as a stream takes it: padded to one of a few lengths."""
+        ...
+
 
 def items_of(model: MultiExitModel, inputs: Inputs, max_length: int | None) -> Items:
     """What a model with such inputs can be asked about."""
@@ -102,6 +106,10 @@ class TextItems:
     def batch(self, rows: Sequence[Row], device: Any) -> Batch:
         return self._inputs.collate(_columns(rows), device)
 
+    def alone(self, row: Row, device: Any) -> Batch:
+        pad_id, tokens = self._inputs.tokenizer.pad_token_id, bucket(row.length, self.longest)
+        return collate(_columns([row]), pad_id, device, tokens)
+
 
 class ImageItems:
     """Images, each opened when its batch is made."""
@@ -121,6 +129,9 @@ class ImageItems:
 
     def batch(self, rows: Sequence[Row], device: Any) -> Batch:
         return self._inputs.collate(_columns(rows), device)
+
+    def alone(self, row: Row, device: Any) -> Batch:
+        return self.batch([row], device)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from offramp.backbones import Batch
 from offramp.calibration import OperatingPoint, list_points
 from offramp.engines import (
     Engine,
@@ -25,9 +26,11 @@ from offramp.engines import (
     load_processor,
     make_engine,
     processor_fingerprint,
+    windows,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
-from offramp.errors import ModelError, PointError
+from offramp.engines.pool import Determinism
+from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
@@ -202,6 +205,44 @@ class Predictor:
             return row.length
 
         return in_batches(rows, length, run, self.max_rows, self.max_tokens), cut
+
+    def stream(
+        self,
+        items: Iterable[Item],
+        policy: Policy | None = None,
+        *,
+        ordered: bool = False,
+        determinism: Determinism | None = None,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Positions of items and their answers as they are found, see `TorchEngine.stream`.
+
+        Items are read a batch at a time, so `items` may be endless; long texts are cut.
+
+        Args:
+            policy: None is the predictor's own.
+            ordered: give the answers in the order of the items.
+            determinism: `shape` makes every answer the same to the last bit whatever other items
+                are asked about.
+
+        Raises:
+            ConfigError: the backend has no streams, or an option makes no sense.
+        """
+        if not isinstance(self.engine, TorchEngine):
+            raise ConfigError(
+                f"Backend '{self.engine.name}' has no streams. Use backend torch, or `predict`."
+            )
+        results = self.engine.stream(
+            self._alone(items), policy or self.policy, ordered=ordered, determinism=determinism
+        )
+        return (
+            (position, Answer(row.scores.cpu().numpy(), row.exit_layer, row.bad))
+            for position, row in results
+        )
+
+    def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
+        for window in windows(items, self.max_rows):
+            for row in self.items.read(window)[0]:
+                yield row.id, self.items.alone(row, self.model.device)
 
     def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
         device = self.model.device

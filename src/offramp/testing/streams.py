@@ -102,7 +102,7 @@ def _check_broken(
         harmed = [*rows[:broken], (id, poisoned), *rows[broken + 1 :]]
     else:
         model, harmed = copy.deepcopy(model), list(rows)
-        table = model.stock.get_input_embeddings().weight
+        table: Any = model.stock.get_input_embeddings().weight
         token = table.shape[0] - 1
         table[token] = math.nan
         harmed = [(id, _without(row, token)) for id, row in rows]
