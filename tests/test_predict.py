@@ -217,7 +217,7 @@ def test_a_policy_that_does_not_fit_the_model_is_refused() -> None:
 
 
 def test_another_dtype_answers_in_it_but_not_at_a_point_of_another(folder: Path) -> None:
-    with pytest.raises(PointError, match="on torch in float32, not on torch in bfloat16.*again"):
+    with pytest.raises(PointError, match=r"on torch in float32, not on torch in bfloat16.*again"):
         Predictor.load(folder, device="cpu", dtype="bf16")
     half = Predictor.load(folder, "full", device="cpu", dtype="bf16")
     answers = half.answer(TEXTS)[0]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError
     from offramp.evaluation import evaluate
     from offramp.model import ExitSpec, MultiExitConfig, MultiExitModel
-    from offramp.prediction import predict
+    from offramp.prediction import export, predict
     from offramp.prediction.pipeline import pipeline
     from offramp.table import ExitTable
     from offramp.training import attach, train
@@ -39,6 +39,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "export",
     "load_examples",
     "pipeline",
     "predict",
@@ -60,6 +61,7 @@ _HOME = {
     "calibrate": "offramp.calibration",
     "compare": "offramp.comparison",
     "evaluate": "offramp.evaluation",
+    "export": "offramp.prediction",
     "load_examples": "offramp.data",
     "pipeline": "offramp.prediction.pipeline",
     "predict": "offramp.prediction",

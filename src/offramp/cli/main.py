@@ -14,6 +14,7 @@ from offramp.cli import console
 from offramp.cli.bench import bench
 from offramp.cli.compare import compare
 from offramp.cli.demo import demo
+from offramp.cli.export import export
 from offramp.cli.info import info
 from offramp.cli.page import report
 from offramp.cli.predict import predict
@@ -49,7 +50,7 @@ def _help(text: str) -> str:
 
 COMMANDS = (
     *(tune, predict, train, attach, record, calibrate, evaluate, report),
-    *(compare, bench, info, demo),
+    *(export, compare, bench, info, demo),
 )
 for command in COMMANDS:
     app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)

@@ -1,0 +1,179 @@
+"""One ONNX file that leaves early by itself, for wherever ONNX Runtime is and offramp is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp import __version__
+from offramp.errors import ConfigError, OutputError
+from offramp.policies import EvidencePolicy, Policy
+from offramp.prediction.labels import Labels
+from offramp.prediction.predictor import DEFAULT, Point, Predictor
+from offramp.storage import whole_file
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+FORMATS = ("onnx",)
+SUFFIX = ".onnx"
+_NEW_BAR = "bar.used"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+        path: of the file.
+        inputs, outputs: their names.
+        bytes: its size.
+        bar: what evidence must be above for a row to leave, unless a call says otherwise; None
+            where the policy has none.
+        policy: {"name": ..., its options}.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bytes: int
+    bar: float | None
+    policy: dict[str, Any]
+
+
+def export(
+    model: str | os.PathLike[str] | Predictor,
+    output: str | os.PathLike[str],
+    *,
+    point: Point | None = None,
+    dtype: str | None = None,
+    format: str = "onnx",
+    progress: bool = True,
+) -> Exported:
+    """Write a model with an operating point as one ONNX file.
+
+    It runs in plain ONNX Runtime, in any language, on batches of any size. Inputs: what the
+    tokenizer gives (`attention_mask` always) and `bar`, a float32 number: evidence above it lets
+    a row leave, NaN means the point's own. Outputs: `answer` (rows,) int64, the label's index; for
+    several labels (rows, labels) bool, for regression (rows,) float32; `scores` (rows, classes)
+    raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows whose scores are no numbers.
+    Labels, policy, bar and fingerprints stand in the file's metadata.
+
+    Args:
+        model: folder or hub id of a multi-exit model.
+        output: the file, .onnx.
+        point: an operating point of the folder, a point, a policy or `full`; None is `default`.
+        dtype: `fp32` or `int8`; a point belongs to the one it was chosen in.
+
+    Raises:
+        ConfigError: an unknown format, or a policy that cannot be in a file.
+        PointError: a point chosen in another dtype.
+        OutputError: the file cannot be written.
+    """
+    from offramp.engines.graphs import Graphs
+
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format '{format}'. Known: {', '.join(FORMATS)}.")
+    path = Path(output)
+    if path.suffix != SUFFIX or path.is_dir():
+        raise OutputError(f"{path}: name a file that ends with {SUFFIX}.")
+    if not isinstance(model, Predictor):
+        model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
+        point = None
+    policy = model.policy if point is None else model.policy_of(point)
+    graphs = Graphs(model.model, model.engine.dtype, progress)
+    file = _with_answer(graphs.early_exit(policy), model.model.problem_type)
+    bar = _with_bar(file, policy)
+    _refuse_rows(file, policy)
+    _describe(file, model, policy, bar)
+    with whole_file(path) as staged:
+        staged.write_bytes(file.SerializeToString())
+    return Exported(
+        path,
+        tuple(value.name for value in file.graph.input),
+        tuple(value.name for value in file.graph.output),
+        path.stat().st_size,
+        bar,
+        policy.to_dict(),
+    )
+
+
+def _with_answer(file: ModelProto, problem_type: str) -> ModelProto:
+    """Add what the scores mean: the label, the labels, or the number."""
+    from onnx import TensorProto, helper
+
+    if problem_type == "multi_label_classification":
+        zero = helper.make_tensor("answer.zero", TensorProto.FLOAT, [], [0.0])
+        file.graph.initializer.append(zero)
+        node = helper.make_node("Greater", ["scores", "answer.zero"], ["answer"])
+        value = helper.make_tensor_value_info("answer", TensorProto.BOOL, [None, None])
+    elif problem_type == "regression":
+        axis = helper.make_tensor("answer.axis", TensorProto.INT64, [1], [1])
+        file.graph.initializer.append(axis)
+        node = helper.make_node("Squeeze", ["scores", "answer.axis"], ["answer"])
+        value = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [None])
+    else:
+        node = helper.make_node("ArgMax", ["scores"], ["answer"], axis=1, keepdims=0)
+        value = helper.make_tensor_value_info("answer", TensorProto.INT64, [None])
+    file.graph.node.append(node)
+    file.graph.output.insert(0, value)
+    return file
+
+
+def _with_bar(file: ModelProto, policy: Policy) -> float | None:
+    """Let NaN stand for the point's own bar.
+
+    An input with a default would be the usual way, but onnxruntime-node takes the default
+    without a word even where a value is given.
+    """
+    from onnx import TensorProto, helper
+
+    if not isinstance(policy, EvidencePolicy) or "bar" not in {i.name for i in file.graph.input}:
+        return None
+    _rename(file.graph, "bar", _NEW_BAR)
+    own = helper.make_tensor("bar.own", TensorProto.FLOAT, [], [policy.bar])
+    file.graph.initializer.append(own)
+    file.graph.node.insert(0, helper.make_node("Where", ["bar.none", "bar.own", "bar"], [_NEW_BAR]))
+    file.graph.node.insert(0, helper.make_node("IsNaN", ["bar"], ["bar.none"]))
+    return policy.bar if math.isfinite(policy.bar) else None
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == old:
+                node.input[place] = new
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, old, new)
+
+
+def _refuse_rows(file: ModelProto, policy: Policy) -> None:
+    if {"row_id", "length"} & {value.name for value in file.graph.input}:
+        raise ConfigError(
+            f"Policy '{policy.name}' reads which row it is, which a file cannot know. Choose "
+            "another policy, such as max_probability or patience."
+        )
+
+
+def _describe(file: ModelProto, model: Predictor, policy: Policy, bar: float | None) -> None:
+    """Metadata, as text, that ONNX Runtime hands to whoever loads the file."""
+    said = {
+        "offramp": __version__,
+        "problem_type": model.model.problem_type,
+        "labels": json.dumps(Labels(model.model).names, ensure_ascii=False),
+        "policy": json.dumps(policy.to_dict()),
+        "bar": "" if bar is None else repr(bar),
+        "dtype": model.engine.dtype,
+        "depth": str(model.model.depth),
+        "max_length": "" if model.max_length is None else str(model.max_length),
+        "model_fingerprint": model.model.fingerprint(),
+        "processor_fingerprint": model.processor_fingerprint,
+    }
+    for name, text in said.items():
+        entry = file.metadata_props.add()
+        entry.key, entry.value = f"offramp.{name}" if name != "offramp" else name, text
