@@ -1,6 +1,6 @@
 """Does a pool of rows at different depths keep the layers saved? A saturated stream.
 
-    python benchmarks/bench_pool.py [--passes 9] [--rows 64] [--slots 32] [--tokens 96] [--only ...]
+    python benchmarks/bench_pool.py [--passes 9] [--rows 256] [--slots 32] [--tokens 96] [--only ...]
 
 An endless stream of rows of one length; they leave after layers 1..L-1 in equal shares while exits
 and policy run at every layer. Three take turns: full depth in batches (the faster of ours and the
@@ -10,6 +10,7 @@ the first passes the stream is in its steady state: all slots are taken, and ref
 - *of L / mean depth*: rows a second, as a share of L / mean exit layer x those of full depth;
 - *realised share*: the same of the ideal, where embedding and exits are counted as well.
 
+Answers of a stream come in bursts, so a pass needs many more rows than there are slots.
 rxn-albert is read from the shared folder; the others have random weights.
 """
 
@@ -140,7 +141,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--passes", type=int, default=9)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--only", help="one model, such as ALBERT-base")
