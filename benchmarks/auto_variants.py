@@ -1,16 +1,152 @@
 """Variants of `auto`, one change at a time, as methods for `compare --plugin auto_variants`, with
-this folder on PYTHONPATH."""
+this folder on PYTHONPATH.
+
+`v-fast-simple` is `auto` itself; the objective of all of them has what `auto` was tried with and
+without.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from offramp.exits import ExitKind, ExitSpec
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from offramp.exits import ExitKind, ExitOutput, ExitSpec
 from offramp.exits.learned import LearnedSpec
 from offramp.methods import METHODS
 from offramp.methods.base import Method
-from offramp.objectives.blended import Blended
+from offramp.objectives.alternating import correctness_loss
+from offramp.objectives.base import Clock, Objective, Stage
+from offramp.objectives.distillation import SelfDistillation
+from offramp.objectives.simulated import exit_layers, nearness
+from offramp.objectives.task import row_losses
+
+Weighting = Literal["simulated", "depth", "equal"]
+
+
+class Blended(Objective):
+    """sum over exits of w * (task loss + `distillation` * divergence from full depth).
+
+    Args:
+        weighting: w of a row and exit: `simulated` by how near the exit is to where the row would
+            leave, which is where it is sure enough (the exits' signal `correct` or, without one,
+            entropy; regression without one has no such place and takes `depth`); `depth` as in
+            PABEE; `equal`.
+        sharpness: of `simulated`, at the end of training.
+        thresholds: of `simulated`, drawn at every step.
+        distillation: weight of the divergence, 0 for none.
+        temperature: of both sides of the divergence.
+        correctness: weight of the error of the signal `correct`, where exits give it.
+        full: extra weight of full depth.
+        warm_up: share of the epochs that fine-tune the stock model first, unless it is
+            fine-tuned already.
+        exits_first: share of the epochs after that in which exits alone learn, ten times as
+            fast, from the labels and from full depth.
+        rate: of exits while all learns, see `Stage`.
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting = "simulated",
+        sharpness: float = 1.0,
+        thresholds: int = 5,
+        distillation: float = 0.5,
+        temperature: float = 2.0,
+        correctness: float = 1.0,
+        full: float = 0.0,
+        warm_up: float = 0.5,
+        exits_first: float = 0.0,
+        rate: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weighting: Weighting = weighting
+        self.sharpness, self.thresholds = sharpness, thresholds
+        self.distillation, self.temperature = distillation, temperature
+        self.correctness, self.full = correctness, full
+        self.warm_up, self.exits_first, self.rate = warm_up, exits_first, rate
+        self._first = SelfDistillation()
+
+    def stages(self) -> Sequence[Stage]:
+        warm_up = 0.0 if self.fine_tuned else self.warm_up
+        first = self.exits_first * (1 - warm_up)
+        found = (
+            Stage("stock", "stock", warm_up),
+            Stage("exits", "exits", first, rate=10.0, standardised=True),
+            Stage("joint", "all", 1 - warm_up - first, rate=self.rate),
+        )
+        return tuple(stage for stage in found if stage.share)
+
+    def losses(
+        self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
+    ) -> dict[str, Tensor]:
+        if stage.trainable == "exits":
+            return self._first.losses(outputs, batch, stage)
+        labels, kind = batch["labels"], batch["problem_type"]
+        losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
+        *early, last = outputs
+        if not early or stage.trainable == "stock":
+            return {"exits": losses[:, -1].mean()}
+        weights = self._weights(early, kind, batch.get("clock", Clock()))
+        parts = {"exits": (weights * losses).sum(dim=1).mean() + self.full * losses[:, -1].mean()}
+        if self.distillation:
+            apart = [divergence(o.scores, last.scores, kind, self.temperature) for o in early]
+            soft = (weights[:, :-1] * torch.stack(apart, dim=1)).sum(dim=1).mean()
+            parts["distillation"] = self.distillation * soft
+        judged = [output for output in early if "correct" in output.signals]
+        if judged and self.correctness:
+            parts["correctness"] = self.correctness * correctness_loss(judged, labels, kind)
+        return parts
+
+    @torch.no_grad()
+    def _weights(self, early: Sequence[ExitOutput], kind: str, clock: Clock) -> Tensor:
+        """(rows, L), each row adds up to 1."""
+        depth, rows = len(early) + 1, len(early[0].scores)
+        device = early[0].scores.device
+        known = kind != "regression" or "correct" in early[0].signals
+        if self.weighting == "simulated" and known:
+            doubts = torch.stack([_doubt(output, kind) for output in early], dim=1)
+            drawn = torch.rand(self.thresholds, device=device)
+            layers = exit_layers(doubts, torch.quantile(doubts.flatten(), drawn))
+            near = nearness(depth, self.sharpness * clock.progress, device)
+            return near[layers - 1].mean(dim=0)
+        layer = torch.arange(1, depth + 1, device=device).float()
+        weights = torch.ones_like(layer) if self.weighting == "equal" else layer
+        return (weights / weights.sum()).expand(rows, depth)
+
+
+def _doubt(output: ExitOutput, kind: str) -> Tensor:
+    """(rows,), smaller where an exit is surer."""
+    if "correct" in output.signals:
+        return 1 - output.signals["correct"].float()
+    scores = output.scores.float()
+    if kind == "single_label_classification":
+        log = scores.log_softmax(dim=-1)
+        return -(log.exp() * log).sum(dim=-1)
+    return -scores.abs().amin(dim=-1)  # of the least sure label
+
+
+def divergence(scores: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+    """How far scores (rows, classes) are from a teacher's, (rows,); no gradient to the teacher.
+
+    T^2 KL(teacher || scores) of probabilities at temperature T (Hinton et al., 2015), per label
+    and then the mean for label sets; the squared difference for regression.
+    """
+    scores, teacher = scores.float(), teacher.detach().float()
+    if kind == "regression":
+        return (scores - teacher).square().mean(dim=-1)
+    scores, teacher = scores / temperature, teacher / temperature
+    if kind == "multi_label_classification":
+        truth = teacher.sigmoid()
+        loss = functional.binary_cross_entropy_with_logits
+        apart = loss(scores, truth, reduction="none") - loss(teacher, truth, reduction="none")
+        return temperature**2 * apart.mean(dim=-1)
+    log, guess = teacher.log_softmax(dim=-1), scores.log_softmax(dim=-1)
+    return temperature**2 * (log.exp() * (log - guess)).sum(dim=-1)
+
 
 ATTENTIVE = LearnedSpec(pooling="attention", correctness="own")
 PLAIN = ExitSpec(pooling="attention")

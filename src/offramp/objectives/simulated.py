@@ -72,13 +72,18 @@ class SimulatedExits(Objective):
         clock = batch.get("clock", Clock())
         losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
         doubts = torch.stack([doubt(o.scores, self.doubt) for o in outputs[:-1]], dim=1)
-        layers = exit_layers(doubts.detach(), self._thresholds(doubts.detach(), clock))
-        weights = nearness(len(outputs), self.sharpness * clock.progress, losses.device)
+        weights = self.weights(doubts.detach(), clock)
         right = torch.stack([o.scores.argmax(dim=-1) == labels for o in outputs[:-1]], dim=1)
         return {
-            "exits": (weights[layers - 1] * losses).sum(dim=-1).mean(),
+            "exits": (weights * losses).sum(dim=-1).mean(),
             "calibration": self.calibration * separation(doubts, right, self.margin),
         }
+
+    def weights(self, doubts: Tensor, clock: Clock) -> Tensor:
+        """Of each row's exits by their doubts (rows, L-1), full depth included; (rows, L)."""
+        layers = exit_layers(doubts, self._thresholds(doubts, clock))
+        near = nearness(doubts.shape[1] + 1, self.sharpness * clock.progress, doubts.device)
+        return near[layers - 1].mean(dim=0)
 
     def _thresholds(self, doubts: Tensor, clock: Clock) -> Tensor:
         """Drawn, (thresholds,)."""

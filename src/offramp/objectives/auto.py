@@ -1,0 +1,78 @@
+"""A fine-tune, then all exits together, each row weighing most where it would leave.
+
+The objective of the method `auto`: the weights of COSEE without its calibration, for every task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.exits import ExitOutput
+from offramp.objectives.base import Clock, Stage
+from offramp.objectives.simulated import SimulatedExits, doubt
+from offramp.objectives.task import row_losses
+
+
+class Auto(SimulatedExits):
+    """`SimulatedExits` from a fine-tuned start, with entropy for doubt.
+
+    A set of labels is as doubtful as its least sure label. A number has no doubt that says where
+    its row would leave, so in regression exits weigh by their depth, as PABEE's do.
+
+    Args:
+        warm_up: share of the epochs that fine-tune the stock model first, unless it is
+            fine-tuned already.
+        rate: of the exits, times the rate that new heads have, see `Stage`.
+        thresholds, sharpness: see `SimulatedExits`.
+    """
+
+    def __init__(
+        self,
+        warm_up: float = 0.5,
+        rate: float = 3.0,
+        thresholds: int = 5,
+        sharpness: float = 1.0,
+    ) -> None:
+        super().__init__("entropy", thresholds, sharpness, calibration=0.0)
+        self.warm_up, self.rate = warm_up, rate
+
+    def stages(self) -> Sequence[Stage]:
+        if self.fine_tuned or not self.warm_up:
+            return (Stage("joint", "all", rate=self.rate),)
+        return (
+            Stage("stock", "stock", self.warm_up),
+            Stage("joint", "all", 1 - self.warm_up, rate=self.rate),
+        )
+
+    def losses(
+        self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage
+    ) -> dict[str, Tensor]:
+        labels, kind = batch["labels"], batch["problem_type"]
+        losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
+        if len(outputs) == 1 or stage.trainable == "stock":
+            return {"exits": losses[:, -1].mean()}
+        if kind == "regression":
+            weights = by_depth(len(outputs), losses.device)
+        else:
+            early = [o.scores.detach() for o in outputs[:-1]]
+            doubts = torch.stack([_least_sure(scores, kind) for scores in early], dim=1)
+            weights = self.weights(doubts, batch.get("clock", Clock()))
+        return {"exits": (weights * losses).sum(dim=-1).mean()}
+
+
+def by_depth(depth: int, device: torch.device) -> Tensor:
+    """1, 2, ..., L over their sum, (L,)."""
+    layers = torch.arange(1, depth + 1, device=device).float()
+    return layers / layers.sum()
+
+
+def _least_sure(scores: Tensor, kind: str) -> Tensor:
+    """Doubt of an exit's scores, (rows, classes) -> (rows,)."""
+    if kind != "multi_label_classification":
+        return doubt(scores, "entropy")
+    asked = torch.stack((torch.zeros_like(scores), scores), dim=-1)
+    return doubt(asked, "entropy").amax(dim=-1)
