@@ -1,6 +1,6 @@
 """Does a pool of rows at different depths keep the layers saved? A saturated stream.
 
-    python benchmarks/bench_pool.py [--passes 9] [--rows 256] [--slots 32] [--tokens 96] [--only ...]
+    python benchmarks/bench_pool.py [--passes 9] [--rows 256] [--slots 32] [--tokens 96]
 
 An endless stream of rows of one length; they leave after layers 1..L-1 in equal shares while exits
 and policy run at every layer. Three take turns: full depth in batches (the faster of ours and the
