@@ -25,6 +25,8 @@ class Exitable(Protocol):
 
     def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]: ...
 
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -52,7 +54,21 @@ class RowAnswer(NamedTuple):
 class Engine(Protocol):
     """Runs batches under a policy; safe to share between threads."""
 
-    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers: ...
+    name: str
+    """The backend: `torch`, `onnx` ..."""
+
+    @property
+    def dtype(self) -> str:
+        """What its layers compute in: `float32`, `bfloat16`, `float16` or `int8`."""
+        ...
+
+    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
+        """Answer every row; each leaves at its layer."""
+        ...
+
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        """Run every layer and every exit."""
+        ...
 
 
 def rows_of(batch: Batch) -> Rows:

@@ -22,7 +22,7 @@ from offramp.engines.pool import (
 from offramp.engines.stepping import Stepper
 from offramp.engines.trees import take_tree
 from offramp.errors import ConfigError
-from offramp.exits import Exit
+from offramp.exits import Exit, ExitOutput
 from offramp.policies import Decision, Policy, Rows, State, decide
 
 
@@ -55,7 +55,7 @@ class TorchEngine:
     @torch.inference_mode()
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """Run every layer and every exit."""
-        return all_exits(self.model, batch)
+        return self.model.all_exits(batch)
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
