@@ -258,7 +258,7 @@ def test_options_are_checked(ours: Path, stock: Path) -> None:
     chosen = MultiExitModel.from_pretrained(stock, exits=ExitSpec(pooling="attention"))
     assert chosen.config.exit_kind().pooling == "attention"
     default = MultiExitModel.from_pretrained(stock).config.exit_kind()
-    assert default == METHODS["pabee"].exits
+    assert default == METHODS["auto"].exits
 
 
 # --- no code from files (R4) --------------------------------------------------------------

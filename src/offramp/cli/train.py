@@ -21,7 +21,7 @@ def train(
     output: o.Output,
     method: Annotated[
         str, typer.Option("--method", help="A method, such as pabee; or plain for no exits at all.")
-    ] = "pabee",
+    ] = "auto",
     pooling: o.Pooling = None,
     as_released: Annotated[
         bool, typer.Option("--as-released", help="The paper's pooling instead of a measured one.")

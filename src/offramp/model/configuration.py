@@ -32,7 +32,7 @@ class MultiExitConfig(PreTrainedConfig):
         self,
         stock: Mapping[str, Any] | None = None,
         exits: Mapping[str, Any] | ExitKind | None = None,
-        method: str = "pabee",
+        method: str = "auto",
         **kwargs: Any,
     ) -> None:
         self.stock = dict(stock or {"model_type": "bert"})

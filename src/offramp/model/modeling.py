@@ -171,7 +171,7 @@ class MultiExitModel(PreTrainedModel):
 
     @classmethod
     def from_stock(
-        cls, stock: PreTrainedModel, exits: ExitKind | None = None, method: str = "pabee"
+        cls, stock: PreTrainedModel, exits: ExitKind | None = None, method: str = "auto"
     ) -> MultiExitModel:
         """Hang new exits on a classifier; its weights and its mode are shared, not copied."""
         spec = exits or ExitSpec(pooling=make_backbone(stock).poolings[0])
@@ -197,7 +197,7 @@ class MultiExitModel(PreTrainedModel):
 
         Args:
             source: a folder or hub id; ours, or a stock checkpoint.
-            method: preset for the exits of a stock checkpoint, e.g. `pabee`.
+            method: preset for the exits of a stock checkpoint, by default `auto`.
             exits: overrides the preset's exits.
             head: a new task head for a checkpoint that has none; without it a missing head
                 is an error.
@@ -221,7 +221,7 @@ class MultiExitModel(PreTrainedModel):
         else:
             from offramp.methods import METHODS
 
-            preset = METHODS[method or "pabee"]
+            preset = METHODS[method or "auto"]
             stock = load_stock(path, head)
             model = cls.from_stock(stock, exits or preset.exits, preset.name)
         model.eval()

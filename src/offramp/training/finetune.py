@@ -45,7 +45,7 @@ def train(
     data: Data,
     output: str | os.PathLike[str],
     *,
-    method: str = "pabee",
+    method: str = "auto",
     pooling: Pooling | None = None,
     as_released: bool = False,
     fine_tuned: bool = False,
@@ -74,7 +74,7 @@ def train(
         data: examples, see `load_examples`; or a Dataset that is encoded already
             (`input_ids`, `length`, `label`).
         output: folder to write; whole or not at all.
-        method: `pabee`, `deebert`, ...; or `plain`, which fine-tunes the stock model alone
+        method: `auto`, `pabee`, `deebert`, ...; or `plain`, which fine-tunes the stock model alone
             and writes a stock checkpoint, the reference for the others and a start for
             `attach`.
         pooling: of the exits; without it a short rehearsal on the data decides.
