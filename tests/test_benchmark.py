@@ -156,6 +156,13 @@ def test_an_architecture_is_measured_without_a_network_or_a_tokenizer() -> None:
     assert "words and signs" in done.lengths.source
 
 
+def test_what_is_random_is_the_same_every_time(place: Path) -> None:
+    # so that files made of it are found again, by the process that measures memory as well
+    for name in ("bert-tiny", place / "stock"):
+        first, other = (open_subject(name).model.fingerprint() for _ in range(2))
+        assert first == other
+
+
 def test_images_are_measured_too(tmp_path: Path) -> None:
     done = bench(save_tiny(tmp_path / "vit", "vit"), None, None, **QUICK)
     assert (done.lengths.shortest, done.lengths.longest) == (1, 1)

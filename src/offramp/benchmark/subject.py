@@ -67,10 +67,12 @@ def open_subject(model: str | os.PathLike[str]) -> Subject:
 
 
 def open_model(model: str | os.PathLike[str]) -> MultiExitModel:
-    """The model alone; see `open_subject`."""
-    if _is_architecture(str(model)):
-        return MultiExitModel.from_stock(random_model(str(model))).eval()
-    return MultiExitModel.from_pretrained(_folder(model), dtype=torch.float32)
+    """The model alone; see `open_subject`. What is random is the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if _is_architecture(str(model)):
+            return MultiExitModel.from_stock(random_model(str(model))).eval()
+        return MultiExitModel.from_pretrained(_folder(model), dtype=torch.float32)
 
 
 def _is_architecture(name: str) -> bool:
