@@ -119,6 +119,6 @@ def test_a_full_disk_is_found_before_the_work(
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     regression = save_tiny_stock(tmp_path / "stock", "bert", "regression")
     huge = [1e30] * 24
-    with pytest.raises(NonFiniteError, match=r"inf at step 1 of stage 'joint'.*learning rate"):
+    with pytest.raises(NonFiniteError, match=r"inf at step 1 of stage 'stock'.*learning rate"):
         train(regression, examples(huge), tmp_path / "out", pooling="mean", options=SHORT)
-    assert WorkFolder(tmp_path / "out").last_checkpoint("joint") is None
+    assert WorkFolder(tmp_path / "out").last_checkpoint("stock") is None
