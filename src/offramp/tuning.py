@@ -26,7 +26,14 @@ from offramp.data import (
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
-from offramp.engines import Engine, load_processor, plan_batches, processor_fingerprint, record
+from offramp.engines import (
+    Engine,
+    check_backend,
+    load_processor,
+    plan_batches,
+    processor_fingerprint,
+    record,
+)
 from offramp.engines.recording import label_names
 from offramp.errors import ConfigError, DataError, OfframpError
 from offramp.evaluation import Evaluation, Speed, evaluate, measure_speed
@@ -169,6 +176,8 @@ def tune(
         "max_rows": max_rows,
     }
     Target.of(target_speedup, max_drop, max_disagreement, per_class)
+    how = {"device": device, "dtype": dtype, "backend": backend}
+    check_backend(**how)
     source = resolve(model)
     loaded = MultiExitModel.from_pretrained(source)
     apart = eval_data is not None or eval_split is not None
@@ -198,7 +207,6 @@ def tune(
             options=(options or TrainOptions()).what_changes_weights(),
         )
         _attach(source, parts["train"], folder, wanted, options)
-    how = {"device": device, "dtype": dtype, "backend": backend}
     return _choose(folder, parts["tune"], demand, how, speed, examples)
 
 

@@ -183,6 +183,7 @@ def recorded(predictor: Predictor, rows: Dataset, quiet: bool) -> Iterator[ExitT
             Path(place, "table"),
             "test",
             processor=predictor.processor,
+            engine=predictor.engine,
             progress=not quiet,
         )
 

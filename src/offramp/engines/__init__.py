@@ -4,7 +4,7 @@ from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
 from offramp.engines.batching import bucket, collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
-from offramp.engines.making import ENGINES, check_dtype, make_engine
+from offramp.engines.making import ENGINES, check_backend, check_dtype, make_engine
 from offramp.engines.recording import label_names, processor_fingerprint, record
 from offramp.engines.settings import as_device, as_dtype, dtype_name
 from offramp.engines.torch_engine import TorchEngine
@@ -24,6 +24,7 @@ __all__ = [
     "as_device",
     "as_dtype",
     "bucket",
+    "check_backend",
     "check_dtype",
     "collate",
     "cost_model",

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from offramp.engines.base import Engine
-from offramp.engines.settings import as_dtype, dtype_name
+from offramp.engines.settings import as_device, as_dtype, dtype_name
 from offramp.engines.torch_engine import TorchEngine
+from offramp.engines.tracing import require_onnx
 from offramp.errors import ConfigError
 from offramp.registry import Registry, nearest
 
 ENGINES: Registry[Callable[..., Engine]] = Registry("backend")
 """Makes an engine from (model, dtype, threads, progress), by backend."""
 
-DTYPES = {"torch": ("float32", "bfloat16", "float16"), "onnx": ("float32", "int8")}
+DTYPES = {
+    "torch": ("float32", "bfloat16", "float16"),
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+}
 """The number formats of the backends here; another's own are its own business."""
+
+_PACKAGES = {name: partial(require_onnx, name) for name in ("onnx", "openvino")}
+"""Raises MissingExtraError where those of a backend are not installed."""
 
 
 def make_engine(
@@ -33,8 +42,9 @@ def make_engine(
 
     Args:
         model: in evaluation mode; for backends other than `torch` in fp32 and on the CPU.
-        backend: `torch`, `onnx`, or another that is registered.
-        dtype: `fp32`; `bf16` or `fp16` with torch; `int8` with onnx. None is the model's own.
+        backend: `torch`, `onnx`, `openvino`, or another that is registered.
+        dtype: `fp32`; `bf16` with torch or openvino; `fp16` with torch; `int8` with onnx or
+            openvino. None is the model's own.
         threads: that a call may use; None is as many as torch's. Torch itself has one number
             for the whole process: `torch.set_num_threads`.
         progress: show a bar while a backend prepares.
@@ -48,10 +58,32 @@ def make_engine(
     return make(model, dtype, threads, progress)
 
 
+def check_backend(
+    backend: str,
+    dtype: str | torch.dtype | None = None,
+    device: str | int | torch.device | None = None,
+) -> torch.device:
+    """Refuse at once what an engine would refuse later; gives the device its model is to be on.
+
+    Raises:
+        ConfigError: no such backend or device, or not in this number format.
+        MissingExtraError: what the backend needs is not installed.
+    """
+    check_dtype(backend, dtype)
+    if backend in _PACKAGES:
+        _PACKAGES[backend]()
+    if backend == "torch":
+        return as_device(device)
+    if device not in (None, -1) and str(device).partition(":")[0] != "cpu":
+        raise ConfigError(
+            f"Backend '{backend}' runs on the CPU, not on '{device}'. Leave the device out."
+        )
+    return torch.device("cpu")
+
+
 def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:
     """Refuse a backend that is not there, or does not compute in that format. ConfigError."""
-    if backend not in ENGINES:
-        ENGINES[backend]
+    ENGINES[backend]
     known = DTYPES.get(backend)
     if dtype is None or known is None or dtype_name(dtype) in known:
         return
@@ -79,3 +111,12 @@ def _onnx(
     from offramp.engines.onnx_engine import OnnxEngine
 
     return OnnxEngine(model, dtype_name(dtype or "float32"), threads, progress)
+
+
+@ENGINES.register("openvino")
+def _openvino(
+    model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
+) -> Engine:
+    from offramp.engines.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(model, dtype_name(dtype or "float32"), threads, progress)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +28,13 @@ from offramp.exits import ExitOutput
 from offramp.policies import EvidencePolicy, Policy, Rows, decide
 
 Values = dict[str, Tensor]
+Part = Callable[[Values], Values]
 OUT = "out/"
 _SIZES = ((3, 11), (5, 19))
 """Rows and tokens of the two batches."""
+_MOVES = ("hidden", "carry")
+_TURN = threading.Lock()
+_RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 class Traced(NamedTuple):
@@ -48,11 +52,12 @@ class Traced(NamedTuple):
 
 
 class _Part(nn.Module):
-    """A function of named values, with the module that holds its weights."""
+    """A function of named values, with the module that holds its weights, if one does."""
 
-    def __init__(self, run: Callable[[Values], Values], owner: nn.Module | None = None) -> None:
+    def __init__(self, run: Part, owner: object) -> None:
         super().__init__()
-        self.owner = owner
+        if isinstance(owner, nn.Module):
+            self.owner = owner
         self._run = run
 
     def forward(self, given: Values) -> Values:
@@ -60,29 +65,13 @@ class _Part(nn.Module):
         return {f"{OUT}{name}": leaf.clone() for name, leaf in self._run(given).items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """A flow and what travels with it, as named values, and back."""
-
-    constants: Any
-
-    def flow(self, values: Values) -> Flow:
-        return Flow(
-            values["hidden"],
-            values.get("mask"),
-            _within("rows/", values),
-            _within("shared/", values),
-            self.constants,
-        )
-
-
-def require_onnx() -> None:
-    """Raise MissingExtraError where graphs cannot be made or run."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+def require_onnx(extra: str = "onnx") -> None:
+    """Raise MissingExtraError where graphs cannot be made, or not run with an extra's runtime."""
+    for package in ("onnx", "onnxscript", _RUNTIMES[extra]):
         try:
             __import__(package)
         except ImportError:
-            raise MissingExtraError(package, "onnx") from None
+            raise MissingExtraError(package, extra) from None
 
 
 @torch.no_grad()
@@ -92,24 +81,21 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     Args:
         progress: called with the name of each part before it is traced, which takes seconds.
 
-    Raises:
-        MissingExtraError: without the extra `onnx`.
-        ModelError: a layer or exit that cannot be traced, by number.
+    Raises ModelError for a layer or exit that cannot be traced, by number.
     """
-    require_onnx()
     backbone = model.backbone
     batches = [_batch(backbone, rows, tokens) for rows, tokens in _SIZES]
     flows = [backbone.embed(batch) for batch in batches]
     progress("embedding")
-    embed = _Part(lambda given: _values(backbone.embed(given)), _owner(model))
-    embedding = _export(embed, batches, "the embedding")
+    embedding = _export(_embed(backbone), batches, "the embedding", model)
     layers, outputs = [], []
     values = [_values(flow) for flow in flows]
     for number in range(1, model.depth + 1):
         progress(f"layer {number}")
-        part = _Part(_layer(model, number, _Names(flows[0].constants)), _owner(model))
-        layers.append(_export(part, values, f"layer {number} or its exit"))
-        said = [_unprefixed(part(given)) for given in values]
+        layer = _layer(model, number, flows[0].constants)
+        # before the graph: an exit may work something out once and keep it
+        said = [layer(given) for given in values]
+        layers.append(_export(layer, values, f"layer {number} or its exit", model))
         outputs.append((_output(said[0]), _output(said[1])))
         values = [_next(given, new) for given, new in zip(values, said, strict=True)]
     return Traced(embedding, tuple(layers), tuple(outputs))
@@ -123,39 +109,31 @@ def trace_policy(policy: Policy, outputs: tuple[tuple[ExitOutput, ExitOutput], .
 
     Raises ConfigError for a policy that looks at values in Python.
     """
-    depth = len(outputs)
     graphs: list[Any] = []
-    states: list[Values] | None = None
-    for layer, output in enumerate(outputs, start=1):
-        last = layer == depth
+    kept = [_start_of(one.scores.shape[0]) for one in outputs[0]]
+    for layer, pair in enumerate(outputs, start=1):
+        last = layer == len(outputs)
         if not (last or policy.reads(layer)):
             graphs.append(None)
             continue
-        part = _Part(_decision(policy, layer, last, started=states is not None))
-        given = [
-            _of_output(one) | _policy_inputs(policy, state, one)
-            for one, state in zip(output, states or [{}, {}], strict=True)
-        ]
-        graphs.append(_export(part, given, f"policy '{policy.name}'", ConfigError))
-        states = [_states(_unprefixed(part(one))) for one in given]
+        decision = _decision(policy, layer, last)
+        given = [_of_output(one) | mine for one, mine in zip(pair, kept, strict=True)]
+        if isinstance(policy, EvidencePolicy):
+            given = [{**one, "bar": torch.tensor(0.5)} for one in given]
+        graphs.append(_export(decision, given, f"policy '{policy.name}'", error=ConfigError))
+        kept = [_prefixed("state/", _within("state/", decision(one))) for one in given]
     return graphs
 
 
-def _policy_inputs(policy: Policy, state: Values, output: ExitOutput) -> Values:
-    inputs = dict(state)
-    if isinstance(policy, EvidencePolicy):
-        inputs["bar"] = torch.tensor(0.5)
-    if not state:
-        rows = output.scores.shape[0]
-        inputs["row_id"] = torch.arange(rows)
-        inputs["length"] = torch.full((rows,), 7)
-    return inputs
+def _start_of(rows: int) -> Values:
+    """What a policy is started on, at the first exit it reads."""
+    return {"row_id": torch.arange(rows), "length": torch.full((rows,), 7)}
 
 
-def _decision(policy: Policy, layer: int, last: bool, started: bool) -> Callable[[Values], Values]:
+def _decision(policy: Policy, layer: int, last: bool) -> Part:
     def run(given: Values) -> Values:
         state = _within("state/", given)
-        if not started:
+        if "row_id" in given:
             state = policy.start(Rows(given["row_id"], given["length"]))
         decision = decide(policy, state, layer, _output(given), last, given.get("bar"))
         bad = decision.bad
@@ -169,11 +147,15 @@ def _decision(policy: Policy, layer: int, last: bool, started: bool) -> Callable
     return run
 
 
-def _layer(model: Exitable, number: int, names: _Names) -> Callable[[Values], Values]:
+def _embed(backbone: Backbone) -> Part:
+    return lambda batch: _values(backbone.embed(batch))
+
+
+def _layer(model: Exitable, number: int, constants: Any) -> Part:
     read = model.exit_at(number)
 
     def run(given: Values) -> Values:
-        flow = model.backbone.layer(number, names.flow(given))
+        flow = model.backbone.layer(number, _flow(given, constants))
         output, carry = read(flow.hidden, flow.mask, _carry(given))
         said = {"hidden": flow.hidden, **_of_output(output)}
         if isinstance(carry, Tensor):
@@ -185,10 +167,6 @@ def _layer(model: Exitable, number: int, names: _Names) -> Callable[[Values], Va
 
 def _carry(given: Values) -> Any:
     return given["carry"] if "carry" in given else _within("carry/", given) or None
-
-
-def _owner(model: Exitable) -> nn.Module | None:
-    return model if isinstance(model, nn.Module) else None
 
 
 def _batch(backbone: Backbone, rows: int, tokens: int) -> Values:
@@ -206,17 +184,20 @@ def _batch(backbone: Backbone, rows: int, tokens: int) -> Values:
 
 def _values(flow: Flow) -> Values:
     values = {"hidden": flow.hidden, **_prefixed("rows/", flow.inputs)}
-    return (
-        values
-        | ({} if flow.mask is None else {"mask": flow.mask})
-        | _prefixed("shared/", flow.shared)
-    )
+    if flow.mask is not None:
+        values["mask"] = flow.mask
+    return {**values, **_prefixed("shared/", flow.shared)}
 
 
-def _next(values: Values, new: Values) -> Values:
-    """What the next layer is given: the newest of everything but what exits said."""
-    kept = {n: leaf for n, leaf in new.items() if n == "hidden" or n.startswith("carry")}
-    return {**values, **kept}
+def _flow(values: Values, constants: Any) -> Flow:
+    rows, shared = _within("rows/", values), _within("shared/", values)
+    return Flow(values["hidden"], values.get("mask"), rows, shared, constants)
+
+
+def _next(given: Values, said: Values) -> Values:
+    """What the next layer is given: state and memory are new, all else stays as it is."""
+    stays = {name: leaf for name, leaf in given.items() if not name.startswith(_MOVES)}
+    return stays | {name: leaf for name, leaf in said.items() if name.startswith(_MOVES)}
 
 
 def _of_output(output: ExitOutput) -> Values:
@@ -227,10 +208,6 @@ def _output(values: Values) -> ExitOutput:
     return ExitOutput(values["scores"], _within("signals/", values))
 
 
-def _states(values: Values) -> Values:
-    return {name: leaf for name, leaf in values.items() if name.startswith("state/")}
-
-
 def _prefixed(prefix: str, leaves: Mapping[str, Tensor]) -> Values:
     return {f"{prefix}{name}": leaf for name, leaf in leaves.items()}
 
@@ -239,25 +216,21 @@ def _within(prefix: str, values: Values) -> Values:
     return {n.removeprefix(prefix): leaf for n, leaf in values.items() if n.startswith(prefix)}
 
 
-def _unprefixed(values: Values) -> Values:
-    return _within(OUT, values)
-
-
 def _export(
-    part: _Part,
+    run: Part,
     given: list[Values],
     what: str,
+    owner: object = None,
     error: type[ConfigError] | type[ModelError] = ModelError,
 ) -> Any:
     """An `onnx.ModelProto` of a part, dynamic where the two sets of values differ in size."""
     # a tensor that stands under two names would become one input
     example = {name: leaf.clone() for name, leaf in given[1].items()}
     shapes = {name: _dynamic(given[0][name], leaf) for name, leaf in example.items()}
+    part = _Part(run, owner).eval()
     try:
-        with _quiet():
-            program = torch.export.export(
-                part.eval(), (example,), dynamic_shapes=(shapes,), strict=False
-            )
+        with _TURN, _quiet():
+            program = torch.export.export(part, (example,), dynamic_shapes=(shapes,), strict=False)
             made = torch.onnx.export(
                 program,
                 (),
@@ -270,7 +243,7 @@ def _export(
         reason = str(problem).strip().split("\n")[0][:200]
         raise error(
             f"{what[0].upper()}{what[1:]} cannot be a graph ({type(problem).__name__}: "
-            f"{reason}). Use backend='torch'."
+            f"{reason}). It runs with backend='torch'."
         ) from problem
     return made.model_proto  # type: ignore[union-attr]
 
@@ -282,7 +255,10 @@ def _dynamic(one: Tensor, other: Tensor) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says on the way; errors come as exceptions."""
+    """Without what the exporter says on the way; errors come as exceptions.
+
+    Warnings and loggers are those of the whole process, so one thread at a time.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

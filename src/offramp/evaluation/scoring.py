@@ -62,10 +62,11 @@ def evaluate(
         metric: a name, see `offramp.metrics.METRICS`; by default the task's own.
 
     Raises:
-        PointError: a point that was chosen for another model.
+        PointError: a point that was chosen for another model or way to compute.
     """
     if isinstance(policy, OperatingPoint):
         policy.check(table.header.model_fingerprint, table.header.processor_fingerprint)
+        policy.check_engine(table.header.engine, table.header.dtype)
         metric = metric or (policy.metric if table.labels is not None else None)
         policy = policy.build_policy()
     policy = fitting_policy(policy, table)

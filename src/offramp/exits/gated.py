@@ -58,7 +58,7 @@ class GatedExits(Exits):
     """Everyone who comes as far as full depth leaves there."""
 
     def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
-        return {"gate": scores.new_ones(len(scores)).float()}
+        return {"gate": scores.new_ones(scores.shape[0]).float()}
 
 
 def sureness(scores: Tensor) -> Tensor:

@@ -94,4 +94,4 @@ class HaltingExits(Exits):
         return self["shared"]  # type: ignore[return-value]
 
     def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
-        return {"halt": scores.new_ones(len(scores)).float()}
+        return {"halt": scores.new_ones(scores.shape[0]).float()}

@@ -81,7 +81,7 @@ class ImitatingExits(Exits):
         start = (number - 1) * self.width
         weight, bias = self.future.weight[start:], self.future.bias[start:]
         flat = torch.tanh(functional.linear(state, weight, bias))
-        return flat.view(len(state), self.depth - number, self.width)
+        return flat.view(state.shape[0], self.depth - number, self.width)
 
     def vote(self, first: int, vectors: Tensor) -> Tensor:
         """Vectors of layers first, first+1, ... as (rows, layers, 2 C)."""

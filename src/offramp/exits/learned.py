@@ -92,4 +92,4 @@ class LearnedExits(Exits):
     """The exits, and what judges them all if that is shared."""
 
     def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
-        return {"correct": scores.new_ones(len(scores)).float()}
+        return {"correct": scores.new_ones(scores.shape[0]).float()}

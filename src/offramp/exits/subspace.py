@@ -58,6 +58,8 @@ class NspExit(PooledExit):
 
     def _space(self) -> tuple[Tensor, Tensor]:
         """Basis (width, classes) and shift b W^+ (width,), once for every state of the weights."""
+        if torch.compiler.is_exporting() and self._known is not None:
+            return self._known[1:]  # weights are stand-ins, and a graph has no decomposition
         leaves = (self.classifier.weight, self.classifier.bias)
         state = tuple((id(x), x.device, 0 if x.is_inference() else x._version) for x in leaves)
         known = self._known
@@ -70,7 +72,7 @@ class NspExits(Exits):
     """Exits with `nsp`; at full depth, where nobody goes on, it is 0."""
 
     def full_signals(self, scores: Tensor) -> Mapping[str, Tensor]:
-        return {} if self.training else {"nsp": scores.new_zeros(len(scores)).float()}
+        return {} if self.training else {"nsp": scores.new_zeros(scores.shape[0]).float()}
 
 
 @torch.no_grad()

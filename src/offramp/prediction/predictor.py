@@ -18,9 +18,8 @@ from offramp.calibration import OperatingPoint, list_points
 from offramp.engines import (
     Engine,
     TorchEngine,
-    as_device,
     as_dtype,
-    check_dtype,
+    check_backend,
     in_batches,
     inputs_of,
     load_processor,
@@ -113,16 +112,14 @@ class Predictor:
             threads: of a call, where the backend is not torch; None is as many as torch's.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
         """
-        check_dtype(backend, dtype)
-        by_torch = backend == "torch"
-        target = as_device(device if by_torch else device or "cpu")
+        target = check_backend(backend, dtype, device)
         folder = resolve(model, **hub)
         if not is_ours(folder):
             raise ModelError(
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
-        number_format = as_dtype(dtype) if by_torch else torch.float32
+        number_format = as_dtype(dtype) if backend == "torch" else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
         return cls(
