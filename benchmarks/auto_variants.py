@@ -212,4 +212,12 @@ variant(
     distillation=0.0,
     rate=3.0,
 )
+variant(
+    "fast-simple-full",
+    "v-fast-simple, full depth weighs more",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    full=1.0,
+)
 variant("fast-shared", "v-fast with one correctness output", exits=SHARED, rate=3.0)
