@@ -224,13 +224,13 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="fp32, bf16 or fp16, with onnx int8; else the model's.",
+        help="fp32, bf16 or fp16; int8 with onnx or openvino; else the model's.",
         rich_help_panel=_RUN,
     ),
 ]
 Backend = Annotated[
     str,
-    typer.Option("--backend", help="What computes: torch, onnx.", rich_help_panel=_RUN),
+    typer.Option("--backend", help="What computes: torch, onnx, openvino.", rich_help_panel=_RUN),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

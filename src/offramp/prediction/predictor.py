@@ -105,10 +105,10 @@ class Predictor:
 
         Args:
             device: None is the first GPU, or the CPU where there is none.
-            dtype: `fp32`, `bf16` or `fp16`; with backend `onnx` `fp32` or `int8`. Decisions are
-                made in fp32 all the same.
-            backend: `torch`, or `onnx`, which runs on the CPU and takes a minute to prepare the
-                first time.
+            dtype: `fp32`, `bf16` or `fp16`; with backend `onnx` `fp32` or `int8`, with `openvino`
+                `fp32`, `bf16` or `int8`. Decisions are made in fp32 all the same.
+            backend: `torch`, or `onnx` or `openvino`, which run on the CPU and take a minute to
+                prepare the first time.
             threads: of a call, where the backend is not torch; None is as many as torch's.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
         """

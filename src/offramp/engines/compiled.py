@@ -1,0 +1,130 @@
+"""Engines that run a model's ONNX file: one call per batch, rows leave inside the graph.
+
+What differs between them is what loads a file and runs it, a `Session`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from offramp.backbones import Batch
+from offramp.engines.base import Answers, Exitable
+from offramp.engines.graphs import Graphs, rule_of
+from offramp.errors import ConfigError
+from offramp.exits import ExitOutput
+from offramp.policies import Policy, Rows
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+class Session(Protocol):
+    """A loaded file, and the names of what goes in and comes out; safe to share."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def run(self, feed: Feed) -> list[Array]:
+        """The outputs, in their order, of a feed that may hold more than the inputs."""
+        ...
+
+
+class CompiledEngine(ABC):
+    """Runs a multi-exit model as files that a runtime loads, on the CPU.
+
+    A file for each rule is made when it is first asked for, which takes up to a few minutes, and
+    kept in the cache; thresholds are inputs. Any number of threads may share an engine.
+
+    Args:
+        model: in evaluation mode, fp32, on CPU.
+        dtype: what the runtime computes in.
+        threads: that one call uses; None is as many as torch's.
+        progress: show a bar while a file is made.
+
+    Raises:
+        MissingExtraError: without the extra of the engine's name.
+        ConfigError: a model in another state.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        model: Exitable,
+        dtype: str = "float32",
+        threads: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.threads = threads
+        # sixteen bits are the runtime's own doing
+        stored = "int8" if dtype == "int8" else "float32"
+        self._graphs = Graphs(model, stored, progress, extra=self.name)
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _load(self, file: bytes | Path) -> Session:
+        """Make a file ready to run with `self.threads` threads in `self.dtype`."""
+
+    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
+        """Answer every row of a batch, see `TorchEngine.run`.
+
+        Raises ConfigError for a batch without rows and for a policy that cannot be a graph.
+        """
+        session = self._session(policy)
+        feed = _feed(batch)
+        feed["bar"] = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
+        if rows is not None:
+            feed |= {"row_id": rows.ids.numpy(), "length": rows.lengths.numpy()}
+        scores, layers, bad = session.run(feed)
+        return Answers(torch.from_numpy(scores), torch.from_numpy(layers), torch.from_numpy(bad))
+
+    def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        """What every exit says of every row; each layer is run."""
+        session = self._session(None)
+        said = dict(zip(session.outputs, session.run(_feed(batch)), strict=True))
+        return tuple(_output(said, layer) for layer in range(1, self.model.depth + 1))
+
+    def _session(self, policy: Policy | None) -> Session:
+        rule = rule_of(policy, self.model.depth)
+        if rule not in self._sessions:
+            with self._lock:
+                if rule not in self._sessions:
+                    self._sessions[rule] = self._graphs.load(policy, self._load)
+        return self._sessions[rule]
+
+
+def _feed(batch: Batch) -> Feed:
+    """A batch as arrays, with what a tokenizer may leave out; other columns are not read."""
+    feed = {name: leaf.numpy() for name, leaf in batch.items()}
+    first = next(iter(feed.values()))
+    if not len(first):
+        raise ConfigError("The batch has no rows.")
+    if "input_ids" in feed:
+        feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
+        feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
+    feed.setdefault("row_id", np.arange(len(first)))
+    feed.setdefault("length", _lengths(feed, len(first)))
+    return feed
+
+
+def _lengths(feed: Feed, rows: int) -> npt.NDArray[np.int64]:
+    mask = feed.get("attention_mask")
+    return np.ones(rows, dtype=np.int64) if mask is None else mask.sum(axis=1)
+
+
+def _output(said: Mapping[str, Array], layer: int) -> ExitOutput:
+    end = f"/{layer}"
+    mine = {n.removesuffix(end): torch.from_numpy(a) for n, a in said.items() if n.endswith(end)}
+    scores = mine.pop("scores")
+    return ExitOutput(scores, {name.removeprefix("signals/"): leaf for name, leaf in mine.items()})
