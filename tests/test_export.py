@@ -21,6 +21,7 @@ pytest.importorskip("onnxscript", reason="needs the extra onnx")
 import onnxruntime as ort
 
 from offramp import calibrate, export, record
+from offramp.calibration import OperatingPoint
 from offramp.engines import TorchEngine
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.model import MultiExitModel
@@ -118,6 +119,22 @@ def test_eight_bits_make_a_smaller_file_at_a_point_of_their_own(
     assert small.bytes < done.bytes
     batch = tiny_batch_for(MultiExitModel.from_pretrained(folder).stock, 4)
     assert _run(_session(small.path), batch)["scores"].shape == (4, 3)
+
+
+def test_a_predictor_is_exported_as_it_computes(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"computes in float32.*Load it with.*dtype='int8'"):
+        export(Predictor.load(folder), tmp_path / "m.onnx", dtype="int8")
+
+
+def test_a_point_of_another_format_says_so_in_card_and_info(
+    folder: Path, tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "model"))
+    point = OperatingPoint.load(place).model_copy(update={"engine": "onnx", "dtype": "int8"})
+    point.save(place)
+    assert "is for `--backend onnx --dtype int8` alone" in (place / "README.md").read_text()
+    assert "onnx, int8" in offramp("info", place).out
+    assert "on onnx in int8, not on torch" in offramp("predict", place, "A film.").err
 
 
 @pytest.mark.parametrize(

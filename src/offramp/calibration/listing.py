@@ -157,4 +157,10 @@ def _notes(points: Sequence[OperatingPoint]) -> str:
         said.append("A metric that begins with `neg_` is minus an error: higher is better.")
     if any(point.policy["name"] == "full" for point in points):
         said.append("The policy `full` means that early exit did not pay at that target.")
+    said += [
+        f"Thresholds depend on what computes the scores: `{point.name}` is for `--backend "
+        f"{point.engine} --dtype {point.dtype}` alone."
+        for point in points
+        if point.dtype != "float32"
+    ]
     return " ".join(said)

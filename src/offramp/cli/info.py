@@ -108,7 +108,7 @@ def _show(facts: dict[str, Any]) -> None:
         return
     console.say("", "Operating points:")
     console.columns(
-        ["  name", "policy", "chosen on", "metric", "full depth", "score", "cost reduction"],
+        ["  name", "policy", "chosen on", "metric", "full depth", "score", "cost reduction", "for"],
         [_row(point) for point in points],
     )
 
@@ -123,6 +123,7 @@ def _row(point: dict[str, Any]) -> list[str]:
         f"{point['full_score']:.4f}" if scored else "",
         f"{point['score']:.4f}" if scored else "",
         f"{point['cost_reduction']:.2f}x",
+        f"{point['engine']}, {point['dtype']}",
     ]
 
 

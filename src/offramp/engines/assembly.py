@@ -384,13 +384,13 @@ def _share_weights(graph: onnx.GraphProto) -> None:
             kept.append(weight)
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    _read_instead(graph.node, same)
+    read_instead(graph.node, same)
 
 
-def _read_instead(nodes: Iterable[NodeProto], same: Names) -> None:
+def read_instead(nodes: Iterable[NodeProto], other: Names) -> None:
+    """Let nodes, those of bodies too, read other values instead of some."""
     for node in nodes:
         for place, name in enumerate(node.input):
-            if name in same:
-                node.input[place] = same[name]
+            node.input[place] = other.get(name, name)
         for graph in _graphs(node):
-            _read_instead(graph.node, same)
+            read_instead(graph.node, other)

@@ -240,12 +240,19 @@ def _export(
                 verbose=False,
             )
     except Exception as problem:  # torch raises whatever the traced code made it meet
-        reason = str(problem).strip().split("\n")[0][:200]
         raise error(
-            f"{what[0].upper()}{what[1:]} cannot be a graph ({type(problem).__name__}: "
-            f"{reason}). It runs with backend='torch'."
+            f"{what[0].upper()}{what[1:]} cannot be a graph ({_reason(problem)}). "
+            "It runs with backend='torch'."
         ) from problem
     return made.model_proto  # type: ignore[union-attr]
+
+
+def _reason(problem: BaseException) -> str:
+    """What went wrong at first: what is raised in the end says little."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    first = str(problem).strip().split("\n")[0]
+    return f"{type(problem).__name__}: {first[:200]}"
 
 
 def _dynamic(one: Tensor, other: Tensor) -> dict[int, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
+from offramp.engines import dtype_name
 from offramp.errors import ConfigError, OutputError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.prediction.labels import Labels
@@ -64,7 +65,7 @@ def export(
     Labels, policy, bar and fingerprints stand in the file's metadata.
 
     Args:
-        model: folder or hub id of a multi-exit model.
+        model: folder or hub id of a multi-exit model, or a `Predictor`.
         output: the file, .onnx.
         point: an operating point of the folder, a point, a policy or `full`; None is `default`.
         dtype: `fp32` or `int8`; a point belongs to the one it was chosen in.
@@ -84,6 +85,11 @@ def export(
     if not isinstance(model, Predictor):
         model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
         point = None
+    elif dtype is not None and dtype_name(dtype) != model.engine.dtype:
+        raise ConfigError(
+            f"The predictor computes in {model.engine.dtype}, and so will the file, not in "
+            f"{dtype}. Load it with backend='{format}' and dtype='{dtype}'."
+        )
     policy = model.policy if point is None else model.policy_of(point)
     graphs = Graphs(model.model, model.engine.dtype, progress)
     file = _with_answer(graphs.early_exit(policy), model.model.problem_type)
@@ -132,24 +138,16 @@ def _with_bar(file: ModelProto, policy: Policy) -> float | None:
     """
     from onnx import TensorProto, helper
 
+    from offramp.engines.assembly import read_instead
+
     if not isinstance(policy, EvidencePolicy) or "bar" not in {i.name for i in file.graph.input}:
         return None
-    _rename(file.graph, "bar", _NEW_BAR)
+    read_instead(file.graph.node, {"bar": _NEW_BAR})
     own = helper.make_tensor("bar.own", TensorProto.FLOAT, [], [policy.bar])
     file.graph.initializer.append(own)
     file.graph.node.insert(0, helper.make_node("Where", ["bar.none", "bar.own", "bar"], [_NEW_BAR]))
     file.graph.node.insert(0, helper.make_node("IsNaN", ["bar"], ["bar.none"]))
     return policy.bar if math.isfinite(policy.bar) else None
-
-
-def _rename(graph: Any, old: str, new: str) -> None:
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            if name == old:
-                node.input[place] = new
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename(attribute.g, old, new)
 
 
 def _refuse_rows(file: ModelProto, policy: Policy) -> None:

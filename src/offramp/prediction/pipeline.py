@@ -43,8 +43,8 @@ def pipeline(
         >>> classify("A dull story.")
         [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
     """
-    how = {"device": device, "dtype": dtype, "backend": backend}
-    return Classifier(Predictor.load(model, point, **how, **options))
+    how = {"device": device, "dtype": dtype, "backend": backend, **options}
+    return Classifier(Predictor.load(model, point, **how))
 
 
 class Classifier:
