@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
-from offramp.engines import TorchEngine, make_engine, rows_of
+from offramp import calibrate, evaluate, tune
+from offramp.cli.tables import recorded
+from offramp.engines import TorchEngine, check_backend, make_engine, rows_of
 from offramp.engines.onnx_engine import OnnxEngine
-from offramp.errors import ConfigError, MissingExtraError
-from offramp.exits import ExitOutput
+from offramp.errors import ConfigError, MissingExtraError, ModelError, PointError
+from offramp.exits import ExitKind, ExitOutput
+from offramp.exits.gated import GatedSpec
+from offramp.exits.halting import HaltingSpec
+from offramp.exits.imitating import ImitatingSpec
+from offramp.exits.learned import LearnedSpec
+from offramp.exits.subspace import NspSpec
 from offramp.model import MultiExitModel
 from offramp.policies import (
     Averaged,
+    Cap,
     EvidencePolicy,
     Fixed,
     Full,
+    Gated,
+    Learned,
     MaxProbability,
     Patience,
     Policy,
+    QExit,
     State,
 )
-from offramp.testing import check_engine
-from offramp.testing.tiny import tiny_batch_for, tiny_model
+from offramp.prediction import Predictor
+from offramp.testing import check_engine, save_tiny_stock, tiny_texts
+from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_processor
 
 BAND = 5e-5
 """Two runtimes add up in another order."""
@@ -91,6 +107,29 @@ def test_policies_that_read_few_exits_or_remember(
         torch.testing.assert_close(ours.scores, theirs.scores, atol=BAND, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("spec", "layers", "policy"),
+    [
+        (LearnedSpec(pooling="mean", hidden=True), 2, Learned(threshold=0.5)),
+        (GatedSpec(pooling="mean"), 2, Gated(threshold=0.5)),
+        (NspSpec(pooling="mean"), 2, Cap(threshold=0.2)),
+        (HaltingSpec(input="both"), 3, QExit(q=0.5)),
+        (ImitatingSpec(), 3, MaxProbability(threshold=0.6)),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_exits_that_give_signals_or_remember(
+    spec: ExitKind, layers: int, policy: Policy, cache: Path
+) -> None:
+    model = tiny_model("bert", spec=spec, layers=layers)
+    engine, torch_engine = OnnxEngine(model, progress=False), TorchEngine(model)
+    for tokens in (16, 3):
+        batch = tiny_batch_for(model.stock, 12, tokens, seed=4)
+        ours, theirs = engine.run(batch, policy), torch_engine.run(batch, policy)
+        assert torch.equal(ours.exit_layers, theirs.exit_layers)
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=BAND, rtol=0)
+
+
 def test_a_row_that_is_not_a_number_leaves_alone_and_at_once(
     bert: tuple[MultiExitModel, OnnxEngine], cache: Path
 ) -> None:
@@ -138,6 +177,68 @@ def test_files_are_made_once_and_shared_by_thresholds(
     assert again.run(batch, MaxProbability(threshold=1.0)).exit_layers.tolist() == [3] * 6
 
 
+def test_a_file_that_is_torn_is_made_anew(
+    bert: tuple[MultiExitModel, OnnxEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = tiny_model("bert", layers=2)
+    batch, policy = tiny_batch_for(model.stock, 3), MaxProbability(threshold=0.5)
+    whole = OnnxEngine(model, progress=False).run(batch, policy)
+    (file,) = tmp_path.glob("offramp/onnx/*.onnx")
+    size = file.stat().st_size
+    with open(file, "r+b") as handle:
+        handle.truncate(size // 2)
+    again = OnnxEngine(model, progress=False).run(batch, policy)
+    assert torch.equal(again.scores, whole.scores)
+    assert "is broken and is made anew" in caplog.text
+    assert file.stat().st_size == size
+
+
+def test_engines_may_be_made_in_several_threads_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = tiny_model("bert", layers=2)
+    batch, filters = tiny_batch_for(model.stock, 3), list(warnings.filters)
+
+    def answer(_: int) -> list[int]:
+        return OnnxEngine(model, progress=False).run(batch, Fixed(layer=1)).exit_layers.tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answer, range(2))) == [[1, 1, 1]] * 2
+    assert list(warnings.filters) == filters
+    assert len(list(tmp_path.glob("offramp/onnx/*"))) == 1
+
+
+_PLUGIN = """
+from offramp.policies import MaxProbability
+
+class Mine(MaxProbability):
+    def evidence(self, state, layer, output):
+        return output.scores[:, 0] * 0 + {evidence}, state
+"""
+
+
+def test_a_policy_whose_code_has_changed_gets_another_file(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny_model("bert", layers=2)
+    engine = OnnxEngine(model, progress=False)
+    batch = tiny_batch_for(model.stock, 2)
+    assert engine.run(batch, MaxProbability(threshold=1.0)).exit_layers.tolist() == [2, 2]
+    for evidence, layer in (("2.0", 1), ("0.00", 2)):
+        (tmp_path / "plugin.py").write_text(_PLUGIN.format(evidence=evidence), encoding="utf-8")
+        monkeypatch.delitem(sys.modules, "plugin", raising=False)
+        mine = importlib.import_module("plugin").Mine(threshold=1.0)
+        # it has the name and the options of a policy of ours, and is another all the same
+        assert engine.run(batch, mine).exit_layers.tolist() == [layer, layer]
+        engine = OnnxEngine(model, progress=False)
+
+
 def test_without_a_place_for_files_it_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "~nowhere")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
@@ -181,6 +282,35 @@ def test_what_it_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         make_engine(tiny_model("bert", layers=2), "torch", "int8")
     with pytest.raises(ConfigError, match="Did you mean 'onnx'"):
         make_engine(tiny_model("bert", layers=2), "onx")
+    with pytest.raises(ConfigError, match=r"'onnx' runs on the CPU, not on 'cuda:1'\. Leave"):
+        check_backend("onnx", "int8", "cuda:1")
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.engines.graphs.LARGEST", 1000)
+        with pytest.raises(ModelError, match=r"GB in float32.*int8 or backend torch"):
+            OnnxEngine(tiny_model("bert", layers=2))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
         OnnxEngine(tiny_model("bert", layers=2))
+
+
+def test_tune_refuses_before_it_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_tiny_stock(tmp_path / "stock")
+    rows = Dataset.from_list([{"text": text} for text in tiny_texts(20)])
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
+        tune(tmp_path / "stock", rows, tmp_path / "out", max_disagreement=0.5, backend="onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_measured_was_computed_as_asked(cache: Path) -> None:
+    model = tiny_model("bert", layers=2)
+    engine = make_engine(model, "onnx", "int8", progress=False)
+    predictor = Predictor(model, tiny_processor("bert"), "full", engine=engine)
+    rows = Dataset.from_list([{"text": text} for text in tiny_texts(20)])
+    with recorded(predictor, rows, quiet=True) as table:
+        assert (table.header.engine, table.header.dtype) == ("onnx", "int8")
+        table.header = table.header.model_copy(update={"role": "tune"})
+        point = calibrate(table, max_disagreement=0.5).point
+        table.header = table.header.model_copy(update={"engine": "torch", "dtype": "float32"})
+        with pytest.raises(PointError, match="chosen on onnx in int8, not on torch in float32"):
+            evaluate(table, point)

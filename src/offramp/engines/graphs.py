@@ -7,46 +7,68 @@ name that changes with whatever it is made of.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-import threading
+import sys
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from offramp import __version__
 from offramp.engines.base import Exitable
 from offramp.engines.tracing import OUT, Traced, require_onnx, trace_model, trace_policy
-from offramp.errors import ConfigError, OutputError
+from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
-from offramp.storage import cache_folder, fingerprint, whole_file
+from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, whole_file
 
 logger = logging.getLogger("offramp")
 
 SCHEMA = 1
 """Of the files; another number leaves those in the cache alone."""
 
+DTYPES = ("float32", "int8")
+LARGEST = 2**31 - 2**26
+"""Bytes of weights in a file, which protobuf ends at 2 GiB."""
+T = TypeVar("T")
+
 
 class Graphs:
-    """Makes and keeps the files of one model in one number format.
+    """Makes and keeps the files of one model in one number format, for one thread at a time.
 
     Args:
         model: in evaluation mode, fp32, on CPU.
         dtype: `float32` or `int8`: layers with weights and activations in 8 bits, exits in float.
         progress: show a bar while files are made.
+        extra: of what runs them, for the error where a package is missing.
+
+    Raises:
+        MissingExtraError: without the extra.
+        ConfigError: a model in another state, or another number format.
     """
 
-    def __init__(self, model: Exitable, dtype: str = "float32", progress: bool = True) -> None:
-        require_onnx()
+    def __init__(
+        self,
+        model: Exitable,
+        dtype: str = "float32",
+        progress: bool = True,
+        extra: str = "onnx",
+    ) -> None:
+        require_onnx(extra)
         _check(model)
+        if dtype not in DTYPES:
+            known = " or ".join(DTYPES)
+            raise ConfigError(f"Files are in {known}, not in {dtype}. Load the model in one.")
+        _check_size(model, dtype)
         self.model = model
         self.dtype = dtype
         self._progress = progress
-        self._lock = threading.Lock()
 
     def early_exit(self, policy: Policy) -> Any:
         """The file that leaves as a policy says, whatever its bar; an `onnx.ModelProto`."""
@@ -61,33 +83,34 @@ class Graphs:
 
         return assemble_all(self._traced.embedding, self._traced.layers)
 
-    def file(self, policy: Policy | None) -> bytes | Path:
-        """A file to run, from the cache where it is there; None is `all_exits`.
+    def load(self, policy: Policy | None, read: Callable[[bytes | Path], T]) -> T:
+        """What `read` makes of a file: of the one in the cache, or else of a new one.
 
-        A path, or the bytes of the file where nothing can be kept.
+        Args:
+            policy: None is `all_exits`.
+            read: given a path, or what would stand there. A file in the cache that it raises at
+                is torn, and made anew.
         """
-        with self._lock:
-            path = self._path(policy)
-            if path is not None and path.is_file():
-                return path
-            made = self.all_exits() if policy is None else self.early_exit(policy)
-            data = made.SerializeToString()
-            if path is None:
-                return data
+        path = self._path(policy)
+        if path is not None and path.is_file():
             try:
-                with whole_file(path) as staged:
-                    staged.write_bytes(data)
-            except OutputError as problem:
-                logger.debug("The ONNX file is not cached: %s", problem)
-                return data
-            return path
+                return read(path)
+            except Exception as problem:  # each runtime has errors of its own
+                logger.warning("%s is broken and is made anew: %s", path, str(problem)[:200])
+        made = self.all_exits() if policy is None else self.early_exit(policy)
+        data = made.SerializeToString()
+        if path is not None:
+            _keep(path, data)
+        return read(data)
 
     def _path(self, policy: Policy | None) -> Path | None:
+        """Where a file is kept; None where it cannot be, or not be told from others."""
         folder = cache_folder()
         weights = getattr(self.model, "fingerprint", None)
-        if folder is None or weights is None:
+        code = _code_of(self.model, policy)
+        if folder is None or weights is None or code is None:
             return None
-        made_of = [weights(), self.dtype, rule_of(policy, self.model.depth), str(SCHEMA)]
+        made_of = [weights(), self.dtype, rule_of(policy, self.model.depth), str(SCHEMA), code]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -110,13 +133,46 @@ def _tell(bar: Any, part: str) -> None:
     bar.update()
 
 
+def _keep(path: Path, data: bytes) -> None:
+    try:
+        with whole_file(path) as staged:
+            staged.write_bytes(data)
+    except OutputError as problem:
+        logger.debug("The ONNX file is not cached: %s", problem)
+
+
 def rule_of(policy: Policy | None, depth: int) -> str:
     """What of a policy stands in a file: all but its bar, and which exits it reads."""
     if policy is None:
         return "all exits"
     reads = [policy.reads(layer) for layer in range(1, depth + 1)]
     plain = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
-    return json.dumps([plain.to_dict(), reads], sort_keys=True)
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, _with_inner(policy))]
+    return json.dumps([plain.to_dict(), reads, kinds], sort_keys=True)
+
+
+def _with_inner(policy: Policy) -> Iterator[Policy]:
+    """A policy and those among its options."""
+    yield policy
+    for _, option in policy:
+        if isinstance(option, Policy):
+            yield from _with_inner(option)
+
+
+def _code_of(model: Exitable, policy: Policy | None) -> str | None:
+    """A name for the code of exits, layers and policy, which need not be ours and may change.
+
+    None where some of it stands in no file.
+    """
+    parts: list[object] = [model, model.backbone]
+    parts += model.modules() if isinstance(model, nn.Module) else ()
+    parts += () if policy is None else _with_inner(policy)
+    kinds = {kind for part in parts for kind in type(part).__mro__}
+    modules = sorted({kind.__module__ for kind in kinds} - {"builtins"})
+    try:
+        return fingerprint_of_files(*(Path(inspect.getfile(sys.modules[name])) for name in modules))
+    except (KeyError, TypeError, OSError):
+        return None
 
 
 def _check(model: Any) -> None:
@@ -128,4 +184,16 @@ def _check(model: Any) -> None:
         raise ConfigError(
             f"Graphs are made of a model in float32 on the CPU; this one is {dtype} on {device}. "
             "Load it without dtype and device."
+        )
+
+
+def _check_size(model: Any, dtype: str) -> None:
+    """Refuse now what could not be written in the end. Raises ModelError."""
+    weights = sum(leaf.numel() for leaf in getattr(model, "parameters", tuple)())
+    least = weights * (1 if dtype == "int8" else 4)
+    if least > LARGEST:
+        other = "" if dtype == "int8" else "dtype int8 or "
+        raise ModelError(
+            f"The model's weights take {least / 1e9:.1f} GB in {dtype}, and an ONNX file holds "
+            f"2.1 GB. Use {other}backend torch."
         )
