@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +29,8 @@ Feed = dict[str, Array]
 class Session(Protocol):
     """A loaded file, and the names of what goes in and comes out; safe to share."""
 
-    inputs: Sequence[str]
-    outputs: Sequence[str]
+    inputs: list[str]
+    outputs: list[str]
 
     def run(self, feed: Feed) -> list[Array]:
         """The outputs, in their order, of a feed that may hold more than the inputs."""
