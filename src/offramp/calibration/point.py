@@ -103,8 +103,9 @@ class OperatingPoint(Strict):
             return
         raise PointError(
             f"Point '{self.name}' was chosen on {self.engine} in {self.dtype}, not on {engine} in "
-            f"{dtype}, where rows leave elsewhere. Record a table with --backend {engine} --dtype "
-            f"{dtype} and run `offramp calibrate` again, or use a point that was made so."
+            f"{dtype}, where rows leave elsewhere. Use --backend {self.engine} --dtype "
+            f"{self.dtype}, or record a table with --backend {engine} --dtype {dtype} and run "
+            "`offramp calibrate` again."
         )
 
     def save(self, folder: str | Path) -> Path:

@@ -107,11 +107,13 @@ def _show(done: Tuned) -> None:
     )
     report.show_histogram(outcome.exit_histogram)
     console.say("", *done.calibration.messages[1:])
-    point_option = "" if point.name == "default" else f" --point {point.name}"
+    options = "" if point.name == "default" else f" --point {point.name}"
+    if (point.engine, point.dtype) != ("torch", "float32"):
+        options += f" --backend {point.engine} --dtype {point.dtype}"
     console.say(
         "",
         f"{done.folder} is ready; {done.table} holds the recorded rows.",
         f"All of it as a page: {done.report}. Next:",
-        f"  offramp predict {done.folder} --data NEW.csv --output answers.csv{point_option}",
-        f"  offramp evaluate {done.folder} --data TEST.csv{point_option}",
+        f"  offramp predict {done.folder} --data NEW.csv --output answers.csv{options}",
+        f"  offramp evaluate {done.folder} --data TEST.csv{options}",
     )
