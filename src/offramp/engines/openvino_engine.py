@@ -22,6 +22,9 @@ class OpenVinoEngine(CompiledEngine):
 
     In `float32`; in `int8` with layers in 8 bits and exits in float; in `bfloat16` on processors
     that have it, with decisions in float. Calls from several threads take turns.
+
+    OpenVINO prepares itself for each shape of a batch, also of what is left of it, and keeps that:
+    shapes that are new cost time, and many of them a gigabyte of memory.
     """
 
     name = "openvino"
