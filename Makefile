@@ -54,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
 	@$(PIP) pip
-	@$(PIP) --build-constraint constraints.txt --editable '.[dev,docs,onnx]'
+	@$(PIP) --build-constraint constraints.txt --editable '.[dev,docs,onnx,openvino]'
 	@touch $@

@@ -35,8 +35,7 @@ def pipeline(
         point: an operating point of the folder, a point, a policy, or `full`. Without a
             point in the folder every row runs to full depth, and that is said aloud.
         device: None is the first GPU, or the CPU where there is none.
-        dtype, backend: `fp32`, `bf16` or `fp16` with `torch`, `fp32` or `int8` with `onnx`.
-        options: as of `Predictor.load`.
+        dtype, backend, options: as of `Predictor.load`.
 
     Example:
         >>> classify = pipeline("my-early-exit-model")
