@@ -91,7 +91,7 @@ def test_what_plain_leaves_is_the_model_of_both_stages_in_one_run(
 
 
 def test_a_method_that_trains_the_model_along_still_does(source: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"pooling": "cls", "options": SHORT}
+    given: dict[str, Any] = {"method": "pabee", "pooling": "cls", "options": SHORT}
     one = train(source, examples(), tmp_path / "one", fine_tuned=True, **given)
     other = train(source, examples(), tmp_path / "other", **given)
     wanted = other.state_dict()
