@@ -46,11 +46,12 @@ def shared_path_fixture() -> Callable[..., Path]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Datasets cache into a folder of this run; xdist's workers inherit it."""
+    """What is cached is cached in a folder of this run; xdist's workers inherit it."""
     if not hasattr(config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="offramp-datasets-")
         config.stash[_cache] = folder
         os.environ["HF_DATASETS_CACHE"] = folder
+        os.environ["XDG_CACHE_HOME"] = folder
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -92,7 +92,7 @@ def export(
         )
     policy = model.policy if point is None else model.policy_of(point)
     graphs = Graphs(model.model, model.engine.dtype, progress)
-    file = _with_answer(graphs.early_exit(policy), model.model.problem_type)
+    file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     bar = _with_bar(file, policy)
     _refuse_rows(file, policy)
     _describe(file, model, policy, bar)
@@ -106,6 +106,12 @@ def export(
         bar,
         policy.to_dict(),
     )
+
+
+def _read(file: bytes | Path) -> ModelProto:
+    import onnx
+
+    return onnx.load_from_string(file) if isinstance(file, bytes) else onnx.load(file)
 
 
 def _with_answer(file: ModelProto, problem_type: str) -> ModelProto:
