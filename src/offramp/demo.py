@@ -239,7 +239,7 @@ def _train(folder: Path, settings: DemoSettings, rows: Dataset) -> None:
         seed=settings.seed,
         checkpoint_minutes=0.5,
     )
-    train(start, rows, folder / MODEL, pooling="mean", options=options)
+    train(start, rows, folder / MODEL, method="pabee", pooling="mean", options=options)
 
 
 def make_tokenizer(texts: list[str], settings: DemoSettings) -> PreTrainedTokenizerFast:
