@@ -77,7 +77,7 @@ def train(
         method: `auto`, `pabee`, `deebert`, ...; or `plain`, which fine-tunes the stock model alone
             and writes a stock checkpoint, the reference for the others and a start for
             `attach`.
-        pooling: of the exits; without it a short rehearsal on the data decides.
+        pooling: of the exits; without it a short rehearsal on the data decides, or the method.
         as_released: take the paper's pooling.
         fine_tuned: `source` has learnt these data already, as `plain` leaves it: stages that
             train the stock model alone are left out.
