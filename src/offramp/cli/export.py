@@ -14,10 +14,10 @@ from offramp.cli import options as o
 def export(
     folder: o.Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file, .onnx.", show_default=False)
+        Path, typer.Option("--output", "-o", help="The file, .onnx or .xml.", show_default=False)
     ],
     point: o.Point = "default",
-    format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx or openvino.")] = "onnx",
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="fp32, or int8 for layers in 8 bits.")
     ] = None,
@@ -27,12 +27,14 @@ def export(
 ) -> None:
     """Write one ONNX file that answers easy inputs early, to run without offramp.
 
-    It runs in plain ONNX Runtime, in any language, on batches of any size. The threshold stays
-    an input of each call; NaN stands for the point's own.
+    It runs in plain ONNX Runtime, in any language, on batches of any size; with --format openvino
+    in plain OpenVINO, as an .xml with a .bin beside it. The threshold stays an input of each call;
+    NaN stands for the point's own.
 
     Examples:
       offramp export my-offramp --output model.onnx
       offramp export my-offramp -o model.int8.onnx --dtype int8 --point fast
+      offramp export my-offramp -o model.xml --format openvino
     """
     console.setup(quiet, verbose)
     from offramp.prediction.exporting import export as run

@@ -1,4 +1,4 @@
-"""One ONNX file that leaves early by itself, for wherever ONNX Runtime is and offramp is not."""
+"""Files that leave early by themselves, for ONNX Runtime or OpenVINO where offramp is not."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
 from offramp.engines import dtype_name
-from offramp.errors import ConfigError, OutputError
+from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Point, Predictor
@@ -20,8 +22,8 @@ from offramp.storage import whole_file
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FORMATS = ("onnx",)
-SUFFIX = ".onnx"
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+"""How the file's name ends; the weights of an .xml lie in a .bin beside it."""
 _NEW_BAR = "bar.used"
 
 
@@ -30,9 +32,9 @@ class Exported:
     """A written file.
 
     Attributes:
-        path: of the file.
+        path: of the file; an .xml has its .bin beside it.
         inputs, outputs: their names.
-        bytes: its size.
+        bytes: its size, the .bin included.
         bar: what evidence must be above for a row to leave, unless a call says otherwise; None
             where the policy has none.
         policy: {"name": ..., its options}.
@@ -55,56 +57,73 @@ def export(
     format: str = "onnx",
     progress: bool = True,
 ) -> Exported:
-    """Write a model with an operating point as one ONNX file.
+    """Write a model with an operating point as one ONNX file, or as OpenVINO's .xml and .bin.
 
-    It runs in plain ONNX Runtime, in any language, on batches of any size. Inputs: what the
-    tokenizer gives (`attention_mask` always) and `bar`, a float32 number: evidence above it lets
+    It runs in plain ONNX Runtime or plain OpenVINO, in any language, on batches of any size.
+    Inputs: what the tokenizer gives (`attention_mask` always) and `bar`, a float32 number: evidence above it lets
     a row leave, NaN means the point's own. Outputs: `answer` (rows,) int64, the label's index; for
     several labels (rows, labels) bool, for regression (rows,) float32; `scores` (rows, classes)
     raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows whose scores are no numbers.
-    Labels, policy, bar and fingerprints stand in the file's metadata.
+    Labels, policy, bar and fingerprints stand in the file's metadata, OpenVINO's `rt_info`.
 
     Args:
         model: folder or hub id of a multi-exit model, or a `Predictor`.
-        output: the file, .onnx.
+        output: the file, .onnx or .xml.
         point: an operating point of the folder, a point, a policy or `full`; None is `default`.
         dtype: `fp32` or `int8`; a point belongs to the one it was chosen in.
+        format: `onnx` or `openvino`.
 
     Raises:
         ConfigError: an unknown format, or a policy that cannot be in a file.
+        ModelError: a part of the model that the format has no words for.
         PointError: a point chosen in another dtype.
         OutputError: the file cannot be written.
     """
     from offramp.engines.graphs import Graphs
 
-    if format not in FORMATS:
-        raise ConfigError(f"Unknown format '{format}'. Known: {', '.join(FORMATS)}.")
-    path = Path(output)
-    if path.suffix != SUFFIX or path.is_dir():
-        raise OutputError(f"{path}: name a file that ends with {SUFFIX}.")
+    path = _path_for(output, format)
     if not isinstance(model, Predictor):
         model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
         point = None
-    elif dtype is not None and dtype_name(dtype) != model.engine.dtype:
-        raise ConfigError(
-            f"The predictor computes in {model.engine.dtype}, and so will the file, not in "
-            f"{dtype}. Load it with backend='{format}' and dtype='{dtype}'."
-        )
+    _check_engine(model, format, dtype)
     policy = model.policy if point is None else model.policy_of(point)
-    graphs = Graphs(model.model, model.engine.dtype, progress)
+    graphs = Graphs(model.model, model.engine.dtype, progress, extra=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     bar = _with_bar(file, policy)
     _refuse_rows(file, policy)
-    _describe(file, model, policy, bar)
-    with whole_file(path) as staged:
-        staged.write_bytes(file.SerializeToString())
+    size = _WRITERS[format](file, _described(model, policy, bar), path)
     return Exported(
         path,
         tuple(value.name for value in file.graph.input),
         tuple(value.name for value in file.graph.output),
-        path.stat().st_size,
+        size,
         bar,
         policy.to_dict(),
+    )
+
+
+def _path_for(output: str | os.PathLike[str], format: str) -> Path:
+    """Raises ConfigError for a format, OutputError for a name."""
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format '{format}'. Known: {', '.join(FORMATS)}.")
+    path, ends = Path(output), FORMATS[format]
+    if path.suffix != ends or path.is_dir():
+        other = [name for name, suffix in FORMATS.items() if suffix == path.suffix]
+        mend = f", or choose format '{other[0]}'" if other else ""
+        raise OutputError(f"{path}: for {format}, name a file that ends with {ends}{mend}.")
+    return path
+
+
+def _check_engine(model: Predictor, format: str, dtype: str | None) -> None:
+    """Refuse a file that would compute in another way than the predictor. Raises ConfigError."""
+    engine = model.engine
+    same = engine.dtype == "float32" or engine.name == format
+    if same and (dtype is None or dtype_name(dtype) == engine.dtype):
+        return
+    wanted = dtype or ("int8" if engine.dtype == "int8" else "fp32")
+    raise ConfigError(
+        f"The predictor computes in {engine.dtype} on {engine.name}, and so will the file, not in "
+        f"{wanted} on {format}. Load it with backend='{format}' and dtype='{wanted}'."
     )
 
 
@@ -164,10 +183,9 @@ def _refuse_rows(file: ModelProto, policy: Policy) -> None:
         )
 
 
-def _describe(file: ModelProto, model: Predictor, policy: Policy, bar: float | None) -> None:
-    """Metadata, as text, that ONNX Runtime hands to whoever loads the file."""
-    said = {
-        "offramp": __version__,
+def _described(model: Predictor, policy: Policy, bar: float | None) -> dict[str, str]:
+    """What the file says of itself to whoever loads it."""
+    return {
         "problem_type": model.model.problem_type,
         "labels": json.dumps(Labels(model.model).names, ensure_ascii=False),
         "policy": json.dumps(policy.to_dict()),
@@ -178,6 +196,51 @@ def _describe(file: ModelProto, model: Predictor, policy: Policy, bar: float | N
         "model_fingerprint": model.model.fingerprint(),
         "processor_fingerprint": model.processor_fingerprint,
     }
-    for name, text in said.items():
+
+
+def _write_onnx(file: ModelProto, said: dict[str, str], path: Path) -> int:
+    """Write a file; its size in bytes."""
+    dotted = {f"offramp.{name}": text for name, text in said.items()}
+    for name, text in {"offramp": __version__, **dotted}.items():
         entry = file.metadata_props.add()
-        entry.key, entry.value = f"offramp.{name}" if name != "offramp" else name, text
+        entry.key, entry.value = name, text
+    with whole_file(path) as staged:
+        staged.write_bytes(file.SerializeToString())
+    return path.stat().st_size
+
+
+def _write_openvino(file: ModelProto, said: dict[str, str], path: Path) -> int:
+    """Write .xml and .bin; their size in bytes."""
+    import openvino
+
+    weights = path.with_suffix(".bin")
+    if weights.is_dir():
+        raise OutputError(f"{weights} is a folder, and the weights would go there.")
+    try:
+        model = openvino.Core().read_model(BytesIO(file.SerializeToString()))
+    except Exception as problem:  # its errors have no base of their own
+        reason = str(problem).strip().split("\n")[0][:200]
+        raise ModelError(f"OpenVINO cannot take this model ({reason}). Use format onnx.") from None
+    for name, text in {"version": __version__, **said}.items():
+        model.set_rt_info(text, ["offramp", name])
+    with whole_file(path) as graph, whole_file(weights) as numbers:
+        with TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as place:
+            made = Path(place, path.name)  # it insists on the ending
+            _save(model, made)
+            os.replace(made, graph)
+            os.replace(made.with_suffix(".bin"), numbers)
+        # the new weights come before the new .xml, and must not meet the old one
+        path.unlink(missing_ok=True)
+    return path.stat().st_size + weights.stat().st_size
+
+
+def _save(model: Any, path: Path) -> None:
+    import openvino
+
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as problem:  # so it calls a full disk
+        raise OSError(str(problem)) from problem
+
+
+_WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino}
