@@ -60,10 +60,11 @@ def export(
     """Write a model with an operating point as one ONNX file, or as OpenVINO's .xml and .bin.
 
     It runs in plain ONNX Runtime or plain OpenVINO, in any language, on batches of any size.
-    Inputs: what the tokenizer gives (`attention_mask` always) and `bar`, a float32 number: evidence above it lets
-    a row leave, NaN means the point's own. Outputs: `answer` (rows,) int64, the label's index; for
-    several labels (rows, labels) bool, for regression (rows,) float32; `scores` (rows, classes)
-    raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows whose scores are no numbers.
+    Inputs: what the tokenizer gives (`attention_mask` always) and `bar`, a float32 number:
+    evidence above it lets a row leave, NaN means the point's own. Outputs: `answer` (rows,) int64,
+    the label's index; for several labels (rows, labels) bool, for regression (rows,) float32;
+    `scores` (rows, classes) raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows
+    whose scores are no numbers.
     Labels, policy, bar and fingerprints stand in the file's metadata, OpenVINO's `rt_info`.
 
     Args:
