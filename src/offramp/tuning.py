@@ -111,6 +111,7 @@ def tune(
     per_class: bool = False,
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
+    sets: float | str | None = None,
     eval_data: str | Path | Dataset | None = None,
     eval_split: str | None = None,
     tune_share: float = 0.2,
@@ -143,7 +144,7 @@ def tune(
         output: folder to write, by default `<model's name>-offramp`; a model that has exits
             gets the point in its own folder.
         target_speedup, max_drop, max_disagreement: exactly one, see `calibrate`.
-        metric, per_class, policies, name: see `calibrate`.
+        metric, per_class, policies, name, sets: see `calibrate`.
         eval_data, eval_split: rows to choose on, instead of a part of `data`; a split alone
             is one of `data`.
         tune_share: of the rows, kept from training to choose on.
@@ -167,6 +168,7 @@ def tune(
         "per_class": per_class,
         "policies": policies,
         "name": name,
+        "sets": sets,
     }
     columns: dict[str, Any] = {
         "text": text,
@@ -185,10 +187,8 @@ def tune(
     rows = _load(loaded, data, split=split, **columns)
     parts = {"train": rows, "tune": rows}
     if apart:
-        others = _load(
-            loaded, data if eval_data is None else eval_data, split=eval_split, **columns
-        )
-        parts["tune"] = _unseen(others, rows)
+        elsewhere = data if eval_data is None else eval_data
+        parts["tune"] = _unseen(_load(loaded, elsewhere, split=eval_split, **columns), rows)
     elif share is not None:
         parts = _cut(rows, share, seed)
     signals = _signals_for(policies) if is_ours(source) else []

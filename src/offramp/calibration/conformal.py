@@ -8,17 +8,87 @@ limit of its own where enough rows leave there (JEI-DNN, arXiv 2310.09163, secti
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from scipy.special import softmax
 
+from offramp.calibration.target import parse_share
 from offramp.errors import ConfigError
+from offramp.policies import Policy
+from offramp.storage import Strict
+from offramp.table import ExitTable, replay
 
 Floats = npt.NDArray[np.float64]
 ENOUGH = 20
 """An exit that more rows than this leave at has a limit of its own."""
+
+
+class Sets(Strict):
+    """What makes a set of classes of an answer, stored with an operating point.
+
+    Attributes:
+        share: of new rows whose set holds the right class, or more.
+        limits: by exit layer, on 1 minus a class's probability; 1 lets every class in.
+        rows: that they come from; nothing else was chosen on these.
+        size: mean number of classes in a set there.
+    """
+
+    share: float = Field(gt=0, lt=1)
+    limits: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    rows: int = Field(ge=1)
+    size: float = Field(ge=0)
+
+    @classmethod
+    def fit(cls, table: ExitTable, policy: Policy, share: float) -> Self:
+        """Limits from labelled rows of one class each, with finite scores."""
+        done, labels = replay(table, policy), np.asarray(table.labels)
+        found = conformal_limits(done.answers, labels, done.exit_layers, table.depth, 1 - share)
+        sets = conformal_sets(done.answers, done.exit_layers, found)
+        return cls(
+            share=share,
+            limits=tuple(np.minimum(found, 1.0).tolist()),
+            rows=table.rows,
+            size=float(sets.sum(axis=1).mean()),
+        )
+
+    def of(self, answers: npt.ArrayLike, exit_layers: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which classes each row may have, (rows, classes), see `conformal_sets`."""
+        return conformal_sets(answers, exit_layers, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """What sets did on labelled rows.
+
+    Attributes:
+        asked: the least share of rows whose set holds the right class.
+        covered: that share here.
+        size: mean number of classes in a set.
+    """
+
+    asked: float
+    covered: float
+    size: float
+
+    @classmethod
+    def measure(cls, sets: Sets, table: ExitTable, policy: Policy) -> Self:
+        """On the rows of a table with labels and finite scores."""
+        done = replay(table, policy)
+        inside = sets.of(done.answers, done.exit_layers)
+        right = inside[np.arange(table.rows), np.asarray(table.labels)]
+        return cls(sets.share, float(right.mean()), float(inside.sum(axis=1).mean()))
+
+
+def parse_coverage(text: float | str) -> float:
+    """'90%' and 0.9 are 0.9. Raises ConfigError unless it is between 0 and 1."""
+    share = parse_share(text)
+    if not 0 < share < 1:
+        raise ConfigError(f"Sets cannot hold the right class for {text} of rows. Write 90% or 0.9.")
+    return share
 
 
 def conformal_limit(scores: npt.ArrayLike, alpha: float) -> float:

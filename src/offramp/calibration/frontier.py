@@ -103,7 +103,7 @@ class Judge:
     ) -> None:
         self.metric = _metric(table, metric)
         self.per_class = per_class
-        fine = _finite_rows(table)
+        fine = finite_rows(table)
         self.excluded = int(table.rows - fine.sum())
         self.table = table.take(fine) if self.excluded else table
         self._predicted = predictions(self.table.scores, table.problem_type)  # (rows, depth, ...)
@@ -296,7 +296,7 @@ def _metric(table: ExitTable, name: str | None) -> Metric | None:
     return metric
 
 
-def _finite_rows(table: ExitTable) -> Array:
+def finite_rows(table: ExitTable) -> Array:
     """Mask of rows whose every score is finite. Raises TableError if there is none."""
     fine = np.empty(table.rows, dtype=bool)
     for first in range(0, table.rows, _CHUNK):

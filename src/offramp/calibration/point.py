@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from offramp import __version__
+from offramp.calibration.conformal import Sets
 from offramp.calibration.listing import refresh
 from offramp.calibration.target import Target
 from offramp.errors import OfframpError, OutputError, PointError
@@ -37,6 +38,7 @@ class OperatingPoint(Strict):
         cost: share of full-depth FLOPs; cost_reduction is its inverse.
         exit_histogram: rows that left after layer 1, 2, ..., depth.
         class_drops: drop of recall by class name, for classification with labels.
+        sets: what makes sets of classes of its answers; None where they were not asked for.
         certificate: place of a claim with a probability; there is none yet.
     """
 
@@ -64,12 +66,15 @@ class OperatingPoint(Strict):
     engine: str
     dtype: str
     offramp: str = __version__
+    sets: Sets | None = None
     certificate: None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if len(self.exit_histogram) != self.depth or sum(self.exit_histogram) != self.rows:
             raise ValueError("exit_histogram does not fit depth and rows")
+        if self.sets is not None and len(self.sets.limits) != self.depth:
+            raise ValueError("sets do not fit depth")
         try:
             self.build_policy().check(self.problem_type, self.depth)
         except OfframpError as problem:

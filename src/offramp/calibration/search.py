@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.calibration import sentences
+from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import (
     BASELINE,
     Judge,
@@ -13,10 +14,12 @@ from offramp.calibration.frontier import (
     PolicySpec,
     applicable,
     explore,
+    finite_rows,
 )
 from offramp.calibration.point import OperatingPoint
 from offramp.calibration.target import Target
 from offramp.errors import ConfigError, PointError, TableError
+from offramp.metrics import SINGLE
 from offramp.policies import EvidencePolicy
 from offramp.storage import parse_document
 from offramp.table import ExitTable, require_role
@@ -53,6 +56,7 @@ def calibrate(
     per_class: bool = False,
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
+    sets: float | str | None = None,
 ) -> Calibration:
     """Choose a policy and its threshold on a recorded table.
 
@@ -73,12 +77,18 @@ def calibrate(
         policies: names to search, or policies with options to try as they are; `fixed` only
             takes part if named here.
         name: of the operating point.
+        sets: also store with the point what makes sets of classes that hold the right one for
+            this share of new rows (0.9 or '90%'). Every second row, by a hash of its input, then
+            serves these alone. Needs labels, of one class each.
 
     Raises:
         ConfigError: contradictory or meaningless demands.
         TableError: the role forbids it, labels are missing, or no row is usable.
     """
     require_role(table, ("tune", "calibrate"), "choose a policy")
+    share, apart = None if sets is None else parse_coverage(sets), table
+    if share is not None:
+        table, apart = _halves(table)
     target = Target.of(target_speedup, max_drop, max_disagreement, per_class)
     judge = Judge(table, metric, per_class)
     _check_target(target, judge)
@@ -90,14 +100,34 @@ def calibrate(
     full = next(outcome for outcome in tried if outcome.policy.name == "full")
     chosen = best if best is not None and pays else full
     point = _point(name, target, judge, chosen)
+    if share is not None:
+        point = point.model_copy(update={"sets": Sets.fit(apart, chosen.policy, share)})
     if pays:
         verdict = sentences.choice(target, chosen, baseline)
     else:
         verdict = sentences.refusal(target, best, tried)
-    cautions = sentences.cautions(judge.table.rows, judge.excluded)
+    cautions = sentences.cautions(judge.table.rows, judge.excluded, point.sets)
     known = {outcome.policy for outcome in tried}
     rest = [outcome for outcome in baseline if outcome.policy not in known]
     return Calibration(point, pays, (*verdict, *cautions), (*tried, *rest))
+
+
+def _halves(table: ExitTable) -> tuple[ExitTable, ExitTable]:
+    """Rows to choose on, and rows that limits of sets come from and nothing else."""
+    if table.problem_type != SINGLE:
+        raise ConfigError(
+            f"Sets hold the one right class as often as asked; this is {table.problem_type}. "
+            "Leave --sets out."
+        )
+    if table.labels is None:
+        raise TableError("Sets need labels, but the table has none. Leave --sets out.")
+    apart = (table.ids % 2 == 1) & finite_rows(table)
+    rest = table.ids % 2 == 0
+    if not apart.any() or not rest.any():
+        raise TableError(
+            f"{table.rows} rows are too few to choose on one half and take sets from the other."
+        )
+    return table.take(rest), table.take(apart)
 
 
 def _check_target(target: Target, judge: Judge) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offramp.calibration.conformal import Sets
 from offramp.calibration.frontier import Outcome
 from offramp.calibration.target import Target
 from offramp.policies import Policy
@@ -44,13 +45,18 @@ def refusal(target: Target, best: Outcome | None, tried: Sequence[Outcome]) -> l
     return lines
 
 
-def cautions(rows: int, excluded: int) -> list[str]:
+def cautions(rows: int, excluded: int, sets: Sets | None = None) -> list[str]:
     """What the figures rest on."""
     lines = []
     if excluded:
         lines.append(f"{excluded} rows with NaN or infinite scores were left out.")
     if rows < FEW_ROWS:
         lines.append(f"{rows} rows are too few to choose on; use at least {FEW_ROWS}.")
+    if sets is not None:
+        lines.append(
+            f"{sets.rows} other rows say how large sets must be to hold the right class for "
+            f"{sets.share:g} of rows: {sets.size:.2f} classes on average."
+        )
     lines.append(f"This is a choice on {rows} rows, not a guarantee for others.")
     return lines
 

@@ -207,6 +207,13 @@ Policies = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Of the operating point.")]
+Sets = Annotated[
+    str | None,
+    typer.Option(
+        "--sets",
+        help="Keep half the rows for sets of classes that hold the right one this often: 90%.",
+    ),
+]
 Point = Annotated[
     str, typer.Option("--point", help="Operating point of the folder, or 'full' for full depth.")
 ]

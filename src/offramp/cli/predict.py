@@ -37,6 +37,10 @@ def predict(
     scores: Annotated[
         bool, typer.Option("--scores", help="The scores of all classes, too.")
     ] = False,
+    sets: Annotated[
+        bool,
+        typer.Option("--sets", help="The classes that may be right, too; see tune --sets."),
+    ] = False,
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
@@ -71,8 +75,8 @@ def predict(
 
     if bool(inputs) == (data is not None):
         raise ConfigError("Give either inputs or --data FILE.")
-    how: dict[str, Any] = {"point": point, "scores": scores, "device": device, "dtype": dtype}
-    how["backend"] = backend
+    how: dict[str, Any] = {"point": point, "scores": scores, "sets": sets}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
     if output is None or data is None:
         for entry in stream(folder, inputs or str(data), **how, **columns):

@@ -9,6 +9,7 @@ from offramp.cli import console
 
 if TYPE_CHECKING:
     from offramp.calibration import Outcome
+    from offramp.calibration.conformal import Covered
     from offramp.evaluation import Speed
 
 
@@ -34,6 +35,16 @@ def outcome_facts(outcome: Outcome, problem_type: str) -> dict[str, str]:
         "disagreement": said,
         "cost": f"{outcome.cost:.1%} of the FLOPs of full depth",
         "cost reduction": f"{outcome.cost_reduction:.2f}x",
+    }
+
+
+def sets_facts(sets: Covered | None) -> dict[str, str]:
+    """How often sets of classes hold the right one."""
+    if sets is None:
+        return {}
+    return {
+        "sets": f"hold the right class for {sets.covered:.1%} of rows (asked: {sets.asked:.4g}), "
+        f"{sets.size:.2f} classes on average"
     }
 
 

@@ -100,6 +100,7 @@ def calibrate(
     per_class: o.PerClass = False,
     policies: o.Policies = None,
     name: o.Name = "default",
+    sets: o.Sets = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -228,7 +229,7 @@ def evaluate(
     predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
-        done = judge(table, predictor.policy, metric)
+        done = judge(table, predictor.policy, metric, predictor.sets)
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
@@ -243,6 +244,7 @@ def _show(point: str, problem_type: str, done: Evaluation, clock: Speed | None) 
             "rows": f"{done.rows:,}",
             "point": f"{point}: {report.policy_text(outcome.policy.to_dict())}",
             **report.outcome_facts(outcome, problem_type),
+            **report.sets_facts(done.sets),
             **(report.speed_facts(clock) if clock is not None else {}),
         }
     )

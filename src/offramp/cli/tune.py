@@ -30,6 +30,7 @@ def tune(
     per_class: o.PerClass = False,
     policies: o.Policies = None,
     name: o.Name = "default",
+    sets: o.Sets = None,
     eval_data: o.EvalData = None,
     eval_split: o.EvalSplit = None,
     tune_share: o.TuneShare = 0.2,

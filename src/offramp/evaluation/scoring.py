@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
+from offramp.calibration.conformal import Covered, Sets
 from offramp.calibration.frontier import Judge, fitting_policy
 from offramp.policies import Fixed
 from offramp.table import ExitTable
@@ -19,6 +20,7 @@ class Evaluation:
         outcome: score, full-depth score, cost, disagreement and exit histogram of the policy.
         exits: what answering every row after layer 1, 2, ..., depth would give.
         role: of the table.
+        sets: how often sets of classes hold the right one; None without such sets or labels.
         rows, rows_excluded: those the figures are of, and those with NaN or infinite scores.
     """
 
@@ -27,6 +29,7 @@ class Evaluation:
     role: str
     rows: int
     rows_excluded: int = 0
+    sets: Covered | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -46,11 +49,15 @@ class Evaluation:
             "role": self.role,
             "rows": self.rows,
             "rows_excluded": self.rows_excluded,
+            "sets": self.sets and asdict(self.sets),
         }
 
 
 def evaluate(
-    table: ExitTable, policy: PolicySpec | OperatingPoint, metric: str | None = None
+    table: ExitTable,
+    policy: PolicySpec | OperatingPoint,
+    metric: str | None = None,
+    sets: Sets | None = None,
 ) -> Evaluation:
     """What a policy or operating point does on the rows of a table; nothing is chosen here.
 
@@ -60,6 +67,7 @@ def evaluate(
         table: of any role; labels are optional.
         policy: a point, a policy, its name, or {"name": ..., its options}.
         metric: a name, see `offramp.metrics.METRICS`; by default the task's own.
+        sets: of classes, made for this policy; a point has its own.
 
     Raises:
         PointError: a point that was chosen for another model or way to compute.
@@ -68,13 +76,18 @@ def evaluate(
         policy.check(table.header.model_fingerprint, table.header.processor_fingerprint)
         policy.check_engine(table.header.engine, table.header.dtype)
         metric = metric or (policy.metric if table.labels is not None else None)
+        sets = policy.sets
         policy = policy.build_policy()
     policy = fitting_policy(policy, table)
     judge = Judge(table, metric, per_class=table.labels is not None)
+    covered = None
+    if sets is not None and table.labels is not None:
+        covered = Covered.measure(sets, judge.table, policy)
     return Evaluation(
         outcome=judge.measure(policy),
         exits=tuple(judge.measure(Fixed(layer=layer)) for layer in range(1, table.depth + 1)),
         role=table.header.role,
         rows=judge.table.rows,
         rows_excluded=judge.excluded,
+        sets=covered,
     )

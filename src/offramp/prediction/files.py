@@ -61,6 +61,7 @@ def predict_file(
     *,
     point: Point | None = None,
     scores: bool = False,
+    sets: bool = False,
     device: Any = None,
     dtype: Any = None,
     backend: str = "torch",
@@ -74,7 +75,7 @@ def predict_file(
     finite has `error` and no answer.
 
     Args:
-        model, point, scores, device, dtype, backend: as of `predict`.
+        model, point, scores, sets, device, dtype, backend: as of `predict`.
         data: a file, hub id or dataset as `load_examples` takes them.
         output: .jsonl, .csv or .parquet; .jsonl and .csv also as .gz.
         columns: `text`, `text_pair`, `image`, `split`, `max_rows` ... as of `load_examples`.
@@ -90,13 +91,14 @@ def predict_file(
         )
     examples = load_examples(data, **columns)
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    settings = _settings(predictor, policy, examples, scores)
+    labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
+    settings = _settings(predictor, policy, examples, labels)
     start = time.perf_counter()
     with PartialFile(output, settings) as part:
         summary = Summary(str(output), resumed=part.rows)
-        _run(part, predictor, policy, examples, scores, progress)
+        _run(part, predictor, policy, examples, labels, progress)
         summary.exit_histogram = [0] * predictor.model.depth
-        fields = output_columns(Labels(predictor.model), scores)
+        fields = output_columns(labels)
         with whole_file(output) as staged:
             compress = output.suffix.lower() == ".gz"
             write(staged, fields, _counted(part.entries(), summary), compress)
@@ -106,7 +108,7 @@ def predict_file(
 
 
 def _settings(
-    predictor: Predictor, policy: Policy, examples: Dataset, scores: bool
+    predictor: Predictor, policy: Policy, examples: Dataset, labels: Labels
 ) -> dict[str, Any]:
     """All that decides what the rows of the output say."""
     return {
@@ -118,7 +120,8 @@ def _settings(
         "engine": predictor.engine.name,
         "dtype": predictor.engine.dtype,
         "max_length": predictor.max_length,
-        "scores": scores,
+        "scores": labels.scores,
+        "sets": labels.sets and labels.sets.model_dump(mode="json"),
     }
 
 
@@ -127,7 +130,7 @@ def _run(
     predictor: Predictor,
     policy: Policy,
     examples: Dataset,
-    scores: bool,
+    labels: Labels,
     progress: bool,
 ) -> None:
     """Append the answers of all rows that are not there yet."""
@@ -147,7 +150,7 @@ def _run(
 
     with bar:
         rows = rows_of_examples(examples, first=part.rows)
-        for block in blocks(predictor, rows, policy, scores, show):
+        for block in blocks(predictor, rows, policy, labels, show):
             part.append(block)
 
 

@@ -21,7 +21,7 @@ Entries = Iterable[dict[str, Any]]
 _GROUP = 10_000
 
 
-def columns(labels: Labels, scores: bool) -> dict[str, pa.DataType]:
+def columns(labels: Labels) -> dict[str, pa.DataType]:
     """Columns of the output and their types."""
     several = labels.problem_type == "multi_label_classification"
     fields = {"row": pa.int64()}
@@ -29,7 +29,9 @@ def columns(labels: Labels, scores: bool) -> dict[str, pa.DataType]:
         fields["label"] = pa.list_(pa.string()) if several else pa.string()
     fields["score"] = pa.list_(pa.float64()) if several else pa.float64()
     fields["exit_layer"] = pa.int64()
-    if scores and labels.problem_type != "regression":
+    if labels.sets is not None:
+        fields["set"] = pa.list_(pa.string())
+    if labels.scores and labels.problem_type != "regression":
         fields["scores"] = pa.struct([(name, pa.float64()) for name in labels.names])
     return {**fields, "error": pa.string()}
 

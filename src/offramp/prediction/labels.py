@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offramp.calibration.conformal import Sets
 from offramp.engines import label_names
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel
@@ -54,14 +55,21 @@ class Labels:
 
     One class: its name and probability. Label sets: the names of all labels above one half,
     with their probabilities. Regression: the number, as `score`.
+
+    Args:
+        scores: also give the scores of all classes.
+        sets: also give the classes that may be right, most likely first.
     """
 
-    def __init__(self, model: MultiExitModel) -> None:
+    def __init__(
+        self, model: MultiExitModel, scores: bool = False, sets: Sets | None = None
+    ) -> None:
+        self.scores, self.sets = scores, sets
         self.problem_type = model.problem_type
         self.names = label_names(model)
 
-    def entry(self, row: int, answer: Answer, with_scores: bool) -> dict[str, Any]:
-        """A row of output: JSON data with the keys row, label, score, exit_layer, scores."""
+    def entry(self, row: int, answer: Answer) -> dict[str, Any]:
+        """A row of output: JSON data with the keys row, label, score, exit_layer, set, scores."""
         if answer.bad:
             return {"row": row, "error": BROKEN}
         said: dict[str, Any] = {"row": row}
@@ -77,6 +85,13 @@ class Labels:
             best = int(answer.scores.argmax())
             said["label"], said["score"] = self.names[best], float(shares[best])
         said["exit_layer"] = answer.exit_layer
-        if with_scores:
+        if self.sets is not None:
+            said["set"] = self._set(answer, self.sets)
+        if self.scores:
             said["scores"] = dict(zip(self.names, map(float, shares), strict=True))
         return said
+
+    def _set(self, answer: Answer, sets: Sets) -> list[str]:
+        inside = sets.of(answer.scores[None], [answer.exit_layer])[0]
+        order = (-answer.scores).argsort(kind="stable")
+        return [self.names[index] for index in order if inside[index]]

@@ -15,6 +15,7 @@ import torch
 
 from offramp.backbones import Batch
 from offramp.calibration import OperatingPoint, list_points
+from offramp.calibration.conformal import Sets
 from offramp.engines import (
     Engine,
     TorchEngine,
@@ -84,7 +85,7 @@ class Predictor:
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
-        self.policy = self.policy_of(point)
+        self.policy, self.sets = self._resolved(point)
 
     @classmethod
     def load(
@@ -141,17 +142,36 @@ class Predictor:
                 way to compute.
             ConfigError: a policy that does not fit the task.
         """
+        return self._resolved(point)[0]
+
+    def sets_of(self, point: Point | None = None) -> Sets:
+        """What makes sets of classes at a point; None is the predictor's own.
+
+        Raises:
+            PointError: the point was chosen without.
+        """
+        sets = self.sets if point is None else self._resolved(point)[1]
+        if sets is None:
+            raise PointError(
+                "This point was chosen without sets of classes. Choose one with them: `offramp "
+                "calibrate` or `offramp tune` with --sets 90%."
+            )
+        return sets
+
+    def _resolved(self, point: Point) -> tuple[Policy, Sets | None]:
+        """The policy and the sets that a point stands for."""
+        sets = None
         if isinstance(point, str):
             named = self._named(point)
             if named is None:
-                return Full()
+                return Full(), None
             point = named
         if isinstance(point, OperatingPoint):
             point.check(self.model.fingerprint(), self.processor_fingerprint)
             point.check_engine(self.engine.name, self.engine.dtype)
-            point = point.build_policy()
+            sets, point = point.sets, point.build_policy()
         point.check(self.model.problem_type, self.model.depth)
-        return point
+        return point, sets
 
     @cached_property
     def processor_fingerprint(self) -> str:

@@ -30,6 +30,7 @@ def predict(
     *,
     point: Point | None = None,
     scores: bool = False,
+    sets: bool = False,
     device: Any = None,
     dtype: Any = None,
     backend: str = "torch",
@@ -46,11 +47,13 @@ def predict(
             or images.
         point: an operating point, a policy or `full`; None is the model's own.
         scores: also give the scores of all classes.
+        sets: also give `set`, the classes that may be right, see `calibrate`.
         columns: `text`, `text_pair`, `image`, `split` ... as of `load_examples`.
     """
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
     rows = numbered(data, columns)
-    return (entry for block in blocks(predictor, rows, policy, scores) for entry in block)
+    labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
+    return (entry for block in blocks(predictor, rows, policy, labels) for entry in block)
 
 
 def opened(
@@ -90,16 +93,16 @@ def blocks(
     predictor: Predictor,
     rows: Iterable[Numbered],
     policy: Policy,
-    scores: bool,
+    labels: Labels,
     seen: Callable[[Sequence[Answer]], object] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Entries of a window of rows at a time; says at the end how many texts were cut."""
-    labels, cut, total = Labels(predictor.model), 0, 0
+    cut, total = 0, 0
     for window in windows(rows, predictor.items.ahead * predictor.max_rows):
         answers, long = predictor.answer([item for _, item in window], policy, seen)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)
-        yield [labels.entry(row, answer, scores) for (row, _), answer in pairs]
+        yield [labels.entry(row, answer) for (row, _), answer in pairs]
     if cut:
         limit = predictor.max_length
         logger.warning("%d of %d texts are longer than %s tokens and were cut.", cut, total, limit)
