@@ -1,0 +1,188 @@
+"""docs/results/speed.md from the JSON files of speed.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from speed_study import Cell, Figure, Part, said
+
+from offramp.storage import read_document, whole_file
+
+PREFACE = """# Is a layer saved time saved?
+
+What was asked of the engines, and what was measured, by
+
+    python benchmarks/speed.py {commands}
+    python benchmarks/speed.py page
+
+Contenders take turns, batch by batch, after a pass that is not counted; a figure is the median
+over passes of a ratio within each, with its 95 % interval from their order. **Yes**: the whole
+interval is on the right side of the target; **no**: all of it is on the wrong side; **undecided**:
+neither. Counts have no interval.
+
+Speed-up is full depth over early exit in the same engine; full depth is the fastest of ours and
+of what a user has without offramp: transformers, or ONNX Runtime with its own options, or without
+the two fusions that ours goes without. *Forced* depths: exits and policy run at every layer, rows
+of one batch leave at different layers by a pattern. *Fixed*: from tokens to the first layer."""
+
+
+class Words(NamedTuple):
+    """What was asked, how it was measured, and what stands in the way where it was missed."""
+
+    asked: str
+    how: str
+    way: str = ""
+
+
+WORDS = {
+    "share": Words(
+        "Realised share of the ideal at least 0.95 at batch 1 and 0.90 at batch 32, at mean exit "
+        "depths of 25, 50 and 75 %",
+        "Forced depths; SST-2 dev lengths, for rxn-albert reactions of uspto_50k dev. BERT-base, "
+        "ALBERT-base and MiniLM-6 have random weights, all have the exits of `attach`. Nothing "
+        "was asked of int8.",
+    ),
+    "full": Words(
+        "At full depth no engine of ours is slower than that engine used plainly",
+        "The plain runtime's time over ours. Of two that are equally fast the interval holds 1, "
+        "which is undecided.",
+    ),
+    "padding": Words(
+        "On SST-2 train lengths at least 2x a padded-to-batch baseline at batch 32; dev 1.6x",
+        "Full depth of MiniLM-6. The baseline pads batches of 32 to their longest row, as rows "
+        "arrive; ours reads 1,024 rows ahead, as `predict` does, sorts them by length and fills "
+        "batches under a budget of tokens. Pairs are windows of 1,024 rows.",
+    ),
+    "int8": Words(
+        "Early exit in int8 reaches at least 0.9 x the point's own cost reduction over plain "
+        "ONNX Runtime in int8; the goal is 3x at no more than 0.5 points lost",
+        "Points are chosen on what the engine in int8 says of rows that the model was not trained "
+        "on, and read on dev. Plain ONNX Runtime is the faster of its own options and of those "
+        "without the two fusions, in the usual dynamic int8.",
+    ),
+    "pabee": Words(
+        "Identical answers and at least 10x the throughput of a PABEE loop as the original's",
+        "The loop takes one row at a time, padded to 128 tokens, layer by layer in Python, with "
+        "the stock model's layers; ours runs all rows in batches. Nothing was asked of int8.",
+    ),
+    "pool": Words(
+        "Depth pool on an ALBERT: at least 0.95 of L / mean depth under a saturated stream, "
+        "answers equal to one by one",
+        "Rows of one length without end, that leave after layers 1 to L-1 in equal shares; see "
+        "`bench_pool.py`. L / mean depth counts neither the fixed part nor exits.",
+    ),
+    "file": Words(
+        "The single ONNX file answers as the torch engine outside a band of 1e-4; at batch 1 it "
+        "is not slower than the engines",
+        "The file in a plain session of ONNX Runtime with its own options; the ONNX engine goes "
+        "without two fusions. The band is where some evidence or score met on the way is that "
+        "near to tipping.",
+    ),
+    "determinism": Words(
+        "Deterministic mode: 200 texts x 50 random batches, 0 differing bits; without it some "
+        "differ; nothing is made anew over 1,000 requests of random batch and length",
+        "Each of 50 random orders of all texts is one stream; answers are compared, bit by bit, "
+        "with those of each text asked alone.",
+    ),
+    "profile": Words(
+        "What we add to a layer (dispatch, exits, policy, compaction) is at most 100 "
+        "microseconds on torch, 50 on ONNX",
+        "A run under a policy that evaluates every exit, less what comes before the first layer, "
+        "less the layers at the rows they had (each a depth-th of the plain model at so many "
+        "rows), per call of a layer. *Layers that do nothing*: the torch engine on layers that "
+        "give back what they get; it is exact where a layer's own time drowns the difference, "
+        "and kind, since all that is read lies in the cache.",
+    ),
+}
+ORDER = tuple(WORDS)
+LONGEST_COMMAND = "all --sst2 FOLDER --uspto FOLDER"
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Of all parts that lie in a folder."""
+    found = [read_document(Part, path) for path in sorted(folder.glob("*.json"))]
+    parts = sorted(found, key=lambda part: (ORDER.index(part.part), part.threads))
+    with whole_file(page) as staged:
+        staged.write_text("\n\n".join(_page(parts)) + "\n", encoding="utf-8")
+
+
+def _page(parts: Sequence[Part]) -> Iterator[str]:
+    threads = sorted({part.threads for part in parts})
+    extra = "".join(f" [--threads {count}]" for count in threads if count != 1)
+    yield PREFACE.format(commands=LONGEST_COMMAND + extra)
+    if any(part.quick for part in parts):
+        yield "**Some of this was made by `--quick` and says nothing.**"
+    yield _summary(parts)
+    if parts:
+        machine = parts[0].machine
+        yield "Measured on " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
+    for name in ORDER:
+        some = [part for part in parts if part.part == name]
+        if some:
+            yield from _section(name, some)
+
+
+def _summary(parts: Sequence[Part]) -> str:
+    lines = ["| | threads | figures | yes | no | undecided |", "|---|---|---|---|---|---|"]
+    for part in parts:
+        counted = Counter(figure.answer for figure in _figures(part) if figure.answer)
+        asked = f"[{WORDS[part.part].asked}](#{part.part})"
+        numbers = [counted.total(), counted["yes"], counted["no"], counted["undecided"]]
+        lines.append(f"| {asked} | {part.threads} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+def _figures(part: Part) -> Iterator[Figure]:
+    for cell in part.cells.values():
+        yield from cell.figures
+
+
+def _section(name: str, parts: Sequence[Part]) -> Iterator[str]:
+    words = WORDS[name]
+    yield f"## {name}"
+    yield f"{words.asked}. {words.how}"
+    for part in parts:
+        yield f"{part.threads} thread{'s' if part.threads > 1 else ''}:"
+        yield "\n".join(_table(part))
+        yield "\n".join(_facts(part))
+    missed = any(
+        figure.answer in ("no", "undecided") for part in parts for figure in _figures(part)
+    )
+    if missed and words.way:
+        yield f"What stands in the way: {words.way}"
+
+
+def _table(part: Part) -> Iterator[str]:
+    yield "| cell | figure | measured [95 %] | asked | | beside |"
+    yield "|---|---|---|---|---|---|"
+    for name, cell in part.cells.items():
+        for figure in cell.figures:
+            columns = (name, figure.name, said(figure), _asked(figure), figure.beside)
+            yield f"| {' | '.join(columns)} |"
+
+
+def _asked(figure: Figure) -> str:
+    if figure.target is None:
+        return " | "
+    sign = "≥" if figure.least else "≤"
+    answer = figure.answer if figure.answer == "yes" else f"**{figure.answer}**"
+    return f"{sign} {figure.target:g} | {answer}"
+
+
+def _facts(part: Part) -> Iterator[str]:
+    """Beside each cell: rows, passes, times; one line of columns that all cells share."""
+    columns = list(dict.fromkeys(name for cell in part.cells.values() for name in cell.facts))
+    yield f"| cell | {' | '.join([*columns, 'minutes'])} |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name, cell in part.cells.items():
+        yield f"| {name} | {' | '.join(_row(cell, columns))} |"
+
+
+def _row(cell: Cell, columns: Sequence[str]) -> Iterator[str]:
+    for name in columns:
+        fact = cell.facts.get(name, "")
+        yield f"{fact:.4g}" if isinstance(fact, float) else f"{fact}"
+    yield f"{cell.minutes:g}"
