@@ -37,6 +37,8 @@ from offramp.testing import (
     tiny_tokenizer,
 )
 from offramp.training import TrainOptions, attach, train
+from offramp.training.running import fresh_parameters
+from offramp.training.trainer import Trainee
 
 SINGLE = "single_label_classification"
 STAGE = Stage("joint", "all")
@@ -375,3 +377,14 @@ def test_attaching_exits_that_halt_is_refused_since_their_answers_are_the_models
     with pytest.raises(ConfigError, match="Use `train`"):
         attach(source, rows, tmp_path / "out", exits=HaltingSpec())
     assert not (tmp_path / "out").exists()
+
+
+def test_the_net_of_halting_learns_at_the_rate_of_the_model_and_no_other_exits_do() -> None:
+    """At ten times the rate no row ever halts early: the first updates see to that."""
+    for name, of_the_model in (("palbert", True), ("pondernet", True), ("pabee", False)):
+        model = tiny_model(spec=METHODS[name].exits)
+        trainee = Trainee(model, Ponder(), STAGE, SINGLE)
+        for new_head in (False, True):
+            fresh = fresh_parameters(trainee, model.stock, new_head)
+            assert any(leaf.startswith("model.exits.") for leaf in fresh) is not of_the_model
+            assert any(leaf.startswith("model.stock.classifier") for leaf in fresh) is new_head

@@ -93,6 +93,9 @@ class ExitKind(Strict):
     own_answers: ClassVar[bool] = True
     """Exits answer with weights of their own. Where they do not, the model must be trained with
     them and `attach` has nothing to teach."""
+    from_nothing: ClassVar[bool] = True
+    """Its weights start from nothing and take `head_learning_rate`; else they learn at the rate of
+    the model that they belong to."""
 
     @property
     def cacheable(self) -> bool:

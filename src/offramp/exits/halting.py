@@ -32,6 +32,9 @@ class HaltingSpec(ExitKind):
 
     kind = "halting"
     own_answers = False
+    # as in PALBERT's code; at ten times the rate the first updates drive each probability to 1e-7,
+    # where the sigmoid passes no gradient on, and no row ever halts before the last layer
+    from_nothing = False
     input: Literal["current", "difference", "both"] = "current"
     layers: int = Field(default=1, ge=1, le=16)
     dropout: float = Field(default=0.1, ge=0, lt=1)

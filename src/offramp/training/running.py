@@ -98,10 +98,13 @@ def _standard(
 
 
 def fresh_parameters(trainee: Trainee, stock: PreTrainedModel, new_head: bool) -> frozenset[str]:
-    """Names of the parameters that start from nothing: exits, and the head if it is new."""
+    """Names of the parameters that start from nothing: most exits, and the head if it is new."""
     trained = {f"model.stock.{stock.base_model_prefix}."}
     if not new_head:
         trained = {"model.stock."}
+    model = trainee.model
+    if isinstance(model, MultiExitModel) and not model.config.exit_kind().from_nothing:
+        trained.add("model.exits.")
     names = (name for name, _ in trainee.named_parameters())
     return frozenset(name for name in names if not name.startswith(tuple(trained)))
 
