@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from engine_support import outputs_of, run_table, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.backbones import Batch
-from offramp.engines import Answers, TorchEngine, rows_of
+from offramp.engines import TorchEngine, rows_of
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
@@ -50,39 +51,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class TableModel(EchoModel):
-    """Answers from a table of scores, (rows, layers, classes), by the row's id."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__(depth=table.shape[1])
-        self.table = table
-
-    def exit_at(self, layer: int) -> Callable[..., tuple[ExitOutput, Any]]:
-        def read(hidden: Tensor, mask: Tensor | None, carry: Any = None) -> tuple[ExitOutput, Any]:
-            ids = hidden[:, 0, 0].long()
-            return ExitOutput(self.table[ids, layer - 1]), carry
-
-        return read
-
-
-def outputs_of(table: Tensor) -> list[ExitOutput]:
-    return [ExitOutput(table[:, layer]) for layer in range(table.shape[1])]
-
-
-def run_table(table: Tensor, policy: Policy, ids: list[int] | None = None) -> Answers:
-    ids = list(range(len(table))) if ids is None else ids
-    rows = Rows(torch.tensor(ids), torch.ones(len(ids), dtype=torch.long))
-    return TorchEngine(TableModel(table)).run(echo_batch(ids), policy, rows)
-
-
-def same(one: Any, other: Any) -> bool:
-    return (
-        torch.equal(one.exit_layers, other.exit_layers)
-        and torch.equal(one.bad, other.bad)
-        and torch.equal(one.scores.nan_to_num(), other.scores.nan_to_num())
-    )
 
 
 # --- replay equals live -------------------------------------------------------------------

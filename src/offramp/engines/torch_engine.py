@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from offramp.backbones import Backbone, Batch
+from offramp.backbones import Batch
 from offramp.engines.base import Answers, Exitable, RowAnswer, rows_of
+from offramp.engines.cuda_graphs import CudaRecorder, GraphedPath, Graphs
 from offramp.engines.pool import (
     AHEAD,
     SLOTS,
@@ -19,11 +19,14 @@ from offramp.engines.pool import (
     check_options,
     in_order,
 )
+from offramp.engines.segments import Path, Run
 from offramp.engines.stepping import Stepper
-from offramp.engines.trees import take_tree
 from offramp.errors import ConfigError
-from offramp.exits import Exit, ExitOutput
-from offramp.policies import Decision, Policy, Rows, State, decide
+from offramp.exits import ExitOutput
+from offramp.policies import Policy, Rows
+
+SYNC_EVERY = 3
+"""Layers between two questions to a GPU: a row that leaves runs one layer too many on average."""
 
 
 class TorchEngine:
@@ -34,17 +37,31 @@ class TorchEngine:
 
     Args:
         model: in evaluation mode, on its device, in its compute dtype.
+        sync_every: layers after which the host asks who has left and takes these rows out; until
+            then they run along. None is 3 on a GPU, which stands still whenever it is asked, and
+            1 elsewhere, where asking costs nothing. Answers do not depend on it.
+        cuda_graphs: replay these layers as one CUDA graph for each shape of a batch; calls of
+            several threads take turns. Batches are filled up to few sizes; pad them to few
+            lengths, see `bucket`.
+
+    Raises:
+        ConfigError: an option that makes no sense, or CUDA graphs without a GPU.
     """
 
     name = "torch"
 
-    def __init__(self, model: Exitable) -> None:
-        self.model = model
+    def __init__(
+        self, model: Exitable, *, sync_every: int | None = None, cuda_graphs: bool = False
+    ) -> None:
+        if sync_every is not None and sync_every < 1:
+            raise ConfigError(f"sync_every={sync_every}: give a number of layers, 1 or more.")
+        self.model, self.sync_every = model, sync_every
         self.backbone = model.backbone
         self.remembers: bool = getattr(model, "remembers", False)
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
+        self._graphs = Graphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
         self._proven: set[Any] = set()
 
     @property
@@ -76,7 +93,9 @@ class TorchEngine:
         if not len(first):
             raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(first.device)
-        return _Run(self.backbone, self.exits, policy, rows, self.remembers).through(batch)
+        path = self._path(policy, first.device)
+        with path.turn():
+            return Run(path, rows).through(batch)
 
     def stream(
         self,
@@ -120,80 +139,20 @@ class TorchEngine:
         results = iter(Stream(rows, stepper, ahead))
         return in_order(results) if ordered else results
 
+    def _path(self, policy: Policy, device: torch.device) -> Path:
+        every = self.sync_every or (SYNC_EVERY if device.type == "cuda" else None)
+        path = (self.backbone, self.exits, policy, self.remembers, every)
+        if self._graphs is None or self._graphs.device != device:
+            return Path(*path)
+        return GraphedPath(self._graphs, *path)
+
     def _check_mode(self) -> None:
         if getattr(self.model, "training", False):
             raise ConfigError("The model is in training mode. Call model.eval() first.")
 
 
-class _Run:
-    """One batch on its way: the only place that knows which row is where."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        exits: Sequence[Exit],
-        policy: Policy,
-        rows: Rows,
-        remembers: bool,
-    ) -> None:
-        self.backbone = backbone
-        self.exits = exits
-        self.policy = policy
-        self.remembers = remembers
-        self.count = rows.ids.shape[0]
-        self.state: State = policy.start(rows)
-        self.carry: Any = None
-        self.where: Tensor | None = None  # original position of each running row; None = all
-        self.answers: Answers | None = None  # of the rows that have left
-
-    def through(self, batch: Batch) -> Answers:
-        flow = self.backbone.embed(batch)
-        for layer, read in enumerate(self.exits, start=1):
-            flow = self.backbone.layer(layer, flow)
-            last = layer == len(self.exits)
-            asked = last or self.policy.reads(layer)
-            if not (asked or self.remembers):
-                continue
-            output, self.carry = read(flow.hidden, flow.mask, self.carry)
-            if not asked:
-                continue
-            decision = decide(self.policy, self.state, layer, output, last)
-            self.state = decision.state
-            stay = self._answer(decision, layer)
-            if stay is None:
-                continue
-            if stay.numel() == 0:
-                break
-            flow = self.backbone.take(flow, stay)
-            self.state = take_tree(self.state, stay)
-            self.carry = take_tree(self.carry, stay)
-        assert self.answers is not None  # every row left at the last layer
-        return self.answers
-
-    def _answer(self, decision: Decision, layer: int) -> Tensor | None:
-        """Write down the rows that leave; the rows that stay, or None where all stay."""
-        leaving = decision.leave.nonzero().squeeze(1)
-        if leaving.numel() == 0:
-            return None
-        if leaving.numel() == self.count:  # all at once: so it is with every batch of one row
-            self.answers = _answers(decision.answer.float(), layer, decision.bad)
-            return leaving[:0]
-        answer = decision.answer.index_select(0, leaving).float()
-        if self.answers is None:
-            self.answers = _answers(answer.new_zeros((self.count, answer.shape[1])), 0, None)
-        places = leaving if self.where is None else self.where.index_select(0, leaving)
-        self.answers.scores.index_copy_(0, places, answer)
-        self.answers.exit_layers.index_fill_(0, places, layer)
-        if decision.bad is not None:
-            self.answers.bad.index_copy_(0, places, decision.bad.index_select(0, leaving))
-        stay = (~decision.leave).nonzero().squeeze(1)
-        self.where = stay if self.where is None else self.where.index_select(0, stay)
-        return stay
-
-
-def _answers(scores: Tensor, layer: int, bad: Tensor | None) -> Answers:
-    """Answers of rows that all left after `layer`."""
-    count, device = scores.shape[0], scores.device
-    if bad is None:
-        bad = torch.zeros(count, dtype=torch.bool, device=device)
-    return Answers(scores, torch.full((count,), layer, device=device), bad)
+def _gpu_of(model: Exitable) -> torch.device:
+    weight = next(model.backbone.layers.parameters(), None)
+    if weight is None or not weight.is_cuda:
+        raise ConfigError("CUDA graphs need the model on a GPU. Move it there first: model.cuda().")
+    return weight.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,20 @@ def join_trees(trees: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(trees))
     return {name: join_trees([tree[name] for tree in trees]) for name in first}
+
+
+def copy_tree(tree: Any) -> Any:
+    """The same rows, in memory of their own."""
+    return _mapped(tree, torch.clone)
+
+
+def leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a tree, each with where it stands."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif tree is not None:
+        for key, leaf in tree.items():
+            yield from leaves_of(leaf, f"{name}/{key}")
 
 
 def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:

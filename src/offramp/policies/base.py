@@ -220,6 +220,7 @@ def decide(
     output: ExitOutput,
     last: bool = False,
     bar: Tensor | None = None,
+    look: bool = True,
 ) -> Decision:
     """Apply a policy after one layer: the only place where an exit is decided.
 
@@ -228,6 +229,7 @@ def decide(
 
     Args:
         bar: instead of the policy's own, where a graph is traced that serves them all.
+        look: values may be looked at to save work; on a GPU whoever looks has to wait.
     """
     if output.signals or output.scores.dtype != torch.float32:
         # signals as well: an exit table holds them in fp32, and a replay must decide alike
@@ -237,7 +239,7 @@ def decide(
         step = policy.step_at(bar, state, layer, output)
     else:
         step = policy.step(state, layer, output)
-    return _decision(step, _bad_rows(output.scores), last)
+    return _decision(step, _bad_rows(output.scores, look), last)
 
 
 def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
@@ -249,10 +251,10 @@ def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
     return Decision(leave, bad, step.answer, step.state)
 
 
-def _bad_rows(scores: Tensor) -> Tensor | None:
-    """Rows with a non-finite score, or None where every row is finite."""
-    if torch.compiler.is_exporting():
-        return ~torch.isfinite(scores).all(dim=-1)  # a graph cannot look at values to save work
+def _bad_rows(scores: Tensor, look: bool) -> Tensor | None:
+    """Rows with a non-finite score, or None where every row is known to be finite."""
+    if not look or torch.compiler.is_exporting():  # nor can a graph look at values
+        return ~torch.isfinite(scores).all(dim=-1)
     # one sum says that all is finite in nearly every case
     if math.isfinite(scores.sum().item()):
         return None

@@ -1,0 +1,213 @@
+"""Batches by segments: some layers at a time, then the host asks who stays.
+
+Whoever asks a GPU for a value waits until all its work is done, and then the GPU waits for more. So
+nothing is asked inside a segment: all its rows go through its layers, exits and policy look after
+each, and the first decision to leave is kept. At its end, rows that have left are taken out. Where
+nobody waits, on a CPU, a segment ends as soon as a row leaves, and none runs a layer too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from offramp.backbones import Backbone, Batch, Flow
+from offramp.engines.base import Answers
+from offramp.engines.trees import take_tree
+from offramp.exits import Exit
+from offramp.policies import Decision, Policy, Rows, State, decide
+
+
+class Running(NamedTuple):
+    """Rows on their way: what the layers know of them, the policy, and the exits."""
+
+    flow: Flow
+    state: State
+    carry: Any = None
+
+
+class Left(NamedTuple):
+    """Rows that have left in a segment; what is said of the others means nothing."""
+
+    leave: Tensor  # (rows,) bool
+    layers: int | Tensor  # that answered, (rows,) int64, or one for all
+    answer: Tensor  # (rows, classes)
+    bad: Tensor | None  # (rows,) bool, or None where every row is finite
+
+    def first(self, decision: Decision, layer: int) -> Left:
+        """With those that leave after a later layer; whoever left before keeps what was said."""
+        before, column = self.leave, self.leave.unsqueeze(1)
+        bad = decision.bad
+        if self.bad is not None:
+            bad = self.bad if bad is None else torch.where(before, self.bad, bad)
+        return Left(
+            before | decision.leave,
+            torch.where(before, self.layers, layer),
+            torch.where(column, self.answer, decision.answer),
+            bad,
+        )
+
+    def cut(self, rows: int) -> Left:
+        """The first so many rows, as views."""
+        layers = self.layers if isinstance(self.layers, int) else self.layers[:rows]
+        bad = None if self.bad is None else self.bad[:rows]
+        return Left(self.leave[:rows], layers, self.answer[:rows], bad)
+
+
+class Passed(NamedTuple):
+    """Rows after a segment, with those that have left in it."""
+
+    layer: int  # the last that was run
+    rows: Running
+    left: Left | None  # None where no row has left, or no exit was read
+    leaving: int | None = None  # how many have left, where the host knows
+
+
+def ask(leave: Tensor) -> int:
+    """How many rows leave: where the host waits for the device, and nowhere else."""
+    return int(torch.count_nonzero(leave))
+
+
+class Path:
+    """The layers of a model with their exits under a policy; it keeps nothing of the rows.
+
+    Args:
+        backbone: of the model.
+        exits: one per layer.
+        policy: decides who leaves after which layer.
+        remembers: exits hand memory on, so that none may be skipped.
+        sync_every: layers of a segment. None, where nobody waits for values: it ends as soon as a
+            row leaves.
+    """
+
+    overwrites = False
+    """The next call overwrites what this one gave."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        exits: Sequence[Exit],
+        policy: Policy,
+        remembers: bool,
+        sync_every: int | None = None,
+    ) -> None:
+        self.backbone, self.exits, self.policy = backbone, exits, policy
+        self.remembers, self.depth = remembers, len(exits)
+        self.looks = sync_every is None
+        self.every = sync_every or self.depth
+
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Batches run within it, so that those that must not meet do not."""
+
+    def size(self, rows: int) -> int:
+        """Of the batch that so many rows run in."""
+        return rows
+
+    def run(self, first: int, rows: Running) -> Passed:
+        """Run the segment that starts with layer `first`."""
+        flow, state, carry = rows
+        left, leaving, layer = None, None, first
+        for layer in range(first, min(first + self.every, self.depth + 1)):
+            flow = self.backbone.layer(layer, flow)
+            full = layer == self.depth
+            asked = full or self.policy.reads(layer)
+            if not (asked or self.remembers):
+                continue
+            output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
+            if not asked:
+                continue
+            found = decide(self.policy, state, layer, output, full, look=self.looks)
+            state = found.state
+            if left is None:
+                left = Left(found.leave, layer, found.answer, found.bad)
+            else:
+                left = left.first(found, layer)
+            if self.looks:
+                leaving = ask(left.leave)
+                if leaving:
+                    break
+                left = None
+        return Passed(layer, Running(flow, state, carry), left, leaving)
+
+
+class Run:
+    """One batch on its way: the only place that knows which row is where.
+
+    Args:
+        path: runs it.
+        rows: of the batch.
+    """
+
+    def __init__(self, path: Path, rows: Rows) -> None:
+        self.path = path
+        self.count = self.running = rows.ids.shape[0]
+        self.state = path.policy.start(rows)
+        self.where: Tensor | None = None  # original position of each running row; None = all
+        self.answers: Answers | None = None  # of the rows that have left
+
+    def through(self, batch: Batch) -> Answers:
+        path = self.path
+        rows = Running(path.backbone.embed(batch), self.state)
+        if path.size(self.count) > self.count:
+            rows = self._taken(rows, torch.arange(self.count, device=rows.flow.hidden.device))
+        layer = 0
+        while self.running:
+            layer, rows, left, leaving = path.run(layer + 1, rows)
+            if left is None:
+                continue
+            if leaving is None:
+                leaving = self.running if layer == path.depth else ask(left.leave[: self.running])
+            if leaving:
+                stay = self._answer(left, leaving)
+                rows = self._taken(rows, stay) if self.running else rows
+        assert self.answers is not None  # every row left at the last layer
+        return self.answers
+
+    def _taken(self, rows: Running, stay: Tensor) -> Running:
+        """These rows, the last again and again where the batch is to be larger."""
+        missing = self.path.size(self.running) - self.running
+        if missing:
+            stay = torch.cat((stay, stay[-1:].expand(missing)))
+        flow = self.path.backbone.take(rows.flow, stay)
+        return Running(flow, take_tree(rows.state, stay), take_tree(rows.carry, stay))
+
+    def _answer(self, left: Left, leaving: int) -> Tensor:
+        """Write down the rows that leave; which stay."""
+        if left.leave.shape[0] > self.running:
+            left = left.cut(self.running)
+        self.running -= leaving
+        if leaving == self.count and not self.path.overwrites:
+            # all at once: so it is with every batch of one row
+            self.answers = _answers(left.answer.float(), left.layers, left.bad)
+            return left.leave[:0]
+        order = left.leave.argsort(stable=True)  # those that stay come first
+        places = order if self.where is None else self.where.index_select(0, order)
+        self.where = places[: self.running]
+        self._write(left, order[self.running :], places[self.running :])
+        return order[: self.running]
+
+    def _write(self, left: Left, rows: Tensor, places: Tensor) -> None:
+        answer = left.answer.index_select(0, rows).float()
+        if self.answers is None:
+            self.answers = _answers(answer.new_zeros((self.count, answer.shape[1])), 0, None)
+        self.answers.scores.index_copy_(0, places, answer)
+        if isinstance(left.layers, int):
+            self.answers.exit_layers.index_fill_(0, places, left.layers)
+        else:
+            self.answers.exit_layers.index_copy_(0, places, left.layers.index_select(0, rows))
+        if left.bad is not None:
+            self.answers.bad.index_copy_(0, places, left.bad.index_select(0, rows))
+
+
+def _answers(scores: Tensor, layers: int | Tensor, bad: Tensor | None) -> Answers:
+    """Answers of rows that have all left."""
+    count, device = scores.shape[0], scores.device
+    if isinstance(layers, int):
+        layers = torch.full((count,), layers, device=device)
+    if bad is None:
+        bad = torch.zeros(count, dtype=torch.bool, device=device)
+    return Answers(scores, layers, bad)
