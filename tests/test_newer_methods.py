@@ -116,10 +116,3 @@ def test_a_pooling_that_exits_do_not_have_is_refused_in_words(tmp_path: Path) ->
             source, examples(SINGLE), tmp_path / "out", method="gpfee", pooling="attention",
             options=options,
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["cosee", "cap", "gpfee", "beem", "pcee_bert"])
-def test_regression_is_refused_where_the_rule_says_nothing_of_it(name: str, tmp_path: Path) -> None:
-    source = save_tiny_stock(tmp_path / "stock", problem_type="regression")
-    with pytest.raises(ConfigError, match=f"'{name}' does not do regression. Methods that do: .*"):
-        train(source, examples("regression"), tmp_path / "out", method=name)

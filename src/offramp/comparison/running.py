@@ -437,9 +437,9 @@ def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:
         elif name not in known:
             hint = nearest(name, [ALL, *known])
             raise ConfigError(f"Unknown method '{name}'.{hint} Known: {', '.join(known)}.")
-        elif name in METHODS and name not in fit:
-            raise ConfigError(f"Method '{name}' does not do {problem_type}.")
         else:
+            if name in METHODS:
+                METHODS[name].check(problem_type)
             chosen.append(name)
     if not set(chosen) - {PLAIN}:
         raise ConfigError(f"There is nothing to compare. Known methods: {', '.join(known)}.")

@@ -18,5 +18,6 @@ CAP = Method(
     objective=EqualWeights,
     policy="cap",
     problem_types=("single_label_classification",),
+    why_not="NSP and energy are sums over classes of which one is right.",
 )
 METHODS.register(CAP.name, CAP)

@@ -19,5 +19,6 @@ COSEE = Method(
     objective=SimulatedExits,
     policy="energy",
     problem_types=("single_label_classification",),
+    why_not="Its energy is a sum over classes of which one is right.",
 )
 METHODS.register(COSEE.name, COSEE)

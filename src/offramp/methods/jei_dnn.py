@@ -22,5 +22,6 @@ JEI_DNN = Method(
     objective=Gated,
     policy="gated",
     problem_types=("single_label_classification",),
+    why_not="Its gates read the probabilities of classes of which one is right.",
 )
 METHODS.register(JEI_DNN.name, JEI_DNN)

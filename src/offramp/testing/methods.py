@@ -11,31 +11,41 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from offramp.exits import ExitKind
 from offramp.methods import METHODS, Method
 from offramp.model import MultiExitModel
 from offramp.objectives import Clock
 from offramp.policies import POLICIES
 from offramp.testing.reference import ensure
-from offramp.testing.tiny import tiny_batch, tiny_model
+from offramp.testing.tiny import IMAGE_ARCHITECTURES, tiny_batch_for, tiny_model
 
 _ROWS = 8
 
 
-def check_method(method: Method) -> None:
+def check_method(method: Method, arch: str = "bert") -> None:
     """Check a preset on tiny models of each problem type that it declares.
+
+    Args:
+        arch: of the models, such as `vit`, see `tiny_model`.
 
     Raises:
         AssertionError: saying which part does not work for which task.
     """
     ensure(method.problem_types, f"Method '{method.name}' declares no problem type.")
     for problem_type in method.problem_types:
-        model = tiny_model("bert", problem_type, spec=method.exits)
+        model = tiny_model(arch, problem_type, spec=exits_on(method, arch))
         who = f"Method '{method.name}', {problem_type}"
         _check_training(method, model, who)
         _check_policy_fits(method, model, who)
         _check_saving(model, who)
     known = method.name in METHODS and METHODS[method.name] is method
     ensure(known, f"Method '{method.name}' is not registered: nobody can ask for it by name.")
+
+
+def exits_on(method: Method, arch: str) -> ExitKind:
+    """A method's exits; of images those that pool take the mean, since a map has no first token."""
+    pools = hasattr(method.exits, "pooling") and arch in IMAGE_ARCHITECTURES
+    return method.exits.model_copy(update={"pooling": "mean"}) if pools else method.exits
 
 
 def _labels(model: MultiExitModel) -> Tensor:
@@ -63,7 +73,7 @@ def _check_training(method: Method, model: MultiExitModel, who: str) -> None:
             "clock": Clock(step, 2),
         }
         model.zero_grad()
-        losses = objective.training_step(model, tiny_batch(_ROWS), batch, stage)
+        losses = objective.training_step(model, tiny_batch_for(model.stock, _ROWS), batch, stage)
         loss = torch.stack(list(losses.values())).sum()
         ensure(math.isfinite(loss.item()), f"{who}: the loss of stage '{stage.name}' is {loss}.")
         loss.backward()
@@ -81,7 +91,7 @@ def _check_policy_fits(method: Method, model: MultiExitModel, who: str) -> None:
     variants = POLICIES[policy_name].variants(model.problem_type, model.depth)
     ensure(variants, f"{who}: its policy '{policy_name}' is not for this task.")
     with torch.inference_mode():
-        given = [output.signals for output in model.all_exits(tiny_batch(2))]
+        given = [output.signals for output in model.all_exits(tiny_batch_for(model.stock, 2))]
     for policy in variants:
         policy.check(model.problem_type, model.depth)
         for signals in given:
@@ -93,7 +103,8 @@ def _check_saving(model: MultiExitModel, who: str) -> None:
         model.save_pretrained(Path(folder) / "model")
         again = MultiExitModel.from_pretrained(Path(folder) / "model")
     ensure(again.fingerprint() == model.fingerprint(), f"{who}: loads as another model.")
+    batch = tiny_batch_for(model.stock, 4)
     with torch.inference_mode():
-        pairs = zip(model.all_exits(tiny_batch(4)), again.all_exits(tiny_batch(4)), strict=True)
+        pairs = zip(model.all_exits(batch), again.all_exits(batch), strict=True)
         same = all(torch.equal(one.scores, other.scores) for one, other in pairs)
     ensure(same, f"{who}: answers otherwise after it was saved and loaded.")

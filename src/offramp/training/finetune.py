@@ -117,7 +117,8 @@ def train(
     if fine_tuned:
         _check_finished(path, head, layers)
     material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
-    _check_problem_type(method, material.model.problem_type)
+    if method != PLAIN:
+        METHODS[method].check(material.model.problem_type)
     own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
     wish = pooling or (getattr(spec, "pooling", None) if own else None)
     run = _Run(material, objective, chosen, new_head=head is not None)
@@ -213,12 +214,4 @@ def _check_finished(path: Path, head: Head | None, layers: int | None) -> None:
         raise ConfigError(
             f"{path} {wrong}, so fine_tuned=True (--fine-tuned) cannot hold. Fine-tune it with "
             "method 'plain' first, and name the folder that this writes."
-        )
-
-
-def _check_problem_type(method: str, problem_type: str) -> None:
-    if method != PLAIN and problem_type not in METHODS[method].problem_types:
-        fitting = [name for name in METHODS if problem_type in METHODS[name].problem_types]
-        raise ConfigError(
-            f"Method '{method}' does not do {problem_type}. Methods that do: {', '.join(fitting)}."
         )
