@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as text_of
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from offramp.cli import options as o
 
 if TYPE_CHECKING:
     from offramp.prediction import Summary
+
+_STDIN = 0
 
 
 def predict(
@@ -60,11 +63,14 @@ def predict(
     Without --output, one JSON line per row goes to stdout. With it, a run that was stopped
     goes on where it was when the same command is given again.
 
+    INPUT - reads lines from stdin, texts or JSON objects, and answers them as they arrive.
+
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
       offramp predict my-vit-offramp cat.jpg
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
+      tail -f texts.log | offramp predict my-offramp -
     """
     given = dict(locals())
     console.setup(quiet, verbose)
@@ -72,21 +78,34 @@ def predict(
     from offramp.errors import ConfigError
     from offramp.prediction import predict as stream
     from offramp.prediction import predict_file
+    from offramp.prediction.lines import predict_lines
 
     if bool(inputs) == (data is not None):
         raise ConfigError("Give either inputs or --data FILE.")
+    if inputs and str(output or "-") != "-":
+        raise ConfigError("--output is for --data; answers to inputs go to stdout.")
     how: dict[str, Any] = {"point": point, "scores": scores, "sets": sets}
     how |= {"device": device, "dtype": dtype, "backend": backend}
+    if inputs == ["-"]:
+        named = {"text": text, "text_pair": text_pair, "image": image}
+        for entries in predict_lines(folder, _STDIN, **how, **named):
+            _say(entries)
+            console.flush()
+        return
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
-    if output is None or data is None:
-        for entry in stream(folder, inputs or str(data), **how, **columns):
-            console.say(text_of.dumps(entry, ensure_ascii=False, allow_nan=False))
+    if data is None or str(output or "-") == "-":
+        _say(stream(folder, inputs or str(data), **how, **columns))
         return
     summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)
     if json:
         console.say_json(_as_json(summary))
     elif not quiet:
         _show(summary)
+
+
+def _say(entries: Iterable[dict[str, Any]]) -> None:
+    for entry in entries:
+        console.say(text_of.dumps(entry, ensure_ascii=False, allow_nan=False))
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:

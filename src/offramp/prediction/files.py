@@ -21,7 +21,7 @@ from offramp.prediction.formats import writer_for
 from offramp.prediction.labels import Labels
 from offramp.prediction.partial import PartialFile
 from offramp.prediction.predictor import Answer, Point, Predictor
-from offramp.prediction.stream import blocks, opened, rows_of_examples
+from offramp.prediction.stream import ahead, blocks, opened, rows_of_examples
 from offramp.storage import whole_file
 
 
@@ -149,7 +149,7 @@ def _run(
         bar.update(len(answers))
 
     with bar:
-        rows = rows_of_examples(examples, first=part.rows)
+        rows = ahead(predictor, rows_of_examples(examples, first=part.rows))
         for block in blocks(predictor, rows, policy, labels, show):
             part.append(block)
 

@@ -51,7 +51,7 @@ def predict(
         columns: `text`, `text_pair`, `image`, `split` ... as of `load_examples`.
     """
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    rows = numbered(data, columns)
+    rows = ahead(predictor, numbered(data, columns))
     labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
     return (entry for block in blocks(predictor, rows, policy, labels) for entry in block)
 
@@ -89,16 +89,21 @@ def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
             yield row, dict(zip(names, parts, strict=True))
 
 
+def ahead(predictor: Predictor, rows: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    """As many rows at a time as are worth sorting by length."""
+    return windows(rows, predictor.items.ahead * predictor.max_rows)
+
+
 def blocks(
     predictor: Predictor,
-    rows: Iterable[Numbered],
+    arriving: Iterable[Sequence[Numbered]],
     policy: Policy,
     labels: Labels,
     seen: Callable[[Sequence[Answer]], object] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Entries of a window of rows at a time; says at the end how many texts were cut."""
+    """Entries of the rows that arrive together; says at the end how many texts were cut."""
     cut, total = 0, 0
-    for window in windows(rows, predictor.items.ahead * predictor.max_rows):
+    for window in arriving:
         answers, long = predictor.answer([item for _, item in window], policy, seen)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)
