@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offramp.engines import TorchEngine, rows_of, segments
-from offramp.engines.cuda_graphs import Graphs, rows_bucket
-from offramp.engines.segments import Passed, Path, Running
+from offramp.backbones import Batch
+from offramp.engines import TorchEngine, rows_of, segments, stepping
+from offramp.engines.cuda_graphs import CudaGraphs, rows_bucket
+from offramp.engines.segments import Passed, Running, Segments
+from offramp.engines.stepping import Stepper, Waiting
 from offramp.engines.trees import leaves_of
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel
@@ -33,6 +35,7 @@ from offramp.testing import (
     check_engine,
     echo_batch,
     spread_policies,
+    tiny_batch,
     tiny_batch_for,
     tiny_model,
     walk,
@@ -105,7 +108,7 @@ def _tensors(passed: Passed) -> list[Tensor]:
 
 def graphed(model: Any, sync_every: int = 3, **options: Any) -> tuple[TorchEngine, Memory]:
     engine, memory = TorchEngine(model, sync_every=sync_every), Memory()
-    engine._graphs = Graphs(memory, **options)
+    engine._graphs = CudaGraphs(memory, **options)
     return engine, memory
 
 
@@ -219,10 +222,10 @@ def test_nothing_is_asked_inside_a_segment(arch: str) -> None:
     flow = model.backbone.embed(batch)
     exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
     for policy in spread_policies(model.problem_type, model.all_exits(batch)):
-        path = Path(model.backbone, exits, policy, model.remembers, model.depth)
+        segments = Segments(model.backbone, exits, policy, model.remembers, model.depth)
         rows = Running(flow, policy.start(rows_of(batch)))
         with NobodyAsks():
-            path.run(1, rows)
+            segments.run(1, rows)
 
 
 def test_the_watch_sees_who_asks() -> None:
@@ -263,6 +266,35 @@ def unwatched(ask: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
             return ask(leave)
 
     return asked
+
+
+def alone(rows: int) -> list[tuple[int, Batch]]:
+    batch = tiny_batch(rows, tokens=12, padded=False)
+    return [(n, {name: leaf[n : n + 1] for name, leaf in batch.items()}) for n in range(rows)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("arch", ["albert", "bert"])
+def test_a_step_of_a_stream_asks_once_for_all_its_groups(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(arch)
+    rows = [Waiting(n, n, row) for n, row in alone(8)]
+    exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
+    script = Scripted(layers=(1, 2, 3, 4) * 2, inner=Patience())
+    stepper = Stepper(model.backbone, exits, script, model.remembers, 8, False, set())
+    stepper.looks = False  # as on a GPU
+    groups, answered = stepper.enter(rows[:4]), []
+    asked = []
+    told = stepping._told
+    monkeypatch.setattr(stepping, "_told", lambda found: asked.append(len(found)) or told(found))
+    for step in range(4):
+        with NobodyAsks():
+            groups, left = stepper.step(groups)
+        answered += left
+        groups += stepper.enter(rows[4:]) if step == 0 and stepper.mixes else []
+    assert [answer.exit_layer for place, answer in sorted(answered) if place < 4] == [1, 2, 3, 4]
+    assert asked == ([1, 2, 2, 2] if stepper.mixes else [1] * 4)
 
 
 def test_rows_that_leave_run_to_the_end_of_their_segment_and_no_further() -> None:
@@ -354,7 +386,7 @@ def test_where_capture_fails_layers_run_without_and_it_is_said_once(
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with")
 
     engine, memory = TorchEngine(free_table(), sync_every=3), Refuses()
-    engine._graphs = Graphs(memory)
+    engine._graphs = CudaGraphs(memory)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert same(run_free(engine, 8), run_free(TorchEngine(free_table()), 8))
@@ -391,7 +423,7 @@ def on_gpu() -> MultiExitModel:
     return tiny_model("bert").cuda()
 
 
-def gpu_batch(model: MultiExitModel, rows: int = 12) -> dict[str, Tensor]:
+def gpu_batch(model: MultiExitModel, rows: int = 12) -> Batch:
     batch = tiny_batch_for(model.stock, rows, tokens=16, seed=3)
     return {name: leaf.cuda() for name, leaf in batch.items()}
 
@@ -419,14 +451,33 @@ def test_a_gpu_is_asked_nothing_inside_a_segment(on_gpu: MultiExitModel) -> None
     batch = gpu_batch(on_gpu)
     flow = on_gpu.backbone.embed(batch)
     exits = [on_gpu.exit_at(layer) for layer in range(1, on_gpu.depth + 1)]
-    path = Path(on_gpu.backbone, exits, Patience(), False, on_gpu.depth)
+    segments = Segments(on_gpu.backbone, exits, Patience(), False, on_gpu.depth)
     rows = Running(flow, {})
-    path.run(1, rows)
+    segments.run(1, rows)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        path.run(1, rows)
+        segments.run(1, rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@cuda
+@pytest.mark.filterwarnings("always:called a synchronizing CUDA operation")
+def test_a_stream_on_a_gpu_waits_once_a_step(
+    on_gpu: MultiExitModel, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    steps = []
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, groups: steps.append(1) or step(self, groups))
+    dict(TorchEngine(on_gpu).stream(alone(8), Patience(), slots=8))  # loads what is loaded once
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        found = dict(TorchEngine(on_gpu).stream(alone(32), Patience(), slots=8))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(found) == 32
+    waits = [one for one in recwarn if "synchronizing CUDA" in str(one.message)]
+    assert len(waits) <= len(steps)
 
 
 @cuda

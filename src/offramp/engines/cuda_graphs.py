@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import torch
 
 from offramp.backbones import Flow
-from offramp.engines.segments import Passed, Path, Running
+from offramp.engines.segments import Passed, Running, Segments
 from offramp.engines.trees import copy_tree, leaves_of
 
 logger = logging.getLogger(__name__)
 
 MOST = 128
-"""Graphs that an engine holds; the one not used for longest makes room."""
+"""CudaGraphs that an engine holds; the one not used for longest makes room."""
 
 Repeat = Callable[[], object]
 Tree = Mapping[str, Any]
@@ -84,7 +84,7 @@ class CudaRecorder:
                 self._done.record(here)
 
 
-class GraphedSegment:
+class Captured:
     """One segment at one shape: where it reads, what repeats it, and where its results are."""
 
     def __init__(self, run: Callable[[Tree], Passed], given: Tree, recorder: Recorder) -> None:
@@ -99,7 +99,7 @@ class GraphedSegment:
         return self._results
 
 
-class Graphs:
+class CudaGraphs:
     """The captured segments of an engine, by what they run and at which shape.
 
     A shape is captured when it comes for the second time: many never do. Once a capture has
@@ -114,7 +114,7 @@ class Graphs:
         self.device, self.turn = recorder.device, recorder.turn
         self._recorder: Recorder | None = recorder
         self._most = most
-        self._held: OrderedDict[Hashable, GraphedSegment | None] = OrderedDict()
+        self._held: OrderedDict[Hashable, Captured | None] = OrderedDict()
 
     def run(self, what: Hashable, run: Callable[[Tree], Passed], given: Tree) -> Passed:
         """What `run` makes of a tree of tensors, which holds until the next call.
@@ -133,11 +133,11 @@ class Graphs:
             self._held.popitem(last=False)
         return run(given) if graph is None else graph(given)
 
-    def _captured(self, run: Callable[[Tree], Passed], given: Tree) -> GraphedSegment | None:
+    def _captured(self, run: Callable[[Tree], Passed], given: Tree) -> Captured | None:
         if self._recorder is None:
             return None
         try:
-            return GraphedSegment(run, given, self._recorder)
+            return Captured(run, given, self._recorder)
         except RuntimeError as problem:
             reason = str(problem).strip().partition("\n")[0]
             logger.warning("No CUDA graph could be captured, so layers run without: %s", reason)
@@ -145,18 +145,18 @@ class Graphs:
             return None
 
 
-class GraphedPath(Path):
-    """A path whose segments are replayed, in batches of few sizes.
+class GraphedSegments(Segments):
+    """Segments that are replayed, in batches of few sizes.
 
     Args:
         graphs: of the engine.
-        path: see `Path`; with `sync_every`.
+        parts: see `Segments`; with `sync_every`.
     """
 
     overwrites = True
 
-    def __init__(self, graphs: Graphs, *path: Any) -> None:
-        super().__init__(*path)
+    def __init__(self, graphs: CudaGraphs, *parts: Any) -> None:
+        super().__init__(*parts)
         self._graphs = graphs
         self.turn = graphs.turn
         # graphs read the weights where these were; a model that is moved needs new ones

@@ -72,7 +72,7 @@ def ask(leave: Tensor) -> int:
     return int(torch.count_nonzero(leave))
 
 
-class Path:
+class Segments:
     """The layers of a model with their exits under a policy; it keeps nothing of the rows.
 
     Args:
@@ -138,29 +138,31 @@ class Run:
     """One batch on its way: the only place that knows which row is where.
 
     Args:
-        path: runs it.
+        segments: of the model, under its policy.
         rows: of the batch.
     """
 
-    def __init__(self, path: Path, rows: Rows) -> None:
-        self.path = path
+    def __init__(self, segments: Segments, rows: Rows) -> None:
+        self.segments = segments
         self.count = self.running = rows.ids.shape[0]
-        self.state = path.policy.start(rows)
+        self.state = segments.policy.start(rows)
         self.where: Tensor | None = None  # original position of each running row; None = all
         self.answers: Answers | None = None  # of the rows that have left
 
     def through(self, batch: Batch) -> Answers:
-        path = self.path
-        rows = Running(path.backbone.embed(batch), self.state)
-        if path.size(self.count) > self.count:
+        segments = self.segments
+        rows = Running(segments.backbone.embed(batch), self.state)
+        if segments.size(self.count) > self.count:
             rows = self._taken(rows, torch.arange(self.count, device=rows.flow.hidden.device))
         layer = 0
         while self.running:
-            layer, rows, left, leaving = path.run(layer + 1, rows)
+            layer, rows, left, leaving = segments.run(layer + 1, rows)
             if left is None:
                 continue
             if leaving is None:
-                leaving = self.running if layer == path.depth else ask(left.leave[: self.running])
+                leaving = (
+                    self.running if layer == segments.depth else ask(left.leave[: self.running])
+                )
             if leaving:
                 stay = self._answer(left, leaving)
                 rows = self._taken(rows, stay) if self.running else rows
@@ -169,10 +171,10 @@ class Run:
 
     def _taken(self, rows: Running, stay: Tensor) -> Running:
         """These rows, the last again and again where the batch is to be larger."""
-        missing = self.path.size(self.running) - self.running
+        missing = self.segments.size(self.running) - self.running
         if missing:
             stay = torch.cat((stay, stay[-1:].expand(missing)))
-        flow = self.path.backbone.take(rows.flow, stay)
+        flow = self.segments.backbone.take(rows.flow, stay)
         return Running(flow, take_tree(rows.state, stay), take_tree(rows.carry, stay))
 
     def _answer(self, left: Left, leaving: int) -> Tensor:
@@ -180,7 +182,7 @@ class Run:
         if left.leave.shape[0] > self.running:
             left = left.cut(self.running)
         self.running -= leaving
-        if leaving == self.count and not self.path.overwrites:
+        if leaving == self.count and not self.segments.overwrites:
             # all at once: so it is with every batch of one row
             self.answers = _answers(left.answer.float(), left.layers, left.bad)
             return left.leave[:0]

@@ -23,6 +23,8 @@ from offramp.policies import Decision, Policy, Rows, State, decide
 
 Answered = list[tuple[int, RowAnswer]]
 """Rows that have left, by their position in the stream."""
+Told = tuple[list[list[float]], Tensor]
+"""Of each row whether it leaves and whether it is bad; and the answers, (rows, classes)."""
 
 
 class Waiting(NamedTuple):
@@ -81,6 +83,9 @@ class Stepper:
         self.backbone, self.exits, self.policy = backbone, exits, policy
         self.remembers, self.slots, self.same_shape = remembers, slots, same_shape
         self.depth, self._proven = len(exits), proven
+        weight = next(backbone.layers.parameters(), None)
+        self.device = None if weight is None else weight.device
+        self.looks = self.device is None or self.device.type == "cpu"  # nobody waits for values
         # with several shared blocks, as in few ALBERTs, a layer is not told by its input
         self.mixes = backbone.shared_weights and len(backbone.layers) == 1
 
@@ -91,24 +96,32 @@ class Stepper:
         return [self._embed(part) for part in parts]
 
     def _embed(self, rows: Sequence[Waiting]) -> Group:
-        batch = {name: torch.cat([row.batch[name] for row in rows]) for name in rows[0].batch}
+        leaves = {name: torch.cat([row.batch[name] for row in rows]) for name in rows[0].batch}
+        batch = {name: self._sent(leaf) for name, leaf in leaves.items()}
         known = rows_of(batch)
-        ids = torch.tensor([row.id for row in rows], device=known.ids.device)
+        ids = self._sent(torch.tensor([row.id for row in rows]))
         state = self.policy.start(Rows(ids, known.lengths))
         return Group(0, [row.position for row in rows], self.backbone.embed(batch), state)
+
+    def _sent(self, leaf: Tensor) -> Tensor:
+        """On the model's device; the host does not wait for that."""
+        return leaf if self.device is None else leaf.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def step(self, groups: Sequence[Group]) -> tuple[list[Group], Answered]:
         """Run one layer; who stays, and the answers of those who leave."""
         flow = self.backbone.join([group.flow for group in groups])
         flow = self._layer(groups[0].depth + 1, flow, sum(map(len, groups)))
-        stay: list[Group] = []
-        answered: Answered = []
+        ran: list[tuple[Group, Decision | None]] = []
         first = 0
         for group in groups if self.same_shape else _merged(groups):
-            part = _between(flow, first, first + len(group))
+            ran.append(self._exit(group, _between(flow, first, first + len(group))))
             first += len(group)
-            survivors = self._exit(group, part, answered)
+        told = _told([decision for _, decision in ran if decision is not None])
+        stay: list[Group] = []
+        answered: Answered = []
+        for group, decision in ran:
+            survivors = group if decision is None else self._left(group, next(told), answered)
             if survivors is not None:
                 stay.append(survivors)
         return stay, answered
@@ -137,26 +150,34 @@ class Stepper:
             )
         self._proven.add(case)
 
-    def _exit(self, group: Group, flow: Flow, answered: Answered) -> Group | None:
-        """Write down who leaves a group that has run one layer more; who stays, or None."""
+    def _exit(self, group: Group, flow: Flow) -> tuple[Group, Decision | None]:
+        """A group that has run one layer more, and what is decided of it where that is asked."""
         layer, state, carry = group.depth + 1, group.state, group.carry
         last = layer == self.depth
         asked = last or self.policy.reads(layer)
         if asked or self.remembers:
             output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
-        if not asked:
-            return Group(layer, group.positions, flow, state, carry)
-        decision = decide(self.policy, state, layer, output, last)
-        group = Group(layer, group.positions, flow, decision.state, carry)
-        leave = decision.leave.tolist()
+        decision = None
+        if asked:
+            decision = decide(self.policy, state, layer, output, last, look=self.looks)
+            state = decision.state
+        return Group(layer, group.positions, flow, state, carry), decision
+
+    def _left(self, group: Group, told: Told, answered: Answered) -> Group | None:
+        """Write down who leaves a group; who stays, or None."""
+        flags, answers = told
+        leave = [bool(leaves) for leaves, _ in flags]
         if not any(leave):
             return group
-        answered += _answers(group, decision, leave)
+        for row, (leaves, bad) in enumerate(flags):
+            if leaves:
+                answer = RowAnswer(answers[row], group.depth, bool(bad))
+                answered.append((group.positions[row], answer))
         return None if all(leave) else self._stayers(group, leave)
 
     def _stayers(self, group: Group, leave: Sequence[bool]) -> Group:
         rows = [row for row, leaves in enumerate(leave) if not leaves]
-        chosen = torch.tensor(rows, device=group.flow.hidden.device)
+        chosen = self._sent(torch.tensor(rows))
         return Group(
             group.depth,
             [group.positions[row] for row in rows],
@@ -202,11 +223,21 @@ def _merged(groups: Sequence[Group]) -> Iterator[Group]:
         )
 
 
-def _answers(group: Group, decision: Decision, leave: Sequence[bool]) -> Answered:
-    scores = decision.answer.float()
-    bad = [False] * len(leave) if decision.bad is None else decision.bad.tolist()
-    return [
-        (group.positions[row], RowAnswer(scores[row], group.depth, bad[row]))
-        for row, leaves in enumerate(leave)
-        if leaves
-    ]
+def _told(decisions: Sequence[Decision]) -> Iterator[Told]:
+    """What the host learns of each group's rows. It waits for the device once, for all groups."""
+    if not decisions:
+        return
+    leave = torch.cat([decision.leave for decision in decisions])
+    bad = torch.cat([_bad(decision) for decision in decisions])
+    answers = torch.cat([decision.answer for decision in decisions]).float()
+    all_rows = torch.cat((torch.stack((leave, bad), dim=1).float(), answers), dim=1).cpu()
+    flags, answers = all_rows[:, :2].tolist(), all_rows[:, 2:]
+    first = 0
+    for decision in decisions:
+        last = first + len(decision.leave)
+        yield flags[first:last], answers[first:last]
+        first = last
+
+
+def _bad(decision: Decision) -> Tensor:
+    return torch.zeros_like(decision.leave) if decision.bad is None else decision.bad

@@ -9,7 +9,7 @@ import torch
 
 from offramp.backbones import Batch
 from offramp.engines.base import Answers, Exitable, RowAnswer, rows_of
-from offramp.engines.cuda_graphs import CudaRecorder, GraphedPath, Graphs
+from offramp.engines.cuda_graphs import CudaGraphs, CudaRecorder, GraphedSegments
 from offramp.engines.pool import (
     AHEAD,
     SLOTS,
@@ -19,7 +19,7 @@ from offramp.engines.pool import (
     check_options,
     in_order,
 )
-from offramp.engines.segments import Path, Run
+from offramp.engines.segments import Run, Segments
 from offramp.engines.stepping import Stepper
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
@@ -61,7 +61,7 @@ class TorchEngine:
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
-        self._graphs = Graphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
+        self._graphs = CudaGraphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
         self._proven: set[Any] = set()
 
     @property
@@ -93,9 +93,9 @@ class TorchEngine:
         if not len(first):
             raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(first.device)
-        path = self._path(policy, first.device)
-        with path.turn():
-            return Run(path, rows).through(batch)
+        segments = self._segments(policy, first.device)
+        with segments.turn():
+            return Run(segments, rows).through(batch)
 
     def stream(
         self,
@@ -113,7 +113,8 @@ class TorchEngine:
         raises, the rows before get their answers and then it is raised.
 
         Args:
-            rows: an id and a batch of one row each; may be endless.
+            rows: an id and a batch of one row each; may be endless. For a model on a GPU they are
+                best left on the CPU: they are sent a batch at a time.
             policy: decides who leaves after which layer.
             ordered: give the answers in the order of the rows instead of as they are found.
             determinism: `shape` keeps the shape of every call, with copies in empty slots, so that
@@ -139,12 +140,12 @@ class TorchEngine:
         results = iter(Stream(rows, stepper, ahead))
         return in_order(results) if ordered else results
 
-    def _path(self, policy: Policy, device: torch.device) -> Path:
+    def _segments(self, policy: Policy, device: torch.device) -> Segments:
         every = self.sync_every or (SYNC_EVERY if device.type == "cuda" else None)
-        path = (self.backbone, self.exits, policy, self.remembers, every)
+        parts = (self.backbone, self.exits, policy, self.remembers, every)
         if self._graphs is None or self._graphs.device != device:
-            return Path(*path)
-        return GraphedPath(self._graphs, *path)
+            return Segments(*parts)
+        return GraphedSegments(self._graphs, *parts)
 
     def _check_mode(self) -> None:
         if getattr(self.model, "training", False):

@@ -259,7 +259,7 @@ class Predictor:
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
         for window in windows(items, self.max_rows):
             for row in self.items.read(window)[0]:
-                yield row.id, self.items.alone(row, self.model.device)
+                yield row.id, self.items.alone(row, "cpu")
 
     def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
         device = self.model.device
