@@ -331,6 +331,41 @@ def test_a_predictor_streams_what_it_answers() -> None:
     assert [position for position, _ in ordered] == list(range(90))
 
 
+class WithoutPool:
+    """An engine that knows batches alone."""
+
+    name, dtype = "plain", "float32"
+
+    def __init__(self, model: MultiExitModel) -> None:
+        self._engine = TorchEngine(model)
+        self.all_exits = self._engine.all_exits
+        self.batches: list[int] = []
+
+    def run(self, batch: Batch, policy: Any, rows: Any = None) -> Any:
+        self.batches.append(len(batch["input_ids"]))
+        return self._engine.run(batch, policy, rows)
+
+
+def test_an_engine_without_a_pool_streams_batch_by_batch() -> None:
+    items, model = tiny_texts(90, seed=4), tiny_model()
+    engine = WithoutPool(model)
+    predictor = Predictor(model, tiny_tokenizer(), Patience(patience=1), engine=engine, max_rows=4)
+    wanted, _ = Predictor(model, tiny_tokenizer(), Patience(patience=1)).answer(items)
+    stream = predictor.stream(item for item in items)
+    found = [next(stream)]
+    assert engine.batches == [4]  # the first answers do not wait for the last
+    found += stream
+    assert sorted(position for position, _ in found) == list(range(90))
+    assert found != sorted(found, key=lambda pair: pair[0])
+    for position, answer in found:
+        assert answer.exit_layer == wanted[position].exit_layer
+        assert np.allclose(answer.scores, wanted[position].scores, atol=5e-5)
+    endless = predictor.stream((items[number % 9] for number in count()), ordered=True)
+    assert [position for position, _ in islice(endless, 200)] == list(range(200))
+    with pytest.raises(ConfigError, match="for backend torch alone"):
+        predictor.stream(items, determinism="shape")
+
+
 def test_a_predictors_answer_has_the_same_bits_in_any_company_with_determinism() -> None:
     items = tiny_texts(60, seed=4)
     predictor = Predictor(tiny_model("roberta"), tiny_tokenizer("roberta"), Patience(patience=1))

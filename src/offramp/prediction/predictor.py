@@ -25,11 +25,12 @@ from offramp.engines import (
     inputs_of,
     load_processor,
     make_engine,
+    plan_batches,
     processor_fingerprint,
     windows,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
-from offramp.engines.pool import Determinism
+from offramp.engines.pool import Determinism, in_order
 from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
@@ -233,21 +234,22 @@ class Predictor:
     ) -> Iterator[tuple[int, Answer]]:
         """Positions of items and their answers as they are found, see `TorchEngine.stream`.
 
-        Items are read a batch at a time, so `items` may be endless; long texts are cut.
+        Items are read a batch at a time, so `items` may be endless; long texts are cut. Engines
+        other than torch have no pool: they read some batches ahead and answer one after the other.
 
         Args:
             policy: None is the predictor's own.
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
-                are asked about.
+                are asked about; with backend torch.
 
-        Raises:
-            ConfigError: the backend has no streams, or an option makes no sense.
+        Raises ConfigError where an option makes no sense.
         """
         if not isinstance(self.engine, TorchEngine):
-            raise ConfigError(
-                f"Backend '{self.engine.name}' has no streams. Use backend torch, or `predict`."
-            )
+            if determinism is not None:
+                raise ConfigError(f"determinism='{determinism}' is for backend torch alone.")
+            found = self._by_batches(items, policy or self.policy)
+            return in_order(found) if ordered else found
         results = self.engine.stream(
             self._alone(items), policy or self.policy, ordered=ordered, determinism=determinism
         )
@@ -256,15 +258,26 @@ class Predictor:
             for position, row in results
         )
 
+    def _by_batches(self, items: Iterable[Item], policy: Policy) -> Iterator[tuple[int, Answer]]:
+        first = 0
+        for window in windows(items, self.items.ahead * self.max_rows):
+            rows = self.items.read(window)[0]
+            lengths = [row.length for row in rows]
+            for places in plan_batches(lengths, self.max_rows, self.max_tokens):
+                answers = self._run([rows[place] for place in places], policy)
+                yield from zip((first + places).tolist(), answers, strict=True)
+            first += len(rows)
+
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
         for window in windows(items, self.max_rows):
             for row in self.items.read(window)[0]:
-                yield row.id, self.items.alone(row, "cpu")
+                yield row.id, self.items.batch([row], "cpu", few_lengths=True)
 
     def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([row.length for row in batch], device=device)
-        answers = self.engine.run(self.items.batch(batch, device), policy, Rows(ids, lengths))
+        inputs = self.items.batch(batch, device, getattr(self.engine, "few_shapes", False))
+        answers = self.engine.run(inputs, policy, Rows(ids, lengths))
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         return list(map(Answer, scores, layers, answers.bad.tolist()))
