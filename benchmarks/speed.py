@@ -56,7 +56,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/speed"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1.5, help="of timing, for a cell")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of timing, for a cell")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")

@@ -27,6 +27,7 @@ from speed_study import (
     stand,
     timed,
 )
+from transformers import AlbertConfig, AutoModelForSequenceClassification
 
 from offramp.backbones import Flow
 from offramp.benchmark.workloads import forced_policies
@@ -35,7 +36,6 @@ from offramp.evaluation import ideal_speed_up
 from offramp.evaluation.speed import Job
 from offramp.model import MultiExitModel
 from offramp.policies import Full, MaxProbability, Policy, Rows
-from offramp.testing import tiny_stock
 
 SHARES = {"25 %": 0.25, "50 %": 0.5, "75 %": 0.75}
 ENGINES = (("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"))
@@ -226,7 +226,7 @@ def _by_difference(
     ours = one.ours(runtime, "fp32")
     plain = [*one.plain(runtime, "fp32").values()][-1]
     jobs[said] = _jobs(one, ours, batches, policy)
-    stages = _stages(batches, jobs[said])
+    stages = stages_of(batches, jobs[said])
     for count, those in stages.items():
         jobs[f"{said}, {count} plain"] = _jobs(one, plain, those, Full())
         jobs[f"{said}, {count} fixed"] = _jobs(one, ours.front, those, Full())
@@ -244,7 +244,7 @@ def _by_difference(
     return f"added to a layer, us: {said}", calls, spent
 
 
-def _stages(batches: Sequence[Places], jobs: Sequence[Job]) -> dict[int, list[Places]]:
+def stages_of(batches: Sequence[Places], jobs: Sequence[Job]) -> dict[int, list[Places]]:
     """By how many layers they ran together: the rows that did."""
     stages: dict[int, list[Places]] = {}
     for places, job in zip(batches, jobs, strict=True):
@@ -257,7 +257,7 @@ def _stages(batches: Sequence[Places], jobs: Sequence[Job]) -> dict[int, list[Pl
     return stages
 
 
-class _Idle:
+class Idle:
     """A backbone whose layers give back what they get; a model, as far as an engine knows."""
 
     def __init__(self, model: MultiExitModel) -> None:
@@ -276,7 +276,7 @@ def _with_idle_layers(
     one: Stand, batches: Sequence[Places], said: str, policy: Policy, jobs: dict[str, list[Job]]
 ) -> Added:
     """The same without any layer's work: exact, but all that is read lies in the cache."""
-    engine = TorchEngine(cast(Any, _Idle(one.model)))
+    engine = TorchEngine(cast(Any, Idle(one.model)))
     name = f"{said}, idle"
     jobs[name] = [partial(engine.run, batch, policy, rows) for batch, rows in one.numbered(batches)]
     answers: list[Any] = [job() for job in jobs[name]]
@@ -300,7 +300,8 @@ def pool(options: Options) -> Cells:
 
 def _pool(options: Options, name: str, tokens: int) -> Cell:
     if options.quick:
-        stock = tiny_stock("albert")
+        small = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+        stock = AutoModelForSequenceClassification.from_config(AlbertConfig(**small))
     else:
         stock = next(stock for case, stock in bench_pool.cases() if case == name)
     model = MultiExitModel.from_stock(stock).eval()

@@ -31,7 +31,7 @@ from offramp.evaluation import laps
 from offramp.evaluation.speed import Job
 from offramp.model import MultiExitModel
 from offramp.policies import Rows
-from offramp.storage import Strict, read_document, write_document
+from offramp.storage import Strict, fingerprint_of_files, read_document, write_document
 
 SHARED = Path(os.environ.get("OFFRAMP_SHARED", "../shared"))
 FEWEST, MOST = 7, 41
@@ -92,10 +92,16 @@ def middle(passes: Numbers) -> tuple[float, float, float]:
 
 
 class Cell(Strict):
-    """What was measured in one go; `minutes` is how long that took, all in all."""
+    """What was measured in one go.
+
+    Attributes:
+        weights: of the trained model, a name for them.
+        minutes: that it took, all in all.
+    """
 
     figures: tuple[Figure, ...]
     facts: Mapping[str, str | int | float] = Field(default_factory=dict)
+    weights: str = ""
     minutes: float = 0.0
 
 
@@ -123,13 +129,23 @@ class Options:
 
     threads: int = 1
     quick: bool = False
-    minutes: float = 1.5
+    minutes: float = 1.0
     work: Path = Path("runs/speed")
     folders: Mapping[str, Path] = field(default_factory=dict)
     tune: Mapping[str, Path] = field(default_factory=dict)
 
     def some(self, number: int, quick: int) -> int:
         return quick if self.quick else number
+
+    def weights(self, name: str) -> str:
+        """Of the trained model that a cell or a set of this name is about."""
+        folders = [folder for kind, folder in self.folders.items() if name.startswith(kind)]
+        return _weights(folders[0]) if folders else ""
+
+
+@lru_cache
+def _weights(folder: Path) -> str:
+    return fingerprint_of_files(folder / "model.safetensors")[:8]
 
 
 Cells = dict[str, Callable[[], Cell]]
@@ -142,12 +158,15 @@ def run_part(
     path = out / f"{name}-{options.threads}.json"
     done = dict(read_document(Part, path).cells) if path.is_file() else {}
     for cell, measure in cells.items():
-        if only not in cell or (cell in done and not again):
+        kept = cell in done and done[cell].weights == options.weights(cell)
+        if only not in cell or (kept and not again):
             continue
         started = time.perf_counter()
         measured = measure()
         minutes = round((time.perf_counter() - started) / 60, 2)
-        done[cell] = measured.model_copy(update={"minutes": minutes})
+        done[cell] = measured.model_copy(
+            update={"minutes": minutes, "weights": options.weights(cell)}
+        )
         machine = _machine(torch.device("cpu"))
         document = Part(
             part=name, threads=options.threads, quick=options.quick, machine=machine, cells=done
