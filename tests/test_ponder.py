@@ -31,8 +31,10 @@ from offramp.testing import (
     check_engine,
     check_method,
     save_tiny_stock,
+    tiny_batch,
     tiny_batch_for,
     tiny_model,
+    tiny_stock,
     tiny_texts,
     tiny_tokenizer,
 )
@@ -377,6 +379,20 @@ def test_attaching_exits_that_halt_is_refused_since_their_answers_are_the_models
     with pytest.raises(ConfigError, match="Use `train`"):
         attach(source, rows, tmp_path / "out", exits=HaltingSpec())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pondernet", "palbert"])
+def test_before_anything_is_learnt_rows_halt_as_the_prior_has_it(name: str) -> None:
+    """From one half at every layer, the first updates drive the probabilities to 0 for good."""
+    method = METHODS[name]
+    model = MultiExitModel.from_stock(tiny_stock(layers=6), method.exits).eval()
+    with torch.inference_mode():
+        outputs = model.all_exits(tiny_batch(16))
+    halts = torch.stack([output.signals["halt"] for output in outputs], dim=1)
+    objective = method.objective()
+    assert isinstance(objective, Ponder)
+    wanted = objective.prior * (1 - objective.prior) ** torch.arange(5)
+    assert torch.allclose(halting_masses(halts)[:, :5], wanted.expand(16, 5), rtol=0.3)
 
 
 def test_the_net_of_halting_learns_at_the_rate_of_the_model_and_no_other_exits_do() -> None:

@@ -6,6 +6,7 @@ the layer before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -28,16 +29,19 @@ class HaltingSpec(ExitKind):
             z_0 is 0.
         layers: 1 is a linear layer; n > 1 puts n linear layers with tanh before it.
         dropout: before the net, in training only.
+        start: the probability of halting at every layer before anything is learnt. With that of
+            the prior the net begins at the prior; with one half, a good last layer drives it to
+            0 in the first updates, where its sigmoid passes no gradient on.
     """
 
     kind = "halting"
     own_answers = False
-    # as in PALBERT's code; at ten times the rate the first updates drive each probability to 1e-7,
-    # where the sigmoid passes no gradient on, and no row ever halts before the last layer
+    # as in PALBERT's code
     from_nothing = False
     input: Literal["current", "difference", "both"] = "current"
     layers: int = Field(default=1, ge=1, le=16)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    start: float = Field(default=0.5, gt=0, lt=1)
 
     @property
     def reads(self) -> str:
@@ -69,8 +73,10 @@ class HaltingExit(nn.Module):
         hidden = spec.layers if spec.layers > 1 else 0
         deep = [part for _ in range(hidden) for part in (nn.Linear(size, size), nn.Tanh())]
         self.dropout = nn.Dropout(spec.dropout)
-        self.net = nn.Sequential(*deep, nn.Linear(size, 1))
+        last = nn.Linear(size, 1)
+        self.net = nn.Sequential(*deep, last)
         start_anew(self)
+        nn.init.constant_(last.bias, math.log(spec.start / (1 - spec.start)))
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None

@@ -16,7 +16,7 @@ from offramp.objectives.ponder import Ponder
 PALBERT = Method(
     name="palbert",
     paper="PALBERT, arXiv 2204.03276",
-    exits=HaltingSpec(input="both", layers=3),
+    exits=HaltingSpec(input="both", layers=3, start=0.1),
     objective=partial(Ponder, beta=0.5, prior=0.1, tail="last"),
     policy="q_exit",
 )

@@ -16,7 +16,7 @@ from offramp.objectives.ponder import Ponder
 PONDERNET = Method(
     name="pondernet",
     paper="PonderNet, arXiv 2107.05407",
-    exits=HaltingSpec(input="current", layers=1),
+    exits=HaltingSpec(input="current", layers=1, start=0.2),
     objective=partial(Ponder, beta=0.01, prior=0.2),
     policy="sample",
 )
