@@ -17,6 +17,7 @@ from pathlib import Path
 from claims_page import interval, write_page
 from claims_study import (
     ABOVE_ALL,
+    UNDECIDED,
     Answered,
     Answers,
     Column,
@@ -144,7 +145,7 @@ def q_exit_and_sampling(study: Study) -> Iterator[Part]:
             costs, scores = study.drawn(method)
             column = apart(study.curve(method, "q_exit").at_costs(costs), scores)
             reductions = [float(1 / cost[0]) for cost in costs.values()]
-            yield study.part(
+            part = study.part(
                 f"on {method}'s exits",
                 "",
                 "at least level",
@@ -152,6 +153,7 @@ def q_exit_and_sampling(study: Study) -> Iterator[Part]:
                 decides=method == "palbert",
                 note=f"sampling is at {between(reductions)}",
             )
+            yield part if max(reductions) > 1 else part.model_copy(update={"answer": UNDECIDED})
 
 
 def gates_and_thresholds(study: Study) -> Iterator[Part]:

@@ -85,7 +85,8 @@ WORDS = {
     "5a": Words(
         "Q-exit >= sampling",
         "On the same exits: Q-exit's curve at the cost of drawing where to leave (mean over 8 "
-        "draws), minus its score. PALBERT's exits decide; PonderNet's stand beside them.",
+        "draws), minus its score. PALBERT's exits decide; PonderNet's stand beside them. Where "
+        "drawing saves nothing with any seed there is nothing to tell apart: undecided.",
     ),
     "5b": Words(
         "PALBERT >= PABEE",

@@ -196,6 +196,17 @@ def test_conformal_sets_cover_what_they_promise(everything: Answers):
         assert part.figure.value == pytest.approx(gap)
 
 
+def test_drawing_that_never_leaves_early_decides_nothing(tmp_path: Path):
+    make_study(tmp_path / "all", ("palbert",))
+    for table in (tmp_path / "all").glob("cells/palbert*/t*st"):
+        signal = np.load(table / "signals.halt.npy")
+        np.save(table / "signals.halt.npy", np.zeros_like(signal))
+    found = answers_of(tmp_path / "all")
+    assert found is not None
+    (part,) = found.claims["5a"]
+    assert (part.figure.low, part.figure.high, part.answer) == (0, 0, "undecided")
+
+
 def test_the_page_is_made_from_the_files_and_says_what_was_not_run(
     everything: Answers, tmp_path: Path
 ):
