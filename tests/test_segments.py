@@ -26,6 +26,7 @@ from offramp.engines.trees import leaves_of
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel
 from offramp.policies import MaxProbability, Patience, Policy, make_policy
+from offramp.prediction import Predictor
 from offramp.testing import (
     ARCHITECTURES,
     IMAGE_ARCHITECTURES,
@@ -38,6 +39,7 @@ from offramp.testing import (
     tiny_batch,
     tiny_batch_for,
     tiny_model,
+    tiny_tokenizer,
     walk,
 )
 from offramp.testing.strategies import policies, problem_types, score_tables
@@ -408,6 +410,20 @@ def test_a_model_that_is_moved_gets_new_graphs() -> None:
         found = engine.run(batch, Patience())
         assert same(found, TorchEngine(model).run(batch, Patience()))
     assert memory.captures == 2
+
+
+def test_a_predictor_pads_to_few_lengths_so_that_graphs_come_again() -> None:
+    model, tokenizer = tiny_model("bert"), tiny_tokenizer("bert")
+    engine, memory = graphed(model)
+    texts = ["so " * words for words in range(10, 16)]
+    plain = Predictor(model, tokenizer, Patience(), max_rows=1)
+    few = Predictor(model, tokenizer, Patience(), max_rows=1, engine=engine)
+    wanted = [answer.exit_layer for answer in plain.answer(texts)[0]]
+    few.answer(texts)
+    assert memory.repeats == 0  # each length by itself
+    engine.few_shapes = True
+    assert [answer.exit_layer for answer in few.answer(texts)[0]] == wanted
+    assert memory.repeats > 0
 
 
 def test_graphs_without_a_gpu_are_refused_with_the_mend() -> None:

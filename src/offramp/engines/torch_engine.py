@@ -21,6 +21,7 @@ from offramp.engines.pool import (
 )
 from offramp.engines.segments import Run, Segments
 from offramp.engines.stepping import Stepper
+from offramp.engines.steps import Steps, join_answers, join_outputs, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
@@ -62,6 +63,8 @@ class TorchEngine:
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
         self._graphs = CudaGraphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
+        self.few_shapes = cuda_graphs  # batches are best padded to few lengths
+        self._steps = Steps(0 if cuda_graphs else widest(model.backbone.layers))
         self._proven: set[Any] = set()
 
     @property
@@ -72,7 +75,11 @@ class TorchEngine:
     @torch.inference_mode()
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """Run every layer and every exit."""
-        return self.model.all_exits(batch)
+
+        def step(part: Batch, mine: Rows | None) -> tuple[ExitOutput, ...]:
+            return self.model.all_exits(part)
+
+        return self._steps.run(batch, None, torch.get_num_threads(), step, join_outputs)
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
@@ -92,10 +99,14 @@ class TorchEngine:
         first = next(iter(batch.values()))
         if not len(first):
             raise ConfigError("The batch has no rows.")
-        rows = rows_of(batch) if rows is None else rows.to(first.device)
+        rows = rows if rows is None else rows.to(first.device)
         segments = self._segments(policy, first.device)
+
+        def step(part: Batch, mine: Rows | None) -> Answers:
+            return Run(segments, mine or rows_of(part)).through(part)
+
         with segments.turn():
-            return Run(segments, rows).through(batch)
+            return self._steps.run(batch, rows, torch.get_num_threads(), step, join_answers)
 
     def stream(
         self,

@@ -58,10 +58,8 @@ class Items(Protocol):
         """The items and how many of them were cut. Raises DataError for what is none."""
         ...
 
-    def batch(self, rows: Sequence[Row], device: Any) -> Batch: ...
-
-    def alone(self, row: Row, device: Any) -> Batch:
-        """A batch of one row, as a stream takes it: padded to one of a few lengths."""
+    def batch(self, rows: Sequence[Row], device: Any, few_lengths: bool = False) -> Batch:
+        """One batch, perhaps padded to one of a few lengths, so that shapes come again."""
         ...
 
 
@@ -103,12 +101,10 @@ class TextItems:
                 rows[place] = Row(input_id(*texts[place]), _length(tokens), tokens)
         return [rows[place] for place in range(len(texts))], cut
 
-    def batch(self, rows: Sequence[Row], device: Any) -> Batch:
-        return self._inputs.collate(_columns(rows), device)
-
-    def alone(self, row: Row, device: Any) -> Batch:
-        pad_id, tokens = self._inputs.tokenizer.pad_token_id, bucket(row.length, self.longest)
-        return collate(_columns([row]), pad_id, device, tokens)
+    def batch(self, rows: Sequence[Row], device: Any, few_lengths: bool = False) -> Batch:
+        longest = max(row.length for row in rows)
+        tokens = bucket(longest, self.longest) if few_lengths else longest
+        return collate(_columns(rows), self._inputs.tokenizer.pad_token_id, device, tokens)
 
 
 class ImageItems:
@@ -127,11 +123,8 @@ class ImageItems:
     def read(self, items: Sequence[Item]) -> tuple[list[Row], int]:
         return [_image_row(item) for item in items], 0
 
-    def batch(self, rows: Sequence[Row], device: Any) -> Batch:
+    def batch(self, rows: Sequence[Row], device: Any, few_lengths: bool = False) -> Batch:
         return self._inputs.collate(_columns(rows), device)
-
-    def alone(self, row: Row, device: Any) -> Batch:
-        return self.batch([row], device)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
