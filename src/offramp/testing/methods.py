@@ -16,8 +16,9 @@ from offramp.methods import METHODS, Method
 from offramp.model import MultiExitModel
 from offramp.objectives import Clock
 from offramp.policies import POLICIES
+from offramp.testing.pictures import IMAGE_ARCHITECTURES
 from offramp.testing.reference import ensure
-from offramp.testing.tiny import IMAGE_ARCHITECTURES, tiny_batch_for, tiny_model
+from offramp.testing.tiny import tiny_batch_for, tiny_model
 
 _ROWS = 8
 
