@@ -27,8 +27,8 @@ def examples(kind: str = "single_label_classification", count: int = 64) -> Data
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("arch", ["bert", "albert", "roberta", "distilbert"])
-def test_train_and_attach_work_for_every_task_and_architecture(
+@pytest.mark.parametrize("arch", ["bert", "albert"])
+def test_train_and_attach_work_for_every_task_and_for_layers_that_share_weights(
     arch: str, kind: str, tmp_path: Path
 ) -> None:
     source = save_tiny_stock(tmp_path / "stock", arch, kind)
