@@ -51,7 +51,7 @@ class CompiledEngine(ABC):
 
     Raises:
         MissingExtraError: without the extra of the engine's name.
-        ConfigError: a model in another state.
+        ConfigError: a model in another state; on a call, weights that have changed since.
     """
 
     name: str
@@ -71,6 +71,9 @@ class CompiledEngine(ABC):
         self._graphs = Graphs(model, stored, progress, extra=self.name)
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
+        leaves = getattr(model, "parameters", tuple)()
+        self._weights = [leaf for leaf in leaves if not leaf.is_inference()]
+        self._made_of = self._writes()
 
     @abstractmethod
     def _load(self, file: bytes | Path) -> Session:
@@ -95,7 +98,15 @@ class CompiledEngine(ABC):
         said = dict(zip(session.outputs, session.run(_feed(batch)), strict=True))
         return tuple(_output(said, layer) for layer in range(1, self.model.depth + 1))
 
+    def _writes(self) -> int:
+        """How often weights have been written to; cheap enough to ask with every call."""
+        return sum([leaf._version for leaf in self._weights])
+
     def _session(self, policy: Policy | None) -> Session:
+        if self._writes() != self._made_of:
+            raise ConfigError(
+                "The model's weights have changed since this engine was made. Make a new one."
+            )
         rule = rule_of(policy, self.model.depth)
         if rule not in self._sessions:
             with self._lock:

@@ -92,7 +92,7 @@ class Graphs:
                 is torn, and made anew.
         """
         path = self._path(policy)
-        if path is not None and path.is_file():
+        if path is not None and _is_there(path):
             try:
                 return read(path)
             except Exception as problem:  # each runtime has errors of its own
@@ -133,12 +133,20 @@ def _tell(bar: Any, part: str) -> None:
     bar.update()
 
 
+def _is_there(path: Path) -> bool:
+    """An empty file is not: it reads as a graph without nodes."""
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:  # a folder that is not ours to look into
+        return False
+
+
 def _keep(path: Path, data: bytes) -> None:
     try:
         with whole_file(path) as staged:
             staged.write_bytes(data)
     except OutputError as problem:
-        logger.debug("The ONNX file is not cached: %s", problem)
+        logger.warning("The file is not cached, and is made anew by each process: %s", problem)
 
 
 def rule_of(policy: Policy | None, depth: int) -> str:

@@ -24,10 +24,12 @@ class OpenVinoEngine(CompiledEngine):
     that have it, with decisions in float. Calls from several threads take turns.
 
     OpenVINO prepares itself for each shape of a batch, also of what is left of it, and keeps that:
-    shapes that are new cost time, and many of them a gigabyte of memory.
+    shapes that are new cost time, and many of them a gigabyte of memory. So batches are best
+    padded to few lengths, see `bucket`.
     """
 
     name = "openvino"
+    few_shapes = True
 
     def __init__(
         self,
