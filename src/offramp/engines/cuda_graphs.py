@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.backbones import Flow
 from offramp.engines.segments import Passed, Running, Segments
@@ -46,6 +48,23 @@ class Recorder(Protocol):
         ...
 
 
+class NoQuestions(TorchDispatchMode):
+    """Raises RuntimeError where the host would wait for a GPU, or send it Python's numbers."""
+
+    asking = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put_") and any(map(_is_mask, args[1]))
+        if name in self.asking or masked or (name == "lift_fresh" and args[0].is_cuda):
+            raise RuntimeError(f"{func} makes the host wait for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8)
+
+
 class CudaRecorder:
     """Captures on a CUDA device, see torch's notes on CUDA graphs.
 
@@ -65,7 +84,8 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # a block of our own, since a capture that fails does not give its stream back
         with torch.cuda.stream(self._side):
-            work()  # what is made at first use must not be made in a capture
+            with NoQuestions():  # torch before 2.12 is harmed by a capture that fails
+                work()  # and what is made at first use must not be made in a capture
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
             ):

@@ -186,7 +186,8 @@ class Run:
             # all at once: so it is with every batch of one row
             self.answers = _answers(left.answer.float(), left.layers, left.bad)
             return left.leave[:0]
-        order = left.leave.argsort(stable=True)  # those that stay come first
+        # those that stay come first; not every GPU build of torch sorts truth values
+        order = left.leave.byte().argsort(stable=True)
         places = order if self.where is None else self.where.index_select(0, order)
         self.where = places[: self.running]
         self._write(left, order[self.running :], places[self.running :])
