@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 
 from offramp.backbones import Batch
-from offramp.calibration import Calibration, Target, calibrate
+from offramp.calibration import Calibration, Target, choose
+from offramp.calibration.certificate import Procedure
 from offramp.calibration.frontier import PolicySpec
 from offramp.data import (
     data_fingerprint,
@@ -53,6 +54,7 @@ logger = logging.getLogger("offramp")
 
 Facts = dict[str, str]
 RECIPE = "tune.json"
+FEW = 8
 SPEED_ROWS, SPEED_BATCH, SPEED_PASSES, SPEED_SECONDS = 512, 32, 5, 20.0
 
 
@@ -112,6 +114,10 @@ def tune(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     sets: float | str | None = None,
+    max_risk: float | str | None = None,
+    risk: str | None = None,
+    confidence: float | str | None = None,
+    procedure: Procedure = "fixed_sequence",
     eval_data: str | Path | Dataset | None = None,
     eval_split: str | None = None,
     tune_share: float = 0.2,
@@ -143,8 +149,10 @@ def tune(
         data: inputs like those the model will see, see `load_examples`; labels only help.
         output: folder to write, by default `<model's name>-offramp`; a model that has exits
             gets the point in its own folder.
-        target_speedup, max_drop, max_disagreement: exactly one, see `calibrate`.
-        metric, per_class, policies, name, sets: see `calibrate`.
+        target_speedup, max_drop, max_disagreement, max_risk: exactly one, see `calibrate`.
+        risk, metric, per_class, policies, name, sets: see `calibrate`.
+        confidence, procedure: promise the limit; half of the rows to choose on are then for the
+            proof, see `certify`.
         eval_data, eval_split: rows to choose on, instead of a part of `data`; a split alone
             is one of `data`.
         tune_share: of the rows, kept from training to choose on.
@@ -169,6 +177,10 @@ def tune(
         "policies": policies,
         "name": name,
         "sets": sets,
+        "max_risk": max_risk,
+        "risk": risk,
+        "confidence": confidence,
+        "procedure": procedure,
     }
     columns: dict[str, Any] = {
         "text": text,
@@ -177,7 +189,7 @@ def tune(
         "label": label,
         "max_rows": max_rows,
     }
-    Target.of(target_speedup, max_drop, max_disagreement, per_class)
+    Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
     how = {"device": device, "dtype": dtype, "backend": backend}
     check_backend(**how)
     source = resolve(model)
@@ -235,7 +247,7 @@ def _choose(
     predictor = Predictor.load(folder, "full", **how)
     place = folder.with_name(f"{folder.name}.tune")
     table = _record(predictor, rows, place)
-    found = calibrate(table, **demand)
+    found = choose(table, **demand)
     found.point.save(folder)
     write_picture(folder, found)
     policy = found.point.build_policy()
@@ -299,17 +311,17 @@ def _signals_for(policies: Sequence[PolicySpec] | None) -> list[str]:
 def _rehearse(
     model: MultiExitModel, labelled: bool, demand: dict[str, Any], signals: Sequence[str]
 ) -> None:
-    """Let a table of two rows tell now what `calibrate` would refuse in the end."""
+    """Let a table of few rows tell now what `choose` would refuse in the end."""
     width = len(label_names(model))
     multi = model.problem_type == "multi_label_classification"
-    labels = np.zeros((2, width) if multi else 2, dtype=np.int64)
+    labels = np.zeros((FEW, width) if multi else FEW, dtype=np.int64)
     rehearsed = ExitTable.from_arrays(
-        np.random.default_rng(0).normal(size=(2, model.depth, width)),
+        np.random.default_rng(0).normal(size=(FEW, model.depth, width)),
         problem_type=model.problem_type,
         labels=labels if labelled else None,
-        signals={name: np.full((2, model.depth), 0.5) for name in signals},
+        signals={name: np.full((FEW, model.depth), 0.5) for name in signals},
     )
-    calibrate(rehearsed, **demand)
+    choose(rehearsed, **demand)
 
 
 def _own_folder(source: Path, output: str | os.PathLike[str] | None) -> Path:

@@ -1,18 +1,25 @@
 """Choosing on an exit table: candidates, operating points and what they claim."""
 
+from offramp.calibration.certificate import Certificate
+from offramp.calibration.certifying import certify, choose
 from offramp.calibration.fitting import fit_bins, fit_temperatures
 from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
 from offramp.calibration.point import OperatingPoint, list_points
+from offramp.calibration.risks import RISKS
 from offramp.calibration.search import Calibration, calibrate
 from offramp.calibration.target import Target, parse_share
 
 __all__ = [
+    "RISKS",
     "Calibration",
+    "Certificate",
     "OperatingPoint",
     "Outcome",
     "PolicySpec",
     "Target",
     "calibrate",
+    "certify",
+    "choose",
     "fit_bins",
     "fit_temperatures",
     "frontier",

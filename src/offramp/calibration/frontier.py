@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.calibration.fitting import FITS
+from offramp.calibration.risks import Risk, losses_of
 from offramp.errors import ConfigError, TableError
 from offramp.metrics import (
     METRICS,
@@ -49,6 +50,7 @@ class Outcome:
         exit_histogram: rows that left after layer 1, 2, ..., depth.
         metric, score, full_score: None without labels.
         class_drops: drop of recall by class name, where asked for.
+        risk, spread: mean and variance of losses, where a risk is looked at.
     """
 
     policy: Policy
@@ -59,6 +61,8 @@ class Outcome:
     score: float | None
     full_score: float | None
     class_drops: dict[str, float] | None = None
+    risk: float | None = None
+    spread: float | None = None
 
     @property
     def cost_reduction(self) -> float:
@@ -96,13 +100,19 @@ class Judge:
     Args:
         metric: a name; by default the task's own. Needs labels.
         per_class: also measure the drop of recall of each class.
+        risk: also measure what rows lose by it on average.
     """
 
     def __init__(
-        self, table: ExitTable, metric: str | None = None, per_class: bool = False
+        self,
+        table: ExitTable,
+        metric: str | None = None,
+        per_class: bool = False,
+        risk: Risk | None = None,
     ) -> None:
         self.metric = _metric(table, metric)
         self.per_class = per_class
+        self.risk = risk
         fine = finite_rows(table)
         self.excluded = int(table.rows - fine.sum())
         self.table = table.take(fine) if self.excluded else table
@@ -124,7 +134,7 @@ class Judge:
         """What this policy does, by replay."""
         done = replay(self.table, policy)
         early = predictions(done.answers, self.table.problem_type)
-        return self._outcome(policy, done.exit_layers, early)
+        return self._outcome(policy, done.exit_layers, early, self._losses(done.answers))
 
     def class_drops(self, policy: Policy) -> dict[str, float] | None:
         """Drop of recall by class name, for classification with labels."""
@@ -145,14 +155,15 @@ class Judge:
     ) -> Iterator[Outcome]:
         """The policy at each of these bars, each resulting policy once."""
         bars = np.asarray(bars)
-        predicted = self._predicted_under(policy)
+        predicted, lost = self._predicted_under(policy), self._losses_under(policy)
         seen: set[Policy] = set()
         for bar, exit_layers in zip(bars, sweep(self.table, policy, bars, evidence), strict=True):
             variant = policy.with_bar(float(bar))
             if variant not in seen:
                 seen.add(variant)
-                early = predicted[self._rows, exit_layers - 1]
-                yield self._outcome(variant, exit_layers, early)
+                left = (self._rows, exit_layers - 1)
+                losses = None if lost is None else lost[left]
+                yield self._outcome(variant, exit_layers, predicted[left], losses)
 
     def _predicted_under(self, policy: EvidencePolicy) -> Array:
         """Predictions of a row that leaves after layer i, (rows, depth, ...)."""
@@ -160,7 +171,21 @@ class Judge:
             return self._predicted
         return predictions(answer_matrix(self.table, policy), self.table.problem_type)
 
-    def _outcome(self, policy: Policy, exit_layers: Array, early: Array) -> Outcome:
+    def _losses_under(self, policy: EvidencePolicy) -> Array | None:
+        """What a row loses that leaves after layer i, (rows, depth)."""
+        if self.risk is None:
+            return None
+        answers, table = answer_matrix(self.table, policy), self.table
+        losses = [losses_of(self.risk, table, answers[:, i]) for i in range(table.depth)]
+        return np.stack(losses, axis=1)
+
+    def _losses(self, answers: Array) -> Array | None:
+        """What rows lose that get these answers, (rows,)."""
+        return None if self.risk is None else losses_of(self.risk, self.table, answers)
+
+    def _outcome(
+        self, policy: Policy, exit_layers: Array, early: Array, losses: Array | None
+    ) -> Outcome:
         executed, full = self._cost(policy)
         return Outcome(
             policy=policy,
@@ -171,6 +196,8 @@ class Judge:
             score=self._score(early),
             full_score=self.full_score,
             class_drops=self._class_drops(early) if self.per_class else None,
+            risk=None if losses is None else float(losses.mean()),
+            spread=None if losses is None else float(losses.var()),
         )
 
     def _cost(self, policy: Policy) -> tuple[Array, float]:

@@ -6,19 +6,21 @@ It lies beside the weights as `points/<name>.json`.
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from offramp import __version__
+from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
 from offramp.calibration.listing import refresh
 from offramp.calibration.target import Target
 from offramp.errors import OfframpError, OutputError, PointError
 from offramp.policies import Policy, make_policy
 from offramp.registry import nearest
-from offramp.storage import Strict, parse_document, read_document, write_document
+from offramp.storage import Strict, fingerprint, parse_document, read_document, write_document
 from offramp.table import ProblemType
 
 FOLDER = "points"
@@ -39,7 +41,7 @@ class OperatingPoint(Strict):
         exit_histogram: rows that left after layer 1, 2, ..., depth.
         class_drops: drop of recall by class name, for classification with labels.
         sets: what makes sets of classes of its answers; None where they were not asked for.
-        certificate: place of a claim with a probability; there is none yet.
+        certificate: what is promised on rows like those of the table; None for a mere choice.
     """
 
     schema_version: Literal[1] = 1
@@ -67,7 +69,7 @@ class OperatingPoint(Strict):
     dtype: str
     offramp: str = __version__
     sets: Sets | None = None
-    certificate: None = None
+    certificate: Certificate | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -75,11 +77,26 @@ class OperatingPoint(Strict):
             raise ValueError("exit_histogram does not fit depth and rows")
         if self.sets is not None and len(self.sets.limits) != self.depth:
             raise ValueError("sets do not fit depth")
+        if self.certificate is not None and self.certificate.seal != self.seal():
+            raise ValueError("the certificate was made for another policy or model, or changed")
         try:
             self.build_policy().check(self.problem_type, self.depth)
         except OfframpError as problem:
             raise ValueError(str(problem)) from None
         return self
+
+    def seal(self) -> str:
+        """Fingerprint of the certificate and of all that it holds for."""
+        held = {"policy", "problem_type", "depth", "model_fingerprint", "processor_fingerprint"}
+        bound = self.model_dump(mode="json", include={*held, "engine", "dtype"})
+        claim = self.certificate and self.certificate.model_dump(mode="json", exclude={"seal"})
+        return fingerprint(json.dumps([bound, claim], sort_keys=True))
+
+    def promising(self, certificate: Certificate) -> Self:
+        """The same point with a certificate."""
+        claimed = self.model_copy(update={"certificate": certificate})
+        sealed = certificate.model_copy(update={"seal": claimed.seal()})
+        return self.model_copy(update={"certificate": sealed})
 
     def build_policy(self) -> Policy:
         """The policy, ready for an engine or a replay."""
@@ -126,8 +143,11 @@ class OperatingPoint(Strict):
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, name: str = "default") -> Self:
-        """Read a point of a model folder. Raises PointError."""
+    def load(cls, folder: str | Path, name: str = "default", certified: bool = False) -> Self:
+        """Read a point of a model folder.
+
+        Raises PointError, with `certified` also for a point without a certificate.
+        """
         path = _path(folder, name)
         if not path.is_file():
             known = list_points(folder)
@@ -138,6 +158,11 @@ class OperatingPoint(Strict):
         point = read_document(cls, path, PointError)
         if point.name != name:
             raise PointError(f"{path}: holds a point named '{point.name}', not '{name}'.")
+        if certified and point.certificate is None:
+            raise PointError(
+                f"{path}: point '{name}' is a choice without a certificate. Make one with "
+                "`offramp calibrate TABLE --confidence 95%`."
+            )
         return point
 
 

@@ -17,6 +17,7 @@ from offramp.calibration.frontier import (
     finite_rows,
 )
 from offramp.calibration.point import OperatingPoint
+from offramp.calibration.risks import RISKS
 from offramp.calibration.target import Target
 from offramp.errors import ConfigError, PointError, TableError
 from offramp.metrics import SINGLE
@@ -57,12 +58,14 @@ def calibrate(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     sets: float | str | None = None,
+    max_risk: float | str | None = None,
+    risk: str | None = None,
 ) -> Calibration:
     """Choose a policy and its threshold on a recorded table.
 
     Give exactly one target. Where none of the candidates meets it, or the cheapest that does
     saves less than 5%, the point is full depth and `pays` is False. This is a choice on the
-    rows of the table; it claims nothing about other rows.
+    rows of the table; it claims nothing about other rows, which `certify` does.
 
     Args:
         table: role `tune` or `calibrate`.
@@ -80,6 +83,8 @@ def calibrate(
         sets: also store with the point what makes sets of classes that hold the right one for
             this share of new rows (0.9 or '90%'). Every second row, by a hash of its input, then
             serves these alone. Needs labels, of one class each.
+        max_risk, risk: the cheapest candidate whose mean loss is at most this, and what a row
+            loses: the name of one of `RISKS`, to which others can be added.
 
     Raises:
         ConfigError: contradictory or meaningless demands.
@@ -89,8 +94,8 @@ def calibrate(
     share, apart = None if sets is None else parse_coverage(sets), table
     if share is not None:
         table, apart = _halves(table)
-    target = Target.of(target_speedup, max_drop, max_disagreement, per_class)
-    judge = Judge(table, metric, per_class)
+    target = Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
+    judge = Judge(table, metric, per_class, None if risk is None else RISKS[risk])
     _check_target(target, judge)
     specs = applicable(table) if policies is None else policies
     tried = explore(judge, [*specs, "full"])
@@ -99,7 +104,7 @@ def calibrate(
     pays = best is not None and best.cost_reduction >= WORTH_IT
     full = next(outcome for outcome in tried if outcome.policy.name == "full")
     chosen = best if best is not None and pays else full
-    point = _point(name, target, judge, chosen)
+    point = point_of(name, target, judge, chosen)
     if share is not None:
         point = point.model_copy(update={"sets": Sets.fit(apart, chosen.policy, share)})
     if pays:
@@ -148,6 +153,7 @@ def _check_target(target: Target, judge: Judge) -> None:
         "target_speedup": False,
         "max_drop": judge.metric is not None and judge.metric.bounded,
         "max_disagreement": problem_type != "regression",
+        "max_risk": True,
     }[target.kind]
     if bounded and target.value >= 1:
         raise ConfigError(
@@ -173,11 +179,14 @@ def _meets(target: Target, outcome: Outcome) -> bool:
         return outcome.cost * target.value <= 1 + _ROUNDING
     if target.kind == "max_disagreement":
         return outcome.disagreement <= target.value + _ROUNDING
+    if target.kind == "max_risk":
+        return outcome.risk is not None and outcome.risk <= target.value + _ROUNDING
     drops = [outcome.drop, *(outcome.class_drops or {}).values()]
     return all(drop is not None and drop <= target.value + _ROUNDING for drop in drops)
 
 
-def _point(name: str, target: Target, judge: Judge, chosen: Outcome) -> OperatingPoint:
+def point_of(name: str, target: Target, judge: Judge, chosen: Outcome) -> OperatingPoint:
+    """The point of a policy, with the figures it had on the judge's rows."""
     header = judge.table.header.model_dump()
     shared = OperatingPoint.model_fields.keys() & header.keys() - {"schema_version", "offramp"}
     data = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
 from offramp.calibration.frontier import Outcome
 from offramp.calibration.target import Target
@@ -42,6 +43,29 @@ def refusal(target: Target, best: Outcome | None, tried: Sequence[Outcome]) -> l
     if cheaper:
         nearest = min(cheaper, key=lambda outcome: outcome.loss)
         lines.append(f"The best that costs less is {_describe(nearest)}.")
+    return lines
+
+
+def promise(target: Target, chosen: Outcome, certificate: Certificate) -> list[str]:
+    """What is promised, and what it was chosen for."""
+    return [f"Chosen for a {target}: {_describe(chosen)}.", certificate.words()]
+
+
+def no_promise(target: Target, rows: int, needed: int | None) -> list[str]:
+    """Why the point is full depth, and how many rows might change that."""
+    head = f"No early exit is certified for a {target} with {rows:,} rows; the point is full depth."
+    if needed is None:
+        return [head, "No policy saves 5%, whatever it loses."]
+    if needed <= rows:
+        return [head, "What rows lose is too near the limit; allow more, or train better exits."]
+    return [head, f"It would take about {needed:,} rows."]
+
+
+def proof(searched: int, proven: int, excluded: int) -> list[str]:
+    """What the promise rests on."""
+    lines = [f"Searched on {searched:,} rows, proven on {proven:,} others; figures are of these."]
+    if excluded:
+        lines.append(f"{excluded} rows with NaN or infinite scores were left out.")
     return lines
 
 

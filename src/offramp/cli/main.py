@@ -27,7 +27,7 @@ DONE, MISTAKE, STOPPED = 0, 2, 130
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug of offramp (with a traceback), 2 a mistake in what was given "
     "(with one paragraph), 3 early exit will not pay, the target is not met or runs of a "
-    "comparison are left, 130 stopped with Ctrl-C."
+    "comparison are left, 4 no early exit could be certified, 130 stopped with Ctrl-C."
 )
 # where every version of Typer has it, those that build on click and those that took it in
 ClickError: type[Exception] = typer.BadParameter.__mro__[2]

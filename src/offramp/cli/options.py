@@ -188,6 +188,45 @@ MaxDisagreement = Annotated[
         help="Share of answers that may differ from full depth; needs no labels.",
     ),
 ]
+DEMANDS = (
+    *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
+    *("policies", "name", "sets", "confidence", "proof", "procedure"),
+)
+"""Options of `calibrate` that say what is asked of a point."""
+_PROMISE = "A promise"
+MaxRisk = Annotated[
+    str | None,
+    typer.Option("--max-risk", help="Mean of a loss allowed, with --risk.", show_default=False),
+]
+Risk = Annotated[
+    str | None,
+    typer.Option("--risk", help="What --max-risk limits: drop, disagreement, brier, hellinger."),
+]
+Confidence = Annotated[
+    str | None,
+    typer.Option(
+        "--confidence",
+        help="Promise the limit for rows like these, with this confidence: 95%.",
+        rich_help_panel=_PROMISE,
+    ),
+]
+Proof = Annotated[
+    Path | None,
+    typer.Option(
+        "--proof",
+        help="Exit table, role calibrate, that proves it; else every second row of TABLE.",
+        rich_help_panel=_PROMISE,
+        show_default=False,
+    ),
+]
+Procedure = Annotated[
+    str,
+    typer.Option(
+        "--procedure",
+        help="fixed_sequence, holm, bonferroni; or expectation, which promises less.",
+        rich_help_panel=_PROMISE,
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(

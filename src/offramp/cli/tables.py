@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offramp.prediction import Predictor
     from offramp.table import ExitTable
 
-NOT_WORTH_IT = 3
+NOT_WORTH_IT, NOT_CERTIFIED = 3, 4
 
 
 def record(
@@ -96,11 +96,16 @@ def calibrate(
     target_speedup: o.TargetSpeedup = None,
     max_drop: o.MaxDrop = None,
     max_disagreement: o.MaxDisagreement = None,
+    max_risk: o.MaxRisk = None,
+    risk: o.Risk = None,
     metric: o.Metric = None,
     per_class: o.PerClass = False,
     policies: o.Policies = None,
     name: o.Name = "default",
     sets: o.Sets = None,
+    confidence: o.Confidence = None,
+    proof: o.Proof = None,
+    procedure: o.Procedure = "fixed_sequence",
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -108,22 +113,25 @@ def calibrate(
     """Choose a policy and its threshold on recorded rows.
 
     Give one target. The cheapest policy that meets it is chosen, or for --target-speedup the
-    best one. Without --model the choice is only shown.
+    best one. Without --model the choice is only shown. With --confidence the limit is promised
+    for rows like these: policies are searched on half of them and proven on the rest.
 
     Examples:
       offramp calibrate tune.table --model my-offramp --max-drop 1%
       offramp calibrate tune.table --model my-offramp --target-speedup 2 --name fast
+      offramp calibrate tune.table --model my-offramp --max-drop 1% --confidence 95%
       offramp calibrate a.table b.table --max-disagreement 2% --policy patience --json
     """
     given = dict(locals())
     console.setup(quiet, verbose)
-    from offramp.calibration import calibrate as run
+    from offramp.calibration import choose
     from offramp.report import write_picture
 
     table = joined(tables)
     if model is not None:
         table.check_model(fingerprint_of(model))
-    found = run(table, **o.passed(run, given))
+    given["proof"] = None if proof is None else joined([proof])
+    found = choose(table, **{name: given[name] for name in o.DEMANDS})
     written = None
     if model is not None:
         written = found.point.save(model)
@@ -134,7 +142,7 @@ def calibrate(
         console.say(*found.messages, _where(written))
         report.show_histogram(found.point.exit_histogram)
     if not found.pays:
-        raise typer.Exit(NOT_WORTH_IT)
+        raise typer.Exit(NOT_WORTH_IT if confidence is None else NOT_CERTIFIED)
 
 
 def _where(written: Path | None) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from offramp.cli import console, report
 from offramp.cli import options as o
-from offramp.cli.tables import NOT_WORTH_IT, calibration_json
+from offramp.cli.tables import NOT_CERTIFIED, NOT_WORTH_IT, calibration_json
 from offramp.cli.train import check_pooling, training_options
 
 if TYPE_CHECKING:
@@ -26,11 +26,15 @@ def tune(
     target_speedup: o.TargetSpeedup = None,
     max_drop: o.MaxDrop = None,
     max_disagreement: o.MaxDisagreement = None,
+    max_risk: o.MaxRisk = None,
+    risk: o.Risk = None,
     metric: o.Metric = None,
     per_class: o.PerClass = False,
     policies: o.Policies = None,
     name: o.Name = "default",
     sets: o.Sets = None,
+    confidence: o.Confidence = None,
+    procedure: o.Procedure = "fixed_sequence",
     eval_data: o.EvalData = None,
     eval_split: o.EvalSplit = None,
     tune_share: o.TuneShare = 0.2,
@@ -67,6 +71,7 @@ def tune(
 
     Examples:
       offramp tune my-classifier --data reviews.csv --max-drop 1%
+      offramp tune my-classifier --data reviews.csv --max-drop 2% --confidence 95%
       offramp tune my-classifier --data train.csv --eval-data held-out.csv --target-speedup 2
       offramp tune my-classifier --data unlabelled.jsonl --max-disagreement 2%
     """
@@ -82,7 +87,7 @@ def tune(
     else:
         _show(done)
     if not done.calibration.pays:
-        raise typer.Exit(NOT_WORTH_IT)
+        raise typer.Exit(NOT_WORTH_IT if confidence is None else NOT_CERTIFIED)
 
 
 def _as_json(done: Tuned) -> dict[str, Any]:

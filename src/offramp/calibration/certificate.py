@@ -1,0 +1,75 @@
+"""What a point promises: a mean loss below a limit, with a confidence, on rows of a population."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from offramp.calibration.risks import RISKS
+from offramp.storage import Strict
+
+Procedure = Literal["fixed_sequence", "holm", "bonferroni", "expectation"]
+Test = Literal["binomial", "betting", "mean"]
+
+
+class Certificate(Strict):
+    """A claim on rows like those it was made on, stored with an operating point.
+
+    Attributes:
+        risk: name of what a row may lose, see `offramp.calibration.RISKS`.
+        limit: the mean loss that is not exceeded.
+        confidence: that the claim holds; None where `limit` holds on average over the draws of
+            such rows (procedure `expectation`), and not for this one.
+        procedure: over the candidates, see `certify`.
+        test: of one candidate.
+        rows: that it rests on; nothing was chosen on these but by the procedure.
+        estimate: mean loss on these rows.
+        bound: the mean loss of the population is below this with `confidence`, if this point
+            alone had been tested; None without a confidence.
+        tested: candidates of the procedure.
+        seed: of the order of the rows, on which the test `betting` depends.
+        population: fingerprint of the rows.
+        seal: fingerprint of all this and of what it is said of, see `OperatingPoint`.
+    """
+
+    risk: str
+    limit: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None
+    procedure: Procedure
+    test: Test
+    rows: int = Field(ge=1)
+    estimate: float = Field(ge=-1, le=1)
+    bound: Annotated[float, Field(ge=-1, le=1)] | None
+    tested: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    population: str
+    seal: str = ""
+
+    def words(self) -> str:
+        """The claim in one sentence, with what it rests on."""
+        what = RISKS[self.risk].words if self.risk in RISKS else self.risk
+        if self.confidence is None:
+            return (
+                f"On average over draws of {self.rows:,} rows: {what}, at most {self.limit:.2%}; "
+                f"nothing is guaranteed for this draw ({self.estimate:.2%} on these rows)."
+            )
+        return (
+            f"Guaranteed with {100 * self.confidence:g}% confidence: {what}, at most "
+            f"{self.limit:.2%}, from {self.rows:,} rows ({self.estimate:.2%} on these), while the "
+            "rows to come are like those."
+        )
+
+
+def rows_needed(limit: float, confidence: float, estimate: float, spread: float) -> int:
+    """About how many rows certify a mean loss of `estimate`.
+
+    Args:
+        estimate: mean loss; not below the limit can never be certified, so half of it is taken.
+        spread: variance of the losses.
+    """
+    surely = math.log(1 / (1 - confidence))
+    fewest = surely / -math.log1p(-limit)  # where no row loses
+    gap = limit - min(estimate, limit / 2)
+    return math.ceil(max(fewest, 2 * surely * max(spread, limit * (1 - limit) / 2) / gap**2))

@@ -1,0 +1,200 @@
+"""A point with a promise: searched on some rows, proven on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.calibration import sentences
+from offramp.calibration.certificate import Certificate, Procedure, Test, rows_needed
+from offramp.calibration.frontier import (
+    Judge,
+    Outcome,
+    PolicySpec,
+    applicable,
+    explore,
+    finite_rows,
+)
+from offramp.calibration.proving import Floats, bound, losses_under, path_of, prove
+from offramp.calibration.risks import RISKS, Risk
+from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of
+from offramp.calibration.target import Target, parse_share
+from offramp.errors import ConfigError, TableError
+from offramp.policies import Full
+from offramp.storage import fingerprint
+from offramp.table import ExitTable, refuse_overlap, require_role
+
+PROCEDURES: tuple[Procedure, ...] = ("fixed_sequence", "holm", "bonferroni", "expectation")
+
+
+def certify(
+    table: ExitTable,
+    proof: ExitTable | None = None,
+    *,
+    max_drop: float | str | None = None,
+    max_disagreement: float | str | None = None,
+    max_risk: float | str | None = None,
+    risk: str | None = None,
+    confidence: float | str = 0.95,
+    procedure: Procedure = "fixed_sequence",
+    test: Test | None = None,
+    policies: Sequence[PolicySpec] | None = None,
+    name: str = "default",
+    seed: int = 0,
+) -> Calibration:
+    """Choose the fastest policy that is proven to lose no more than a limit.
+
+    Every policy is tried at every threshold on some rows; those that no other beats there in both
+    cost and safety form a path, which other rows then test from its safest end. The figures of the
+    point are of these other rows. Where nothing is proven the point is full depth, which never
+    loses anything, and the messages say about how many rows it would take.
+
+    Args:
+        table: to search on, role `tune` or `calibrate`.
+        proof: to prove on, role `calibrate`, no row of it in `table`; without it, every second
+            row of `table` by a hash of its input, and the search has the others.
+        max_drop: accuracy that may be lost against full depth, 0.01 or '1%'. Needs labels.
+        max_disagreement: share of rows that may be answered otherwise than at full depth.
+        max_risk, risk: the mean of a loss that is one of `RISKS`.
+        confidence: that the limit holds for rows like those of the proof, 0.95 or '95%'.
+        procedure, test: see `prove`; by default bets, and exact where losses are 0 and 1.
+        policies, name: see `calibrate`.
+        seed: of the order in which rows are bet on.
+
+    Raises:
+        ConfigError: demands that mean nothing.
+        TableError: the role forbids it, labels are missing, rows are in both tables, or there
+            are too few.
+    """
+    target = Target.of(None, max_drop, max_disagreement, False, max_risk, risk)
+    measured, sure = RISKS[str(target.loss)], _confidence(confidence)
+    _check(target, measured, procedure, test)
+    search, rest, excluded = _parts(table, proof)
+    measured.check(search.problem_type, search.labels is not None)
+    judge = Judge(search, risk=measured)
+    tried = explore(judge, [*(applicable(search) if policies is None else policies), "full"])
+    path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]
+    test = test or ("binomial" if measured.whole and measured.lowest == 0 else "betting")
+    losses = _losses(rest, path, measured, seed)
+    place = prove(losses, target.value, sure, procedure, test).place if path else None
+    policy = Full() if place is None else path[place].policy
+    mine = losses[:, place] if place is not None else np.zeros(rest.rows)
+    judged = Judge(rest, risk=measured)
+    outcome = judged.measure(policy)
+    promised = Certificate(
+        risk=measured.name,
+        limit=target.value,
+        confidence=None if procedure == "expectation" else sure,
+        procedure=procedure,
+        test="mean" if procedure == "expectation" else test,
+        rows=rest.rows,
+        estimate=float(mine.mean()),
+        bound=_bound(mine, sure, procedure, test, place),
+        tested=max(1, len(path)),
+        seed=seed,
+        population=fingerprint(np.sort(rest.ids).tobytes()),
+    )
+    point = point_of(name, target, judged, outcome).promising(promised)
+    if place is not None:
+        said = sentences.promise(target, outcome, promised)
+    else:
+        said = sentences.no_promise(target, rest.rows, _needed(path, target, sure))
+    cautions = sentences.proof(search.rows, rest.rows, excluded)
+    return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
+
+
+_OF_CHOICE = {"target_speedup": None, "metric": None, "per_class": False, "sets": None}
+_OF_PROMISE = {"proof": None, "procedure": "fixed_sequence", "test": None, "seed": 0}
+
+
+def choose(
+    table: ExitTable, *, confidence: float | str | None = None, **demand: Any
+) -> Calibration:
+    """`certify` where there is a confidence, else `calibrate`.
+
+    Raises ConfigError for what the other one takes, unless it is what that assumes anyway.
+    """
+    other = _OF_PROMISE if confidence is None else _OF_CHOICE
+    for name, usual in other.items():
+        if demand.pop(name, usual) != usual:
+            why = "needs --confidence" if confidence is None else "does not go with --confidence"
+            raise ConfigError(f"--{name.replace('_', '-')} {why}.")
+    if confidence is None:
+        return calibrate(table, **demand)
+    return certify(table, confidence=confidence, **demand)
+
+
+def _confidence(text: float | str) -> float:
+    share = parse_share(text)
+    if not 0.5 <= share < 1:
+        raise ConfigError(f"A confidence of {text} is none. Write 95% or 0.95.")
+    return share
+
+
+def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None) -> None:
+    if procedure not in PROCEDURES:
+        raise ConfigError(f"Procedure '{procedure}' is unknown. Known: {', '.join(PROCEDURES)}.")
+    if not 0 < target.value < 1:
+        raise ConfigError(
+            f"{target.kind}={target.value:g} cannot be promised: a limit is above 0 and below 1, "
+            "such as 1% or 0.01."
+        )
+    if test == "binomial" and not (risk.whole and risk.lowest == 0):
+        raise ConfigError(
+            f"The test 'binomial' is for losses of 0 and 1, which '{risk.name}' has not. "
+            "Use 'betting'."
+        )
+
+
+def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTable, int]:
+    """Rows to search on, rows to prove on, both with finite scores, and how many have not."""
+    require_role(table, ("tune", "calibrate"), "choose a policy")
+    fine = finite_rows(table)
+    if proof is not None:
+        require_role(proof, ("calibrate",), "prove a promise")
+        proof.check_model(table.header.model_fingerprint)
+        refuse_overlap(table, proof)
+        good = finite_rows(proof)
+        return _by_id(table, fine), _by_id(proof, good), int((~fine).sum() + (~good).sum())
+    apart = table.ids % 2 == 1
+    if not (fine & apart).any() or not (fine & ~apart).any():
+        raise TableError(
+            f"{table.rows} rows are too few to search on one half and prove on the other."
+        )
+    return _by_id(table, fine & ~apart), _by_id(table, fine & apart), int((~fine).sum())
+
+
+def _by_id(table: ExitTable, chosen: npt.NDArray[np.bool_]) -> ExitTable:
+    """These rows in an order that is not that of the file, on which sums depend in a last bit."""
+    rows = np.flatnonzero(chosen)
+    return table.take(rows[np.argsort(table.ids[rows], kind="stable")])
+
+
+def _losses(table: ExitTable, path: Sequence[Outcome], risk: Risk, seed: int) -> Floats:
+    """(rows, candidates), in random order."""
+    if not path:
+        return np.zeros((table.rows, 0))
+    losses = np.stack([losses_under(table, one.policy, risk) for one in path], axis=1)
+    return losses[np.random.default_rng(seed).permutation(table.rows)]
+
+
+def _bound(
+    losses: Floats,
+    sure: float,
+    procedure: Procedure,
+    test: Test,
+    place: int | None,
+) -> float | None:
+    if procedure == "expectation":
+        return None
+    return 0.0 if place is None else bound(losses, sure, test)
+
+
+def _needed(path: Sequence[Outcome], target: Target, sure: float) -> int | None:
+    """About how many rows prove the safest of the path; None without a path."""
+    if not path or path[0].risk is None or path[0].spread is None:
+        return None
+    return rows_needed(target.value, sure, path[0].risk, path[0].spread)

@@ -1,0 +1,113 @@
+"""Which of many policies are proven to lose little, by rows that they were not chosen on.
+
+Learn then Test (arXiv 2110.01052) along a path that is fixed before the rows of the test are
+looked at (Pareto testing, arXiv 2210.07913): the policies that no other beats in both cost and
+loss on the rows of the search, safest first. What is not proven is not returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
+from offramp.calibration.certificate import Procedure, Test
+from offramp.calibration.frontier import Outcome
+from offramp.calibration.risks import Risk, losses_of
+from offramp.policies import Policy
+from offramp.table import ExitTable, replay
+
+Floats = npt.NDArray[np.float64]
+P_VALUES = {"binomial": binomial, "betting": betting}
+_FWER = {"fixed_sequence": "fixed_sequence", "holm": "bonferroni_holm", "bonferroni": "bonferroni"}
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a test found of the candidates of a path.
+
+    Attributes:
+        place: of the fastest candidate that is proven; None where none is.
+        estimates: mean loss of each, (candidates,).
+        p_values: (candidates,); of the procedure `expectation`, none.
+    """
+
+    place: int | None
+    estimates: Floats
+    p_values: Floats | None
+
+
+def losses_under(table: ExitTable, policy: Policy, risk: Risk) -> Floats:
+    """What each row of a table loses, (rows,)."""
+    return losses_of(risk, table, replay(table, policy).answers)
+
+
+def prove(
+    losses: Floats,
+    limit: float,
+    confidence: float = 0.95,
+    procedure: Procedure = "fixed_sequence",
+    test: Test = "betting",
+) -> Proven:
+    """The fastest candidate whose mean loss is proven to be at most `limit`.
+
+    With a chance of at most 1 - confidence, over draws of the rows, a candidate is called proven
+    that is not; `expectation` claims less: that the mean over draws is at most `limit`.
+
+    Args:
+        losses: (rows, candidates), at most 1, rows in random order, candidates from the safest
+            to the fastest; chosen and ordered on other rows.
+        confidence: plays no part in `expectation`.
+        procedure: `fixed_sequence` tests one after the other, as long as they pass; `holm` and
+            `bonferroni` all of them, each more strictly; `expectation` is conformal risk control
+            (arXiv 2208.02814), for losses that grow from one candidate to the next.
+        test: `binomial`, exact for losses of 0 and 1, or `betting`; `expectation` has none.
+    """
+    estimates = losses.mean(axis=0)
+    if procedure == "expectation":
+        passed = _in_expectation(estimates, len(losses), limit)
+        return Proven(_last(passed), estimates, None)
+    from mapie.risk_control import control_fwer  # takes a second, which few need
+
+    alpha = 1 - confidence
+    p_values = P_VALUES[test](losses, limit, alpha)
+    return Proven(_last(control_fwer(p_values, alpha, _FWER[procedure])), estimates, p_values)
+
+
+def bound(losses: Floats, confidence: float, test: Test) -> float:
+    """The mean loss of the population is below this with that confidence, for one candidate."""
+    upper = binomial_bound if test == "binomial" else betting_bound
+    return float(upper(losses, 1 - confidence))
+
+
+def path_of(outcomes: Sequence[Outcome], limit: float) -> list[Outcome]:
+    """Those that no other beats in both cost and safety, from the safest to the fastest.
+
+    Safe is what a test would tell from the limit with few rows: far below it, and alike in all.
+    """
+
+    def danger(outcome: Outcome) -> float:
+        assert outcome.risk is not None
+        assert outcome.spread is not None
+        rows = sum(outcome.exit_histogram)
+        return (outcome.risk - limit) / math.sqrt(outcome.spread + limit / rows)
+
+    path: list[Outcome] = []
+    for outcome in sorted(outcomes, key=lambda one: (danger(one), one.cost)):
+        if not path or outcome.cost < path[-1].cost:
+            path.append(outcome)
+    return path
+
+
+def _in_expectation(estimates: Floats, rows: int, limit: float) -> npt.NDArray[np.intp]:
+    """Candidates up to the last whose mean, with one more row of loss 1, is within the limit."""
+    worst = np.maximum.accumulate(estimates)
+    return np.flatnonzero((rows * worst + 1) / (rows + 1) <= limit)
+
+
+def _last(passed: npt.NDArray[np.intp]) -> int | None:
+    return int(passed[-1]) if len(passed) else None

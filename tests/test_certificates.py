@@ -1,0 +1,263 @@
+"""Claims about promises: they are kept as often as said, and nothing unproven is promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mapie.risk_control import control_fwer
+from scipy.stats import binomtest
+
+from offramp import ExitTable, OperatingPoint
+from offramp.calibration import RISKS, certify, choose
+from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
+from offramp.calibration.certificate import rows_needed
+from offramp.calibration.proving import prove
+from offramp.calibration.risks import Answered
+from offramp.errors import ConfigError, PointError, TableError
+
+DEPTH = 6
+
+
+def table_of(rows: int, seed: int = 0, role: str = "tune", labelled: bool = True) -> ExitTable:
+    """Exits that know more the deeper they are, and know how sure they are."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, rows)
+    ease = rng.normal(1.5, 1.5, rows)[:, None]
+    margins = ease * np.linspace(0.6, 1.6, DEPTH) + rng.normal(0, 0.7, (rows, DEPTH))
+    signed = np.where(truth[:, None] == 1, margins, -margins)
+    return ExitTable.from_arrays(
+        np.stack((-signed, signed), axis=-1),
+        ids=rng.permutation(10 * rows)[:rows] + 10**6 * seed,
+        problem_type="single_label_classification",
+        labels=truth if labelled else None,
+        role=role,
+    )
+
+
+# Bounds
+
+
+def test_the_binomial_p_value_is_that_of_the_exact_test() -> None:
+    losses = np.array([1.0] * 7 + [0.0] * 193)
+    exact = binomtest(7, 200, 0.05, alternative="less").pvalue
+    assert binomial(losses, 0.05) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("rows", [60, 400])
+@pytest.mark.parametrize("limit", [0.02, 0.1])
+def test_a_mean_at_the_limit_is_called_less_no_more_often_than_alpha(
+    rows: int, limit: float
+) -> None:
+    rng, alpha, draws = np.random.default_rng(0), 0.1, 3000
+    noise = alpha + 3 * np.sqrt(alpha * (1 - alpha) / draws)
+    counted = (rng.random((rows, draws)) < limit).astype(float)
+    up = rng.random((rows, draws))
+    differences = np.where(up < 0.05 + limit, 1.0, np.where(up < 0.1 + limit, -1.0, 0.0))
+    assert (binomial(counted, limit) <= alpha).mean() <= noise
+    assert (betting(counted, limit, alpha) <= alpha).mean() <= noise
+    assert (betting(differences, limit, alpha) <= alpha).mean() <= noise
+
+
+@pytest.mark.parametrize("bound", [betting_bound, binomial_bound])
+def test_a_bound_is_where_the_test_turns(bound: object) -> None:
+    losses = (np.random.default_rng(1).random((300, 5)) < 0.04).astype(float)
+    test = betting if bound is betting_bound else binomial
+    upper = bound(losses, 0.05)  # type: ignore[operator]
+    for place in range(5):
+        assert test(losses[:, place], upper[place] + 1e-6, 0.05) <= 0.05
+        assert test(losses[:, place], upper[place] - 1e-6, 0.05) > 0.05
+
+
+def test_gains_tighten_the_bound_of_bets() -> None:
+    rng = np.random.default_rng(2)
+    losses = (rng.random(500) < 0.03).astype(float)
+    gains = np.where((losses == 0) & (rng.random(500) < 0.03), -1.0, losses)
+    assert betting_bound(gains, 0.05) < betting_bound(losses, 0.05)
+
+
+def test_no_loss_at_all_needs_as_many_rows_as_is_said() -> None:
+    needed = rows_needed(0.02, 0.95, 0.0, 0.0)
+    assert binomial(np.zeros(needed), 0.02) <= 0.05
+
+
+# Procedures
+
+
+def test_a_fixed_sequence_stops_at_the_first_that_is_not_proven() -> None:
+    losses = np.zeros((400, 4))
+    losses[:40, 1] = 1  # the second loses, the third does not
+    assert prove(losses, 0.02, 0.95, "fixed_sequence", "binomial").place == 0
+    assert prove(losses, 0.02, 0.95, "holm", "binomial").place == 3
+
+
+def test_nothing_proven_is_no_place() -> None:
+    losses = np.ones((400, 3))
+    for procedure in ("fixed_sequence", "holm", "bonferroni", "expectation"):
+        assert prove(losses, 0.02, 0.95, procedure, "betting").place is None
+
+
+def test_procedures_agree_with_mapie() -> None:
+    losses = (np.random.default_rng(3).random((500, 8)) < np.linspace(0, 0.1, 8)).astype(float)
+    p_values = prove(losses, 0.05, 0.9, "holm", "binomial").p_values
+    assert p_values is not None
+    assert prove(losses, 0.05, 0.9, "holm", "binomial").place == max(
+        control_fwer(p_values, 0.1, "bonferroni_holm")
+    )
+
+
+@pytest.mark.parametrize(("risk", "limit"), [("drop", 0.03), ("disagreement", 0.05)])
+@pytest.mark.parametrize("procedure", ["fixed_sequence", "holm"])
+def test_a_promise_is_kept_as_often_as_said_and_a_plain_choice_is_not(
+    risk: str, limit: float, procedure: str
+) -> None:
+    """Searched on one table; proof rows drawn from another, whose true risk is known."""
+    from offramp.calibration.frontier import Judge, explore
+    from offramp.calibration.proving import losses_under, path_of
+
+    confidence, rows, draws = 0.9, 500, 300
+    measured = RISKS[risk]
+    search, pool = table_of(400, seed=1), table_of(3000, seed=2)
+    tried = explore(Judge(search, risk=measured), ["entropy", "patience", "full"])
+    path = path_of(tried, limit)
+    losses = np.stack([losses_under(pool, one.policy, measured) for one in path], axis=1)
+    true = losses.mean(axis=0)
+    rng = np.random.default_rng(0)
+    broken, plainly, left = 0, 0, 0
+    for _ in range(draws):
+        drawn = losses[rng.integers(0, len(losses), rows)]
+        place = prove(drawn, limit, confidence, procedure, "betting").place
+        broken += place is not None and true[place] > limit
+        left += place is not None and path[place].cost < 0.95
+        plainly += true[np.flatnonzero(drawn.mean(axis=0) <= limit)[-1]] > limit
+    noise = 3 * np.sqrt(0.1 * 0.9 / draws)
+    assert broken / draws <= 0.1 + noise
+    assert left / draws > 0.9  # not by never leaving
+    assert plainly / draws > 0.25
+
+
+# Risks
+
+
+@given(
+    seed=st.integers(0, 1000), risk=st.sampled_from(["drop", "disagreement", "brier", "hellinger"])
+)
+@settings(max_examples=60)
+def test_full_depth_loses_nothing_and_losses_stay_in_range(seed: int, risk: str) -> None:
+    rng = np.random.default_rng(seed)
+    full, early = rng.normal(size=(2, 20, 3)).astype(np.float32) * 10
+    labels = rng.integers(0, 3, 20)
+    measured = RISKS[risk]
+    losses = measured.of(Answered(early, full, labels, "single_label_classification"))
+    assert losses.min() >= measured.lowest
+    assert losses.max() <= 1 + 1e-12
+    same = measured.of(Answered(full, full, labels, "single_label_classification"))
+    assert np.abs(same).max() < 1e-7
+
+
+# Points
+
+
+def test_a_stricter_limit_never_leaves_earlier() -> None:
+    table = table_of(2000)
+    costs = [
+        certify(table, max_disagreement=limit, policies=["entropy"]).point.cost
+        for limit in (0.2, 0.1, 0.05, 0.02)
+    ]
+    assert costs == sorted(costs)
+
+
+@given(seed=st.integers(0, 100))
+@settings(max_examples=10)
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    table = table_of(300)
+    other = table.take(np.random.default_rng(seed).permutation(table.rows))
+    first = certify(table, max_drop=0.1, policies=["entropy"])
+    again = certify(other, max_drop=0.1, policies=["entropy"])
+    assert again.point == first.point
+    assert again.messages == first.messages
+
+
+def test_too_few_rows_mean_full_depth_and_a_number() -> None:
+    found = certify(table_of(100), max_drop="1%")
+    assert not found.pays
+    assert found.point.policy["name"] == "full"
+    assert "It would take about" in found.messages[1]
+
+
+def test_never_leaving_is_always_certified() -> None:
+    certificate = certify(table_of(20), max_drop=0.001).point.certificate
+    assert certificate is not None
+    assert (certificate.estimate, certificate.bound) == (0.0, 0.0)
+
+
+def test_the_proof_may_be_rows_of_their_own_but_no_row_twice() -> None:
+    search, proof = table_of(400, seed=1), table_of(600, seed=2, role="calibrate")
+    found = certify(search, proof, max_disagreement="10%")
+    assert found.point.rows == 600
+    assert found.point.role == "calibrate"
+    with pytest.raises(TableError, match="600 inputs are in both"):
+        certify(proof, proof, max_disagreement="10%")
+    with pytest.raises(TableError, match="may not be used to prove"):
+        certify(proof, search, max_disagreement="10%")
+
+
+def test_a_changed_or_uncertified_point_cannot_be_loaded_as_certified(tmp_path: Path) -> None:
+    found = certify(table_of(2000), max_disagreement="5%")
+    assert found.pays
+    path = found.point.save(tmp_path)
+    assert OperatingPoint.load(tmp_path, certified=True) == found.point
+    choose(table_of(2000), max_disagreement="5%", name="plain").point.save(tmp_path)
+    with pytest.raises(PointError, match="without a certificate"):
+        OperatingPoint.load(tmp_path, "plain", certified=True)
+    for change in ({"dtype": "int8"}, {"model_fingerprint": "other"}, {"depth": 7}):
+        path.write_text(json.dumps(json.loads(found.point.model_dump_json()) | change))
+        with pytest.raises(PointError):
+            OperatingPoint.load(tmp_path)
+
+
+def test_the_claim_names_what_it_rests_on() -> None:
+    found = certify(table_of(2000), max_drop="5%", confidence="90%")
+    said = " ".join(found.messages)
+    for word in ("90% confidence", "accuracy lost", "5.00%", "rows", "like those"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("demand", "says"),
+    [
+        ({"target_speedup": 2}, "target-speedup does not go with --confidence"),
+        ({"max_drop": 0.01, "metric": "f1"}, "metric does not go with"),
+        ({"max_drop": 0}, "cannot be promised"),
+        ({"max_drop": 0.01, "procedure": "hope"}, "Procedure 'hope' is unknown"),
+        ({"max_drop": 0.01, "test": "binomial"}, "for losses of 0 and 1"),
+        ({"max_drop": "nan"}, "is not a share"),
+        ({"max_risk": 0.01}, "go together"),
+        ({"max_risk": 0.01, "risk": "brie"}, "Did you mean 'brier'"),
+    ],
+)
+def test_demands_that_mean_nothing_are_refused(demand: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        choose(table_of(100), confidence=0.95, **demand)
+
+
+def test_what_a_proof_takes_is_refused_without_a_confidence() -> None:
+    with pytest.raises(ConfigError, match="procedure needs --confidence"):
+        choose(table_of(100), max_drop=0.01, procedure="holm")
+
+
+@pytest.mark.parametrize("confidence", [1, 1.5, "0", "much"])
+def test_a_confidence_is_a_share(confidence: object) -> None:
+    with pytest.raises(ConfigError):
+        certify(table_of(100), max_drop=0.01, confidence=confidence)  # type: ignore[arg-type]
+
+
+def test_a_drop_needs_labels_and_disagreement_does_not() -> None:
+    bare = table_of(1000, labelled=False)
+    assert certify(bare, max_disagreement="10%").pays
+    with pytest.raises(TableError, match="needs labels"):
+        certify(bare, max_drop="10%")
