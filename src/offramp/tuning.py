@@ -55,6 +55,12 @@ logger = logging.getLogger("offramp")
 Facts = dict[str, str]
 RECIPE = "tune.json"
 FEW = 8
+DEMAND = (
+    *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
+    *("policies", "name", "sets", "confidence", "procedure"),
+)
+"""What `tune` hands on to `choose`."""
+COLUMNS = ("text", "text_pair", "image", "label", "max_rows")
 SPEED_ROWS, SPEED_BATCH, SPEED_PASSES, SPEED_SECONDS = 512, 32, 5, 20.0
 
 
@@ -168,27 +174,9 @@ def tune(
     Raises:
         OfframpError: before the work starts, wherever that can be known.
     """
-    demand: dict[str, Any] = {
-        "target_speedup": target_speedup,
-        "max_drop": max_drop,
-        "max_disagreement": max_disagreement,
-        "metric": metric,
-        "per_class": per_class,
-        "policies": policies,
-        "name": name,
-        "sets": sets,
-        "max_risk": max_risk,
-        "risk": risk,
-        "confidence": confidence,
-        "procedure": procedure,
-    }
-    columns: dict[str, Any] = {
-        "text": text,
-        "text_pair": text_pair,
-        "image": image,
-        "label": label,
-        "max_rows": max_rows,
-    }
+    given = dict(locals())
+    demand = {name: given[name] for name in DEMAND}
+    columns = {name: given[name] for name in COLUMNS}
     Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
     how = {"device": device, "dtype": dtype, "backend": backend}
     check_backend(**how)
