@@ -88,12 +88,12 @@ def predict(
     how |= {"device": device, "dtype": dtype, "backend": backend}
     if inputs == ["-"]:
         named = {"text": text, "text_pair": text_pair, "image": image}
-        for entries in predict_lines(folder, _STDIN, **how, **named):
+        for entries in predict_lines(folder, _STDIN, **how | named):
             _say(entries)
             console.flush()
         return
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
-    if data is None or str(output or "-") == "-":
+    if data is None or output is None or str(output) == "-":
         _say(stream(folder, inputs or str(data), **how, **columns))
         return
     summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ class CompiledEngine(ABC):
         self._graphs = Graphs(model, stored, progress, extra=self.name)
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
-        leaves = getattr(model, "parameters", tuple)()
+        leaves: Iterable[torch.Tensor] = getattr(model, "parameters", tuple)()
         self._weights = [leaf for leaf in leaves if not leaf.is_inference()]
         self._made_of = self._writes()
 
