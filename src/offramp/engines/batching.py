@@ -22,7 +22,10 @@ WINDOW = 16
 
 
 def plan_batches(
-    lengths: npt.ArrayLike, max_rows: int = MAX_ROWS, max_tokens: int = MAX_TOKENS
+    lengths: npt.ArrayLike,
+    max_rows: int = MAX_ROWS,
+    max_tokens: int = MAX_TOKENS,
+    max_padding: int | None = None,
 ) -> list[npt.NDArray[np.int64]]:
     """Row indices of each batch, longest rows first, so that memory runs out early or never.
 
@@ -30,6 +33,7 @@ def plan_batches(
         lengths: tokens per row, (rows,).
         max_rows: of a batch.
         max_tokens: of a batch, padding included; a row that is longer goes alone.
+        max_padding: tokens of a batch that are none.
     """
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
@@ -37,6 +41,9 @@ def plan_batches(
     while first < len(order):
         longest = max(1, int(lengths[order[first]]))
         rows = max(1, min(max_rows, max_tokens // longest))
+        if max_padding is not None:
+            padding = np.cumsum(longest - lengths[order[first : first + rows]])
+            rows = max(1, int(np.searchsorted(padding, max_padding, side="right")))
         batches.append(order[first : first + rows])
         first += rows
     return batches
@@ -85,10 +92,12 @@ def in_batches(
     run: Callable[[list[T]], Sequence[R]],
     max_rows: int = MAX_ROWS,
     max_tokens: int = MAX_TOKENS,
+    max_padding: int | None = None,
 ) -> list[R]:
     """Apply `run` to length-sorted batches; results come back in the order of the items."""
     results: dict[int, R] = {}
-    for batch in plan_batches([length(item) for item in items], max_rows, max_tokens):
+    lengths = [length(item) for item in items]
+    for batch in plan_batches(lengths, max_rows, max_tokens, max_padding):
         answers = run([items[index] for index in batch])
         results.update(zip(batch.tolist(), answers, strict=True))
     return [results[index] for index in range(len(items))]

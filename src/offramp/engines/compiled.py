@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from offramp.backbones import Batch
-from offramp.engines.base import Answers, Exitable
+from offramp.engines.base import Answers, Exitable, rows_of
 from offramp.engines.graphs import Graphs, rule_of
+from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
@@ -55,6 +56,8 @@ class CompiledEngine(ABC):
     """
 
     name: str
+    cuts = False
+    """Whether large batches run in steps, which may have any shape."""
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class CompiledEngine(ABC):
         # sixteen bits are the runtime's own doing
         stored = "int8" if dtype == "int8" else "float32"
         self._graphs = Graphs(model, stored, progress, extra=self.name)
+        self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         leaves: Iterable[torch.Tensor] = getattr(model, "parameters", tuple)()
@@ -85,18 +89,27 @@ class CompiledEngine(ABC):
         Raises ConfigError for a batch without rows and for a policy that cannot be a graph.
         """
         session = self._session(policy)
-        feed = _feed(batch)
-        feed["bar"] = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
-        if rows is not None:
-            feed |= {"row_id": rows.ids.numpy(), "length": rows.lengths.numpy()}
-        scores, layers, bad = session.run(feed)
-        return Answers(torch.from_numpy(scores), torch.from_numpy(layers), torch.from_numpy(bad))
+        bar = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
+
+        def step(part: Batch, mine: Rows) -> Answers:
+            known = {"bar": bar, "row_id": mine.ids.numpy(), "length": mine.lengths.numpy()}
+            return Answers(*map(torch.from_numpy, session.run(_feed(part) | known)))
+
+        rows = rows_of(batch) if rows is None else rows
+        return in_steps(batch, rows, self._size(batch), step, join_answers)
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """What every exit says of every row; each layer is run."""
         session = self._session(None)
-        said = dict(zip(session.outputs, session.run(_feed(batch)), strict=True))
-        return tuple(_output(said, layer) for layer in range(1, self.model.depth + 1))
+
+        def step(part: Batch, mine: Rows) -> tuple[ExitOutput, ...]:
+            said = dict(zip(session.outputs, session.run(_feed(part)), strict=True))
+            return tuple(_output(said, layer) for layer in range(1, self.model.depth + 1))
+
+        return in_steps(batch, rows_of(batch), self._size(batch), step, join_outputs)
+
+    def _size(self, batch: Batch) -> int:
+        return rows_a_step(batch, self.widest, self.threads or torch.get_num_threads())
 
     def _writes(self) -> int:
         """How often weights have been written to; cheap enough to ask with every call."""
@@ -124,14 +137,7 @@ def _feed(batch: Batch) -> Feed:
     if "input_ids" in feed:
         feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
         feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
-    feed.setdefault("row_id", np.arange(len(first)))
-    feed.setdefault("length", _lengths(feed, len(first)))
     return feed
-
-
-def _lengths(feed: Feed, rows: int) -> npt.NDArray[np.int64]:
-    mask = feed.get("attention_mask")
-    return np.ones(rows, dtype=np.int64) if mask is None else mask.sum(axis=1)
 
 
 def _output(said: Mapping[str, Array], layer: int) -> ExitOutput:

@@ -21,6 +21,7 @@ class OnnxEngine(CompiledEngine):
     """
 
     name = "onnx"
+    cuts = True
 
     def _load(self, file: bytes | Path) -> Session:
         return _Session(file, self.threads)

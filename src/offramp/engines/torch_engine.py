@@ -21,7 +21,7 @@ from offramp.engines.pool import (
 )
 from offramp.engines.segments import Run, Segments
 from offramp.engines.stepping import Stepper
-from offramp.engines.steps import Steps, join_answers, join_outputs, widest
+from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
@@ -64,7 +64,7 @@ class TorchEngine:
         self.exits = [getattr(read, "forward", read) for read in exits]
         self._graphs = CudaGraphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
         self.few_shapes = cuda_graphs  # batches are best padded to few lengths
-        self._steps = Steps(0 if cuda_graphs else widest(model.backbone.layers))
+        self.widest = 0 if cuda_graphs else widest(model.backbone.layers)
         self._proven: set[Any] = set()
 
     @property
@@ -76,10 +76,10 @@ class TorchEngine:
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """Run every layer and every exit."""
 
-        def step(part: Batch, mine: Rows | None) -> tuple[ExitOutput, ...]:
+        def step(part: Batch, mine: Rows) -> tuple[ExitOutput, ...]:
             return self.model.all_exits(part)
 
-        return self._steps.run(batch, None, torch.get_num_threads(), step, join_outputs)
+        return in_steps(batch, rows_of(batch), self._size(batch), step, join_outputs)
 
     @torch.inference_mode()
     def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
@@ -99,14 +99,14 @@ class TorchEngine:
         first = next(iter(batch.values()))
         if not len(first):
             raise ConfigError("The batch has no rows.")
-        rows = rows if rows is None else rows.to(first.device)
+        rows = rows_of(batch) if rows is None else rows.to(first.device)
         segments = self._segments(policy, first.device)
 
-        def step(part: Batch, mine: Rows | None) -> Answers:
-            return Run(segments, mine or rows_of(part)).through(part)
+        def step(part: Batch, mine: Rows) -> Answers:
+            return Run(segments, mine).through(part)
 
         with segments.turn():
-            return self._steps.run(batch, rows, torch.get_num_threads(), step, join_answers)
+            return in_steps(batch, rows, self._size(batch), step, join_answers)
 
     def stream(
         self,
@@ -150,6 +150,9 @@ class TorchEngine:
         )
         results = iter(Stream(rows, stepper, ahead))
         return in_order(results) if ordered else results
+
+    def _size(self, batch: Batch) -> int:
+        return rows_a_step(batch, self.widest, torch.get_num_threads())
 
     def _segments(self, policy: Policy, device: torch.device) -> Segments:
         every = self.sync_every or (SYNC_EVERY if device.type == "cuda" else None)

@@ -31,6 +31,7 @@ from offramp.engines import (
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
 from offramp.engines.pool import Determinism, in_order
+from offramp.engines.steps import most_padding
 from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
@@ -222,7 +223,7 @@ class Predictor:
         def length(row: Row) -> int:
             return row.length
 
-        return in_batches(rows, length, run, self.max_rows, self.max_tokens), cut
+        return in_batches(rows, length, run, *self._limits), cut
 
     def stream(
         self,
@@ -263,10 +264,15 @@ class Predictor:
         for window in windows(items, self.items.ahead * self.max_rows):
             rows = self.items.read(window)[0]
             lengths = [row.length for row in rows]
-            for places in plan_batches(lengths, self.max_rows, self.max_tokens):
+            for places in plan_batches(lengths, *self._limits):
                 answers = self._run([rows[place] for place in places], policy)
                 yield from zip((first + places).tolist(), answers, strict=True)
             first += len(rows)
+
+    @property
+    def _limits(self) -> tuple[int, int, int | None]:
+        """Rows, tokens and padding of a batch."""
+        return self.max_rows, self.max_tokens, most_padding(self.engine, self.model.device)
 
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
         for window in windows(items, self.max_rows):
