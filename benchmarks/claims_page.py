@@ -90,7 +90,8 @@ WORDS = {
     ),
     "5b": Words(
         "PALBERT >= PABEE",
-        "Q-exit against patience: the area, and 2x.",
+        "Q-exit against patience: the area, and 2x. [PALBERT](../methods/palbert.md) says why it "
+        "does so little on small models in few epochs.",
     ),
     "6a": Words(
         "JEI-DNN's gates >= thresholds at equal cost",
