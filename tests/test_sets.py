@@ -18,7 +18,7 @@ from offramp.calibration.conformal import Covered
 from offramp.errors import ConfigError, OfframpError, PointError, TableError
 from offramp.evaluation import evaluate
 from offramp.prediction import Predictor, predict, predict_file
-from offramp.table import ExitTable, replay
+from offramp.table import ExitTable
 from offramp.testing import tiny_texts
 
 pytest_plugins = ("cli_fixtures",)
@@ -134,11 +134,14 @@ def test_predict_gives_the_classes_that_may_be_right_the_likeliest_first(
     predictor = Predictor.load(chosen)
     texts = tiny_texts(ROWS)
     said = list(predict(predictor, texts, sets=True, scores=True))
-    table = ExitTable.open(place / "tune.table")
-    done = replay(table, predictor.policy)
-    inside = predictor.sets_of().of(done.answers, done.exit_layers)
-    assert [len(entry["set"]) for entry in said] == inside.sum(axis=1).tolist()
+    limits = predictor.sets_of().limits
+    assert len({len(entry["set"]) for entry in said}) > 1
     for entry in said:
+        limit = limits[entry["exit_layer"] - 1]
+        for name, share in entry["scores"].items():
+            # one of these rows made the limit, and may be on either side of it by the last bits
+            if abs(1 - share - limit) > 1e-5:
+                assert (name in entry["set"]) == (1 - share < limit)
         shares = [entry["scores"][name] for name in entry["set"]]
         assert shares == sorted(shares, reverse=True)
         assert entry["set"][:1] in ([entry["label"]], [])
