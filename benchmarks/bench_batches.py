@@ -35,7 +35,7 @@ from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.policies import Full, Policy, Rows
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "MiniLM-L6": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
     "BERT-base, 4 layers": {"num_hidden_layers": 4},
 }
@@ -82,7 +82,8 @@ def padding(model: MultiExitModel, data: Any, count: int) -> dict[str, dict[str,
         ids = [torch.from_numpy(part) for part in planned]
         lengths = [torch.from_numpy(rows.lengths[part]) for part in planned]
         return [
-            (rows.batch(part), Rows(*at)) for part, *at in zip(planned, ids, lengths, strict=True)
+            (rows.batch(part.tolist()), Rows(*at))
+            for part, *at in zip(planned, ids, lengths, strict=True)
         ]
 
     return {
