@@ -28,7 +28,7 @@ from speed_study import (
 from speed_texts import copied
 
 from offramp.benchmark.runners import with_mask
-from offramp.engines import in_batches
+from offramp.engines import in_batches, windows
 from offramp.evaluation.speed import Job
 from offramp.policies import MaxProbability
 from offramp.prediction import Predictor, export
@@ -36,7 +36,7 @@ from offramp.prediction.predictor import Answer
 
 POLICY = MaxProbability(threshold=0.9)
 ROWS, LATENCY_ROWS = 5_000, 96
-TEXTS, ORDERS, CHUNK = 200, 50, 10
+TEXTS, ORDERS, CHUNK, BATCH = 200, 50, 10, 32
 REQUESTS = 1_000
 Bits = npt.NDArray[np.int32]
 
@@ -152,7 +152,7 @@ def determinism(options: Options) -> Cells:
 
 
 def _bits(options: Options, kind: str, orders: range) -> Cell:
-    """Each order is a stream of all texts; batches come from who happens to be there."""
+    """Each order is a stream of all texts, beside the order in which they stand."""
     rows = texts(kind, options.some(TEXTS, 24))
     predictor = _load(options, kind, "torch")
 
@@ -160,17 +160,17 @@ def _bits(options: Options, kind: str, orders: range) -> Cell:
         return [found for _, found in predictor.stream(some, ordered=True, determinism="shape")]
 
     def usual(some: Sequence[str]) -> list[Any]:
-        return predictor.answer(some)[0]
+        return [found for some in windows(some, BATCH) for found in predictor.answer(some)[0]]
 
-    alone = [same_shape([text])[0] for text in rows]
-    differ = _differing(rows, orders, same_shape, alone)
-    inverse = _differing(rows, orders, usual, [usual([text])[0] for text in rows])
+    first = same_shape(rows)
+    differ = _differing(rows, orders, same_shape, first)
+    inverse = _differing(rows, orders, usual, usual(rows))
     checked = len(rows) * len(orders)
     figures = (
         Figure.count(f"of {checked:,} answers with other bits: shape", differ, 0, least=False),
         Figure.count(f"of {checked:,} answers with other bits: without it", inverse, 1),
     )
-    mean = float(np.mean([one.exit_layer for one in alone]))
+    mean = float(np.mean([one.exit_layer for one in first]))
     facts = {"texts": len(rows), "orders": len(orders), "mean exit layer": round(mean, 3)}
     return Cell(figures=figures, facts=facts)
 
@@ -181,7 +181,7 @@ def _differing(
     run: Callable[[Sequence[str]], list[Any]],
     wanted: Sequence[Any],
 ) -> int:
-    """Answers of which a bit of a score or the exit layer is another than alone."""
+    """Answers of which a bit of a score or the exit layer is another than wanted."""
     count = 0
     for order in orders:
         places = np.random.default_rng(order).permutation(len(rows)).tolist()

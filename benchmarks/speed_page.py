@@ -85,8 +85,8 @@ WORDS = {
     "determinism": Words(
         "Deterministic mode: 200 texts x 50 random batches, 0 differing bits; without it some "
         "differ; nothing is made anew over 1,000 requests of random batch and length",
-        "Each of 50 random orders of all texts is one stream; answers are compared, bit by bit, "
-        "with those of each text asked alone.",
+        "Each of 50 random orders of all texts is one stream, and without the mode batches of 32; "
+        "answers are compared, bit by bit, with those in the order in which the texts stand.",
     ),
     "profile": Words(
         "What we add to a layer (dispatch, exits, policy, compaction) is at most 100 "
