@@ -1,5 +1,10 @@
 """Engines run a batch so that the layers that are not needed cost nothing."""
 
+import os
+
+# before any import of ONNX Runtime, which would report to its maker and keep an id of the machine
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
 from offramp.engines.batching import bucket, collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
