@@ -22,6 +22,7 @@ from offramp.policies import Policy
 from offramp.table import ExitTable, replay
 
 Floats = npt.NDArray[np.float64]
+STEP = 0.01
 P_VALUES = {"binomial": binomial, "betting": betting}
 _FWER = {"fixed_sequence": "fixed_sequence", "holm": "bonferroni_holm", "bonferroni": "bonferroni"}
 
@@ -88,6 +89,7 @@ def path_of(outcomes: Sequence[Outcome], limit: float) -> list[Outcome]:
     """Those that no other beats in both cost and safety, from the safest to the fastest.
 
     Safe is what a test would tell from the limit with few rows: far below it, and alike in all.
+    Each saves at least 1% more of full depth than the one before.
     """
 
     def danger(outcome: Outcome) -> float:
@@ -98,7 +100,7 @@ def path_of(outcomes: Sequence[Outcome], limit: float) -> list[Outcome]:
 
     path: list[Outcome] = []
     for outcome in sorted(outcomes, key=lambda one: (danger(one), one.cost)):
-        if not path or outcome.cost < path[-1].cost:
+        if not path or outcome.cost <= path[-1].cost - STEP:
             path.append(outcome)
     return path
 
