@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from datasets import Dataset
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+from engine_fixtures import BAND, BROKEN
 
 from offramp import calibrate, evaluate, tune
 from offramp.cli.tables import recorded
@@ -42,37 +43,25 @@ from offramp.prediction import Predictor
 from offramp.testing import check_engine, save_tiny_stock, tiny_texts
 from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_processor
 
-BAND = 5e-5
-"""Two runtimes add up in another order."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytest_plugins = ("engine_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
+def bert(bert_model: MultiExitModel) -> tuple[MultiExitModel, OnnxEngine]:
+    return bert_model, OnnxEngine(bert_model, progress=False)
 
 
-@pytest.fixture(scope="module")
-def bert(cache: Path) -> tuple[MultiExitModel, OnnxEngine]:
-    model = tiny_model("bert", layers=3)
-    return model, OnnxEngine(model, progress=False)
+def test_it_does_what_the_slow_twin_does(bert: tuple[MultiExitModel, OnnxEngine]) -> None:
+    model, engine = bert
+    policies = [MaxProbability(threshold=0.45), Patience(patience=1)]
+    check_engine(lambda _: engine, model, policies, rows=16, band=BAND, compiled=True)
 
 
-@pytest.mark.parametrize("arch", ["bert", "albert", "modernbert", "deberta-v2", "vit"])
-def test_it_does_what_the_slow_twin_does(arch: str, cache: Path) -> None:
-    model = tiny_model(arch, layers=3 if arch == "bert" else 2)
-    policies = [MaxProbability(threshold=0.45), *([Patience(patience=1)] * (arch == "bert"))]
-    engine = OnnxEngine(model, progress=False)
+@pytest.mark.parametrize("arch", ["albert", "modernbert", "deberta-v2", "vit"])
+def test_it_does_so_on_every_architecture(arch: str) -> None:
+    model = tiny_model(arch, layers=3)
+    engine, policies = OnnxEngine(model, progress=False), [MaxProbability(threshold=0.45)]
     check_engine(lambda _: engine, model, policies, rows=16, band=BAND, compiled=True)
 
 
@@ -110,9 +99,7 @@ def test_policies_that_read_few_exits_or_remember(
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
-def test_exits_that_give_signals_or_remember(
-    spec: ExitKind, layers: int, policy: Policy, cache: Path
-) -> None:
+def test_exits_that_give_signals_or_remember(spec: ExitKind, layers: int, policy: Policy) -> None:
     model = tiny_model("bert", spec=spec, layers=layers)
     engine, torch_engine = OnnxEngine(model, progress=False), TorchEngine(model)
     for tokens in (16, 3):
@@ -123,18 +110,14 @@ def test_exits_that_give_signals_or_remember(
 
 
 def test_a_row_that_is_not_a_number_leaves_alone_and_at_once(
-    bert: tuple[MultiExitModel, OnnxEngine], cache: Path
+    bert: tuple[MultiExitModel, OnnxEngine],
 ) -> None:
-    model = tiny_model("bert", layers=2)
-    with torch.no_grad():
-        model.stock.get_input_embeddings().weight[7] = torch.nan
+    model, engine = bert
     batch = tiny_batch_for(model.stock, 5, seed=2)
-    batch["input_ids"][batch["input_ids"] == 7] = 8
-    clean = OnnxEngine(model, progress=False)
     policy = MaxProbability(threshold=0.6)
-    before = clean.run(batch, policy)
-    batch["input_ids"][3, 1] = 7
-    after = clean.run(batch, policy)
+    before = engine.run(batch, policy)
+    batch["input_ids"][3, 1] = BROKEN
+    after = engine.run(batch, policy)
     assert after.bad.tolist() == [False, False, False, True, False]
     assert after.exit_layers[3] == 1
     others = ~after.bad
@@ -142,8 +125,10 @@ def test_a_row_that_is_not_a_number_leaves_alone_and_at_once(
     torch.testing.assert_close(after.scores[others], before.scores[others], atol=BAND, rtol=0)
 
 
-def test_eight_bits_move_scores_a_little_and_no_row_by_its_neighbours(cache: Path) -> None:
-    model = tiny_model("bert", layers=2)
+def test_eight_bits_move_scores_a_little_and_no_row_by_its_neighbours(
+    bert_model: MultiExitModel,
+) -> None:
+    model = bert_model
     engine = make_engine(model, "onnx", "int8", progress=False)
     assert (engine.name, engine.dtype) == ("onnx", "int8")
     batch = tiny_batch_for(model.stock, 9, seed=1)
@@ -158,7 +143,7 @@ def test_eight_bits_move_scores_a_little_and_no_row_by_its_neighbours(cache: Pat
 
 
 def test_files_are_made_once_and_shared_by_thresholds(
-    bert: tuple[MultiExitModel, OnnxEngine], cache: Path, monkeypatch: pytest.MonkeyPatch
+    bert: tuple[MultiExitModel, OnnxEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, engine = bert
     batch = tiny_batch_for(model.stock, 6)
@@ -215,7 +200,7 @@ class Mine(MaxProbability):
 
 
 def test_a_policy_whose_code_has_changed_gets_another_file(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     model = tiny_model("bert", layers=2)
@@ -294,7 +279,7 @@ def test_tune_refuses_before_it_trains(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_measured_was_computed_as_asked(cache: Path) -> None:
+def test_what_is_measured_was_computed_as_asked() -> None:
     model = tiny_model("bert", layers=2)
     engine = make_engine(model, "onnx", "int8", progress=False)
     predictor = Predictor(model, tiny_processor("bert"), "full", engine=engine)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ pytest.importorskip("openvino", reason="needs the extra openvino")
 pytest.importorskip("onnxscript", reason="needs the extra openvino")
 
 import openvino
+from engine_fixtures import BAND, BROKEN
 
 from offramp.engines import TorchEngine, make_engine
 from offramp.engines.graphs import Graphs
@@ -24,46 +23,21 @@ from offramp.policies import MaxProbability
 from offramp.testing import check_engine
 from offramp.testing.tiny import tiny_batch_for, tiny_model
 
-BAND = 5e-5
-"""Two runtimes add up in another order."""
+pytest_plugins = ("engine_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # A threshold that all, or none, are above: one rule is one file, and files take their time.
 AT_ONCE, FULL = MaxProbability(threshold=0.0), MaxProbability(threshold=1.0)
-BROKEN = 4
-"""A token that no batch holds by itself, `[MASK]`; it is embedded as NaN."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
-
-
-def _model(arch: str, layers: int) -> MultiExitModel:
-    model = tiny_model(arch, layers=layers)
-    with torch.no_grad():
-        model.stock.get_input_embeddings().weight[BROKEN] = torch.nan
-    return model
+def bert(bert_model: MultiExitModel) -> OpenVinoEngine:
+    return OpenVinoEngine(bert_model, progress=False)
 
 
 @pytest.fixture(scope="module")
-def bert(cache: Path) -> OpenVinoEngine:
-    return OpenVinoEngine(_model("bert", 3), progress=False)
-
-
-@pytest.fixture(scope="module")
-def eight_bits(cache: Path) -> OpenVinoEngine:
-    return OpenVinoEngine(_model("bert", 2), "int8", progress=False)
+def eight_bits(bert_model: MultiExitModel) -> OpenVinoEngine:
+    return OpenVinoEngine(bert_model, "int8", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +58,7 @@ def test_it_does_what_the_slow_twin_does(bert: OpenVinoEngine) -> None:
     check_engine(lambda _: bert, bert.model, policies, rows=16, band=BAND, compiled=True)
 
 
-def test_layers_that_share_their_weights(cache: Path) -> None:
+def test_layers_that_share_their_weights() -> None:
     model = tiny_model("albert", layers=2)
     engine, policies = OpenVinoEngine(model, progress=False), [MaxProbability(threshold=0.45)]
     check_engine(lambda _: engine, model, policies, rows=16, band=BAND, compiled=True)

@@ -1,7 +1,7 @@
 """The ONNX files of a model: made once, then found in the cache.
 
 A file holds embedding, layers, exits and one policy with its bar as an input, so all thresholds
-of a rule share a file. Making one takes half a minute to a few minutes; it is kept under a
+of a rule share a file. Making one takes seconds to minutes; it is kept under a
 name that changes with whatever it is made of.
 """
 
@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from offramp import __version__
 from offramp.engines.base import Exitable
-from offramp.engines.tracing import OUT, Traced, require_onnx, trace_model, trace_policy
+from offramp.engines.exporting import OUT
+from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, whole_file

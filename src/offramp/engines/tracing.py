@@ -11,29 +11,23 @@ axis that differs between them is dynamic.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.backbones import Backbone, Flow
+from offramp.engines.alike import Values
 from offramp.engines.base import Exitable
-from offramp.errors import ConfigError, MissingExtraError, ModelError
+from offramp.engines.exporting import Exports, Part
+from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
 from offramp.policies import EvidencePolicy, Policy, Rows, decide
 
-Values = dict[str, Tensor]
-Part = Callable[[Values], Values]
-OUT = "out/"
 _SIZES = ((3, 11), (5, 19))
 """Rows and tokens of the two batches."""
 _MOVES = ("hidden", "carry")
-_TURN = threading.Lock()
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
@@ -49,20 +43,6 @@ class Traced(NamedTuple):
     embedding: Any
     layers: tuple[Any, ...]
     outputs: tuple[tuple[ExitOutput, ExitOutput], ...]
-
-
-class _Part(nn.Module):
-    """A function of named values, with the module that holds its weights, if one does."""
-
-    def __init__(self, run: Part, owner: object) -> None:
-        super().__init__()
-        if isinstance(owner, nn.Module):
-            self.owner = owner
-        self._run = run
-
-    def forward(self, given: Values) -> Values:
-        # a graph's output must not be one of its inputs, nor the same tensor as another output
-        return {f"{OUT}{name}": leaf.clone() for name, leaf in self._run(given).items()}
 
 
 def require_onnx(extra: str = "onnx") -> None:
@@ -86,16 +66,17 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     backbone = model.backbone
     batches = [_batch(backbone, rows, tokens) for rows, tokens in _SIZES]
     flows = [backbone.embed(batch) for batch in batches]
+    exports = Exports(model)
     progress("embedding")
-    embedding = _export(_embed(backbone), batches, "the embedding", model)
+    embedding, _ = exports.graph(_embed(backbone), batches, "the embedding")
     layers, outputs = [], []
     values = [_values(flow) for flow in flows]
     for number in range(1, model.depth + 1):
         progress(f"layer {number}")
         layer = _layer(model, number, flows[0].constants)
-        # before the graph: an exit may work something out once and keep it
-        said = [layer(given) for given in values]
-        layers.append(_export(layer, values, f"layer {number} or its exit", model))
+        layer(values[0])  # an exit may work something out once and keep it
+        graph, said = exports.graph(layer, values, f"layer {number} or its exit")
+        layers.append(graph)
         outputs.append((_output(said[0]), _output(said[1])))
         values = [_next(given, new) for given, new in zip(values, said, strict=True)]
     return Traced(embedding, tuple(layers), tuple(outputs))
@@ -110,6 +91,7 @@ def trace_policy(policy: Policy, outputs: tuple[tuple[ExitOutput, ExitOutput], .
     Raises ConfigError for a policy that looks at values in Python.
     """
     graphs: list[Any] = []
+    exports = Exports(error=ConfigError)
     kept = [_start_of(one.scores.shape[0]) for one in outputs[0]]
     for layer, pair in enumerate(outputs, start=1):
         last = layer == len(outputs)
@@ -120,8 +102,9 @@ def trace_policy(policy: Policy, outputs: tuple[tuple[ExitOutput, ExitOutput], .
         given = [_of_output(one) | mine for one, mine in zip(pair, kept, strict=True)]
         if isinstance(policy, EvidencePolicy):
             given = [{**one, "bar": torch.tensor(0.5)} for one in given]
-        graphs.append(_export(decision, given, f"policy '{policy.name}'", error=ConfigError))
-        kept = [_prefixed("state/", _within("state/", decision(one))) for one in given]
+        graph, said = exports.graph(decision, given, f"policy '{policy.name}'")
+        graphs.append(graph)
+        kept = [_prefixed("state/", _within("state/", one)) for one in said]
     return graphs
 
 
@@ -214,66 +197,3 @@ def _prefixed(prefix: str, leaves: Mapping[str, Tensor]) -> Values:
 
 def _within(prefix: str, values: Values) -> Values:
     return {n.removeprefix(prefix): leaf for n, leaf in values.items() if n.startswith(prefix)}
-
-
-def _export(
-    run: Part,
-    given: list[Values],
-    what: str,
-    owner: object = None,
-    error: type[ConfigError] | type[ModelError] = ModelError,
-) -> Any:
-    """An `onnx.ModelProto` of a part, dynamic where the two sets of values differ in size."""
-    # a tensor that stands under two names would become one input
-    example = {name: leaf.clone() for name, leaf in given[1].items()}
-    shapes = {name: _dynamic(given[0][name], leaf) for name, leaf in example.items()}
-    part = _Part(run, owner).eval()
-    try:
-        with _TURN, _quiet():
-            program = torch.export.export(part, (example,), dynamic_shapes=(shapes,), strict=False)
-            made = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                input_names=list(example),
-                output_names=list(part(example)),
-                verbose=False,
-            )
-    except Exception as problem:  # torch raises whatever the traced code made it meet
-        raise error(
-            f"{what[0].upper()}{what[1:]} cannot be a graph ({_reason(problem)}). "
-            "It runs with backend='torch'."
-        ) from problem
-    return made.model_proto  # type: ignore[union-attr]
-
-
-def _reason(problem: BaseException) -> str:
-    """What went wrong at first: what is raised in the end says little."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
-    first = str(problem).strip().split("\n")[0]
-    return f"{type(problem).__name__}: {first[:200]}"
-
-
-def _dynamic(one: Tensor, other: Tensor) -> dict[int, Any]:
-    sizes = enumerate(zip(one.shape, other.shape, strict=True))
-    return {axis: torch.export.Dim.DYNAMIC for axis, (a, b) in sizes if a != b}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says on the way; errors come as exceptions.
-
-    Warnings and loggers are those of the whole process, so one thread at a time.
-    """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,144 @@
+"""Equal layers are traced once, and only equal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+from onnx.reference import ReferenceEvaluator
+
+from offramp.engines import exporting
+from offramp.engines.alike import Values, follow
+from offramp.engines.assembly import assemble_all
+from offramp.engines.tracing import Traced, trace_model, trace_policy
+from offramp.model import MultiExitModel
+from offramp.policies import MaxProbability, Patience
+from offramp.testing.tiny import tiny_batch_for, tiny_model
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by one with each part that torch traces."""
+    monkeypatch.setattr(exporting, "_MOULDS", {})
+    calls: list[Any] = []
+    export = torch.export.export
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        return export(*given, **named)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    return calls
+
+
+def _is_right(traced: Traced, model: MultiExitModel) -> None:
+    """Every exit of the file says what the model says."""
+    batch = tiny_batch_for(model.stock, 6, tokens=9, seed=3)
+    file = assemble_all(traced.embedding, traced.layers)
+    wanted = [value.name for value in file.graph.input]
+    feed = {name: leaf.numpy() for name, leaf in batch.items() if name in wanted}
+    feed.setdefault("token_type_ids", torch.zeros_like(batch["input_ids"]).numpy())
+    names = [f"scores/{layer}" for layer in range(1, model.depth + 1)]
+    ours = ReferenceEvaluator(file).run(names, {name: feed[name] for name in wanted})
+    for one, output in zip(ours, model.all_exits(batch), strict=True):
+        torch.testing.assert_close(torch.tensor(one), output.scores, atol=1e-4, rtol=0)
+
+
+def test_layers_that_differ_in_weights_are_traced_once(traces: list[Any]) -> None:
+    model = tiny_model("bert", layers=5)
+    traced = trace_model(model)
+    assert len(traces) == 3  # the embedding, layers 1 to 4, and the last one with the head
+    _is_right(traced, model)
+    traces.clear()
+    trace_policy(MaxProbability(threshold=0.5), traced.outputs)
+    assert len(traces) == 2  # at the last layer all leave
+    traces.clear()
+    trace_policy(Patience(patience=2), traced.outputs)
+    assert len(traces) == 3  # and at the first there is nothing to remember yet
+
+
+def test_layers_that_differ_in_more_are_traced_each(traces: list[Any]) -> None:
+    model = tiny_model("bert", layers=6)
+    layers = model.backbone.layers
+    layers[1].attention.self.scaling = 0.5
+    layers[2].intermediate.intermediate_act_fn = nn.ReLU()
+    layers[3].output.LayerNorm.bias = layers[3].output.dense.bias  # one weight in two places
+    layers[4].intermediate.register_forward_hook(lambda _, given, said: said + torch.ones(64))
+    traced = trace_model(model)
+    assert len(traces) == 7
+    _is_right(traced, model)
+
+
+def test_another_model_of_this_kind_is_not_traced(traces: list[Any]) -> None:
+    trace_model(tiny_model("bert", layers=3))
+    traces.clear()
+    other = tiny_model("bert", layers=4, seed=1)
+    traced = trace_model(other)
+    _is_right(traced, other)
+    assert not traces
+    names = {weight.name for weight in traced.layers[2].graph.initializer}
+    assert "owner.exits.3.classifier.weight" in names
+
+
+def test_no_weights_are_kept_for_the_next_model(traces: list[Any]) -> None:
+    model = tiny_model("bert", layers=2)
+    trace_model(model)
+    kept = [
+        value for mould in exporting._MOULDS.values() for value in mould.graph.initializers.values()
+    ]
+    held = [value.const_value for value in kept if value.name.startswith("weight.")]
+    assert len(held) == 6 + 18 + 20
+    assert not any(held)
+    assert not any(value.name.startswith("owner.") for value in kept)
+
+
+def test_a_graph_that_says_something_else_is_not_used(
+    traces: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("bert", layers=3)
+    monkeypatch.setattr("offramp.engines.exporting._near", lambda ours, theirs: False)
+    traced = trace_model(model)
+    assert len(traces) == 4
+    _is_right(traced, model)
+
+
+def _steps(run: Callable[[Values], torch.Tensor], *weights: torch.Tensor) -> str:
+    given = {"x": torch.ones(2, 3), "y": torch.ones(2, 3)}
+    return follow(lambda one: {"out": run(one)}, given, {id(leaf) for leaf in weights}).steps
+
+
+A, B = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
+
+
+def test_parts_are_alike_where_only_weights_differ() -> None:
+    assert _steps(lambda one: one["x"] * A + B, A, B) == _steps(lambda one: one["x"] * B + A, A, B)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda one: one["x"] * A + A,
+        lambda one: one["y"] * A + B,
+        lambda one: one["x"] * A - B,
+        lambda one: B + one["x"] * A,
+        lambda one: torch.add(one["x"] * A, B, alpha=2),
+        lambda one: one["x"] * A + B.clone(),
+        lambda one: one["x"] * A + torch.tensor([4.0, 5.0, 6.0]),
+    ],
+)
+def test_parts_are_not_alike_where_anything_else_does(
+    other: Callable[[Values], torch.Tensor],
+) -> None:
+    assert _steps(lambda one: one["x"] * A + B, A, B) != _steps(other, A, B)
+
+
+def test_constants_are_told_apart_by_their_values() -> None:
+    assert _steps(lambda one: one["x"] * A) != _steps(lambda one: one["x"] * B)
+    again = A.clone()
+    assert _steps(lambda one: one["x"] * A) == _steps(lambda one: one["x"] * again)
