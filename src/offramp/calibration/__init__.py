@@ -4,6 +4,7 @@ from offramp.calibration.certificate import Certificate
 from offramp.calibration.certifying import certify, choose
 from offramp.calibration.fitting import fit_bins, fit_temperatures
 from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
+from offramp.calibration.monitor import Monitor
 from offramp.calibration.point import OperatingPoint, list_points
 from offramp.calibration.risks import RISKS
 from offramp.calibration.search import Calibration, calibrate
@@ -13,6 +14,7 @@ __all__ = [
     "RISKS",
     "Calibration",
     "Certificate",
+    "Monitor",
     "OperatingPoint",
     "Outcome",
     "PolicySpec",

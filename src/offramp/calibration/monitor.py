@@ -1,0 +1,185 @@
+"""Does a promise still hold? Some rows also run to full depth, and their losses are bet on.
+
+The bets are against 'the mean loss is at most the limit' (Waudby-Smith and Ramdas, arXiv
+2010.09686). What has been won is at most 1 on average while that is true, however long one looks,
+so by Ville's inequality it reaches 1 / level with a chance of at most `level` (an e-process). A
+part of the money is kept back and bet bit by bit: early luck must not be needed where things turn
+bad late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from offramp.calibration.bounds import binomial_bound
+from offramp.calibration.certificate import Certificate
+from offramp.calibration.point import OperatingPoint
+from offramp.calibration.risks import RISKS
+from offramp.errors import ConfigError, PointError
+from offramp.storage import Strict, read_document, write_document
+
+BETS = 16
+PATIENCE = 500
+"""Audited rows until half of the money that is kept back is bet."""
+WINDOW = 1000
+"""Rows of the exit histogram that is compared with that of the point."""
+Money = Annotated[float, Field(ge=0)]
+
+
+class Monitor(Strict):
+    """What has been seen of a point's rows so far; a document that survives restarts.
+
+    Attributes:
+        point: name of the operating point.
+        seal: fingerprint of what the point is for, see `OperatingPoint.seal`.
+        risk: of audited rows; one that needs no labels.
+        limit: the mean loss that is not to be exceeded.
+        level: chance of a false alarm, ever.
+        expected: share of rows that leave after each layer, on the point's rows.
+        audited, lost: rows that also ran to full depth, and the sum of their losses.
+        reserve, bets: money kept back, and on each bet; 1 in all at the start.
+        most: the most money there ever was.
+        alarm_at: audited rows at the alarm; None while there was none.
+        recent: exit layers of the last rows.
+    """
+
+    schema_version: Literal[1] = 1
+    point: str
+    seal: str
+    risk: str
+    limit: float = Field(gt=0, lt=1)
+    level: float = Field(gt=0, lt=1)
+    expected: tuple[float, ...]
+    audited: int = Field(default=0, ge=0)
+    lost: float = 0.0
+    reserve: Money = 1.0
+    bets: tuple[Money, ...] = (0.0,) * BETS
+    most: Money = 1.0
+    alarm_at: int | None = None
+    recent: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, point: OperatingPoint, level: float = 0.05) -> Self:
+        """Watch a point: its promise where no labels are needed for it, else its disagreement.
+
+        The latter may then be what the point's rows leave open, with 99% confidence.
+        """
+        if not 0 < level < 1:
+            raise ConfigError(f"A level of {level:g} is no chance. Write 5% or 0.05.")
+        risk, limit = _watched(point)
+        shares = np.array(point.exit_histogram) / point.rows
+        return cls(
+            point=point.name,
+            seal=point.seal(),
+            risk=risk,
+            limit=limit,
+            level=level,
+            expected=tuple(shares.tolist()),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, point: OperatingPoint) -> Self:
+        """Go on from a file. Raises PointError for one of another point."""
+        found = read_document(cls, Path(path), PointError)
+        if found.seal != point.seal():
+            raise PointError(
+                f"{path}: watches another point than '{point.name}' as it is now. Give another "
+                "file, or delete this one to begin anew."
+            )
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write what has been seen, whole or not at all."""
+        write_document(Path(path), self)
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the losses of audited rows say that the limit is exceeded."""
+        return self.alarm_at is not None
+
+    @property
+    def estimate(self) -> float | None:
+        """Mean loss of the audited rows; None before the first."""
+        return self.lost / self.audited if self.audited else None
+
+    @property
+    def drift(self) -> float | None:
+        """Population stability index of recent exit layers; None while there are few.
+
+        Above 0.25, by custom, rows are no longer those that the point was chosen on. This is an
+        early warning without a guarantee.
+        """
+        if len(self.recent) < WINDOW:
+            return None
+        seen = np.bincount(self.recent, minlength=len(self.expected) + 1)[1:] + 0.5
+        shares = seen / seen.sum()
+        expected = np.array(self.expected) + 0.5 / WINDOW
+        expected /= expected.sum()
+        return float(((shares - expected) * np.log(shares / expected)).sum())
+
+    def after(self, losses: Sequence[float] = (), exit_layers: Sequence[int] = ()) -> Self:
+        """What is known after some more rows.
+
+        Args:
+            losses: of audited rows, in the order they came.
+            exit_layers: of all rows, audited or not.
+        """
+        money, stakes = np.array(self.bets), _stakes(self.limit)
+        reserve, most, alarm_at = self.reserve, self.most, self.alarm_at
+        for count, loss in enumerate(losses, start=self.audited + 1):
+            bet = reserve / (PATIENCE + count)
+            money = (money + bet / BETS) * (1 + stakes * (loss - self.limit))
+            reserve -= bet
+            most = max(most, reserve + float(money.sum()))
+            if alarm_at is None and most >= 1 / self.level:
+                alarm_at = count
+        kept = (*self.recent, *exit_layers)[-WINDOW:]
+        change = {
+            "audited": self.audited + len(losses),
+            "lost": self.lost + math.fsum(losses),
+            "reserve": reserve,
+            "bets": tuple(np.minimum(money, 1e300).tolist()),
+            "most": min(most, 1e300),
+            "alarm_at": alarm_at,
+            "recent": tuple(int(layer) for layer in kept),
+        }
+        return self.model_copy(update=change)
+
+    def words(self) -> str:
+        """One sentence: what was seen, and what it means."""
+        if self.estimate is None:
+            return f"Point '{self.point}': no row was audited yet."
+        what = RISKS[self.risk].words if self.risk in RISKS else self.risk
+        seen = f"{what}: {self.estimate:.2%} of {self.audited:,} audited rows"
+        if self.alarmed:
+            return (
+                f"Point '{self.point}' no longer holds: {seen}, and the limit is "
+                f"{self.limit:.2%}. Calibrate on rows of today."
+            )
+        return f"Point '{self.point}': {seen}, within the limit of {self.limit:.2%}."
+
+
+def _watched(point: OperatingPoint) -> tuple[str, float]:
+    """What can be seen without labels, and its limit."""
+    promised = point.certificate
+    if isinstance(promised, Certificate) and not RISKS[promised.risk].labelled:
+        return promised.risk, promised.limit
+    if point.problem_type == "regression":
+        raise ConfigError("Regression has no risk that is seen without labels, so none to watch.")
+    others = round(point.disagreement * point.rows)
+    losses = np.zeros(point.rows)
+    losses[:others] = 1
+    return "disagreement", float(min(binomial_bound(losses, 0.01), 0.99))
+
+
+def _stakes(limit: float) -> npt.NDArray[np.float64]:
+    """The bets that win most if losses of 1 are really 1.5 to 10 times as frequent."""
+    rates = np.minimum(limit * np.geomspace(1.5, 10, BETS), 0.99)
+    return np.maximum(rates - limit, 0) / (limit * (1 - limit))

@@ -1,0 +1,103 @@
+"""Claims about watching a point: alarms come where promises break, and hardly elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_certificates import table_of
+
+from offramp.calibration import Monitor, OperatingPoint, certify, choose
+from offramp.errors import ConfigError, PointError
+
+
+def point_of(limit: float = 0.05) -> OperatingPoint:
+    found = certify(table_of(3000), max_disagreement=limit)
+    assert found.pays
+    return found.point
+
+
+def watching(limit: float) -> Monitor:
+    """Of a point with any promise: how it was made does not matter."""
+    return Monitor.of(point_of()).model_copy(update={"limit": limit})
+
+
+def streams(share: float, rows: int, seeds: int) -> np.ndarray:
+    return (np.random.default_rng(0).random((seeds, rows)) < share).astype(float)
+
+
+def test_a_point_at_its_limit_is_hardly_ever_called_broken() -> None:
+    """1,000 audited rows are 1% of 100,000."""
+    begun = watching(0.01)
+    alarms = sum(begun.after(stream.tolist()).alarmed for stream in streams(0.01, 1000, 200))
+    assert alarms / 200 <= 0.05
+
+
+def test_five_times_the_losses_are_noticed_within_500_audited_rows() -> None:
+    begun = watching(0.01).after(streams(0.01, 300, 1)[0].tolist())
+    assert not begun.alarmed
+    seen = [begun.after(stream.tolist()).alarm_at for stream in streams(0.05, 500, 100)]
+    assert sum(one is not None for one in seen) >= 95
+
+
+@given(cut=st.integers(0, 400))
+@settings(max_examples=20)
+def test_a_restart_changes_nothing(cut: int) -> None:
+    losses = streams(0.03, 400, 1)[0].tolist()
+    layers = [1 + place % 6 for place in range(400)]
+    begun = watching(0.01)
+    whole = begun.after(losses, layers)
+    halves = begun.after(losses[:cut], layers[:cut]).after(losses[cut:], layers[cut:])
+    assert halves.model_dump(exclude={"lost"}) == whole.model_dump(exclude={"lost"})
+    assert halves.lost == pytest.approx(whole.lost)
+
+
+def test_what_was_seen_survives_in_a_file_of_that_point_alone(tmp_path: Path) -> None:
+    point = point_of()
+    seen = Monitor.of(point).after([0.0, 1.0, 0.0], [2, 3, 6])
+    seen.save(tmp_path / "monitor.json")
+    assert Monitor.load(tmp_path / "monitor.json", point) == seen
+    other = point_of(limit=0.1)
+    with pytest.raises(PointError, match="watches another point"):
+        Monitor.load(tmp_path / "monitor.json", other)
+
+
+def test_rows_that_leave_elsewhere_show_as_drift() -> None:
+    point = point_of()
+    shares = np.array(point.exit_histogram) / point.rows
+    layers = np.random.default_rng(0).choice(np.arange(1, 7), size=1000, p=shares)
+    same = Monitor.of(point).after(exit_layers=layers.tolist())
+    assert same.drift is not None
+    assert same.drift < 0.1
+    deeper = Monitor.of(point).after(exit_layers=[6] * 1000)
+    assert deeper.drift is not None
+    assert deeper.drift > 0.25
+    assert Monitor.of(point).after(exit_layers=[6] * 10).drift is None
+
+
+def test_a_drop_is_watched_by_what_needs_no_labels() -> None:
+    found = certify(table_of(3000), max_drop=0.05)
+    seen = Monitor.of(found.point)
+    assert seen.risk == "disagreement"
+    assert found.point.disagreement < seen.limit < found.point.disagreement + 0.05
+
+
+def test_a_plain_choice_can_be_watched_too() -> None:
+    plain = choose(table_of(3000), max_disagreement=0.05).point
+    assert Monitor.of(plain).limit > plain.disagreement
+
+
+def test_it_says_what_it_saw() -> None:
+    seen = Monitor.of(point_of())
+    assert "no row was audited yet" in seen.words()
+    assert "within the limit of 5.00%" in seen.after([0.0] * 50).words()
+    assert "no longer holds" in seen.after([1.0] * 50).words()
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.1])
+def test_a_level_is_a_chance(level: float) -> None:
+    with pytest.raises(ConfigError, match="is no chance"):
+        Monitor.of(point_of(), level)
