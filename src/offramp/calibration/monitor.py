@@ -176,7 +176,7 @@ def _watched(point: OperatingPoint) -> tuple[str, float]:
     others = round(point.disagreement * point.rows)
     losses = np.zeros(point.rows)
     losses[:others] = 1
-    return "disagreement", float(min(binomial_bound(losses, 0.01), 0.99))
+    return "disagreement", min(float(binomial_bound(losses, 0.01)), 0.99)
 
 
 def _stakes(limit: float) -> npt.NDArray[np.float64]:
