@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from offramp.testing import save_tiny_stock, tiny_texts
 
 pytest_plugins = ("cli_fixtures", "comparison_fixtures")
 Offramp = Callable[..., Said]
+Begun = Callable[..., "subprocess.Popen[str]"]
 METHODS_RUN = "pabee,attach,truncated"
 REAL = pytest.mark.timeout(300)
 """With processes, which begin slowly where others are at work."""
@@ -68,6 +70,24 @@ def finished(place: Path) -> Path:
 def done(finished: Path, tmp_path: Path) -> Path:
     """A comparison that is over, to go on with."""
     return Path(shutil.copytree(finished, tmp_path / "which"))
+
+
+@pytest.fixture
+def begun() -> Iterator[Begun]:
+    """Begins `offramp` in a process and a group of its own, which a test that fails leaves to us;
+    runs end when their comparison does."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments: object) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "offramp", *map(str, arguments)]
+            process = subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def command(place: Path, out: Path, methods: str, *more: object) -> list[object]:
@@ -292,7 +312,7 @@ def test_a_budget_stops_runs_and_the_same_command_goes_on(
 
 @REAL
 def test_a_method_of_ones_own_takes_part_without_a_change_to_the_package(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plug-in from outside: one file, imported by every process."""
     (tmp_path / "my_method.py").write_text(
@@ -306,17 +326,17 @@ def test_a_method_of_ones_own_takes_part_without_a_change_to_the_package(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(offramp_package.__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
-    done = compare(place / "stock", place / "rows.csv", tmp_path / "which", methods=["mine"],
-                   seeds=1, rates=[1e-3], epochs=0.5, plugins=["my_method"],
-                   quiet=True)  # fmt: skip
-    assert done.complete, done.missing
-    assert done.board is not None
-    assert [row.name for row in done.board.methods] == ["mine"]
+    found = compare(place / "stock", place / "rows.csv", done, methods=["mine"], seeds=1,
+                    rates=[1e-3], epochs=0.5, batch_size=16, plugins=["my_method"],
+                    quiet=True)  # fmt: skip
+    assert found.complete, found.missing
+    assert found.board is not None
+    assert [row.name for row in found.board.methods] == ["mine"]
 
 
 @REAL
 def test_ctrl_c_in_a_terminal_reaches_runs_once_so_that_they_make_a_checkpoint(
-    place: Path, tmp_path: Path
+    place: Path, tmp_path: Path, begun: Begun
 ) -> None:
     out = tmp_path / "which"
     process = begun(*command(place, out, "pabee", "--seeds", 1, "--epochs", 1000, "--workers", 1))
@@ -334,7 +354,7 @@ def test_ctrl_c_in_a_terminal_reaches_runs_once_so_that_they_make_a_checkpoint(
 
 
 @REAL
-def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> None:
+def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path, begun: Begun) -> None:
     process = begun(*command(place, tmp_path / "which", "attach", "--seeds", 1))
     runs: list[psutil.Process] = []
     until = time.monotonic() + 200
@@ -346,16 +366,6 @@ def test_runs_end_when_the_comparison_is_killed(place: Path, tmp_path: Path) -> 
     gone, alive = psutil.wait_procs(runs, timeout=60)
     assert gone
     assert not alive
-
-
-def begun(*arguments: object) -> subprocess.Popen[str]:
-    """`offramp` in a process and a group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "offramp", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.mark.parametrize(("text", "number"), [("90m", 5400), ("2h", 7200), ("1.5h", 5400)])
