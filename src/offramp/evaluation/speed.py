@@ -1,7 +1,7 @@
 """Wall-clock speed-up, measured in interleaved passes, beside the ideal.
 
-Full depth is the faster of ours and the stock model's own forward. In every pass all
-contenders run each batch back to back, so whatever else the machine does falls on all of them.
+Full depth is the faster of ours and the stock model's own forward. In every pass all contenders
+take turns, a few batches each, so whatever else the machine does falls on all of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from offramp.policies import Full, Policy
 
 Seconds = npt.NDArray[np.float64]
 Job = Callable[[], object]
+TURN_SECONDS = 0.5
+"""Of the slowest contender: most of a turn finds the caches warm, and all meet the same machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +119,33 @@ def laps(
     """Seconds of every contender, pass after pass and without end; the first pass warms up.
 
     Args:
-        jobs: of each contender, one per batch; the first batches of all run back to back, then
-            the second ones.
+        jobs: of each contender, one per batch; each in turn does a few, then the next few.
         on_gpu: wait for the GPU before the clock is read.
         rest: seconds between two contenders, for the threads of the one to fall asleep.
     """
-    names, number = list(jobs), 0
+    names, number, turn = list(jobs), 0, 1
     while True:
         # another one goes first in every pass, since the first finds the caches cold
         order = names[number % len(names) :] + names[: number % len(names)]
         seconds = dict.fromkeys(names, 0.0)
-        for place in range(max(map(len, jobs.values()))):
+        for place in range(0, max(map(len, jobs.values())), turn):
             for name in order:
-                if place < len(jobs[name]):
-                    if rest:
-                        time.sleep(rest)
-                    seconds[name] += _clock(jobs[name][place], on_gpu)
+                if some := jobs[name][place : place + turn]:
+                    time.sleep(rest)
+                    seconds[name] += _clock(some, on_gpu)
         yield seconds
+        slowest = max(seconds[name] / max(len(jobs[name]), 1) for name in names)
+        turn = max(1, round(TURN_SECONDS / max(slowest, 1e-9)))
         number += 1
 
 
 @torch.inference_mode()
-def _clock(job: Job, on_gpu: bool) -> float:
+def _clock(jobs: Sequence[Job], on_gpu: bool) -> float:
     start = time.perf_counter()
-    job()
-    if on_gpu:
-        torch.cuda.synchronize()
+    for job in jobs:
+        job()
+        if on_gpu:
+            torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
