@@ -158,6 +158,11 @@ def _notes(points: Sequence[OperatingPoint]) -> str:
     if any(point.policy["name"] == "full" for point in points):
         said.append("The policy `full` means that early exit did not pay at that target.")
     said += [
+        f"`{point.name}`: {point.certificate.words()} Its figures are of the rows of the proof."
+        for point in points
+        if point.certificate is not None
+    ]
+    said += [
         f"Thresholds depend on what computes the scores: `{point.name}` is for `--backend "
         f"{point.engine} --dtype {point.dtype}` alone."
         for point in points
