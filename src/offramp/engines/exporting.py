@@ -146,6 +146,8 @@ def _trace(part: nn.Module, given: list[Values]) -> Any:
     # a tensor that stands under two names would become one input
     example = {name: leaf.clone() for name, leaf in given[1].items()}
     shapes = {name: _dynamic(given[0][name], leaf) for name, leaf in example.items()}
+    from offramp.engines.attention import translations  # needs an extra
+
     program = torch.export.export(part, (example,), dynamic_shapes=(shapes,), strict=False)
     return torch.onnx.export(
         program,
@@ -155,6 +157,7 @@ def _trace(part: nn.Module, given: list[Values]) -> Any:
         output_names=list(part(example)),
         verbose=False,
         optimize=False,
+        custom_translation_table=translations(program),
     )
 
 
