@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as text_of
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +15,10 @@ from offramp.cli import console
 from offramp.cli import options as o
 
 if TYPE_CHECKING:
-    from offramp.prediction import Summary
+    from offramp.prediction import Predictor, Summary
 
 _STDIN = 0
+_WATCH = "Does the point still hold?"
 
 
 def predict(
@@ -44,6 +47,28 @@ def predict(
         bool,
         typer.Option("--sets", help="The classes that may be right, too; see tune --sets."),
     ] = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            "--watch", help="File that says whether the point still holds.", rich_help_panel=_WATCH
+        ),
+    ] = None,
+    audit: Annotated[
+        str,
+        typer.Option(
+            "--audit",
+            help="With --watch: share of rows to run to full depth as well.",
+            rich_help_panel=_WATCH,
+        ),
+    ] = "1%",
+    on_alarm: Annotated[
+        str,
+        typer.Option(
+            "--on-alarm",
+            help="With --watch: warn, full (depth from then on), or another point.",
+            rich_help_panel=_WATCH,
+        ),
+    ] = "warn",
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
@@ -70,37 +95,52 @@ def predict(
       offramp predict my-vit-offramp cat.jpg
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
+      offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%
       tail -f texts.log | offramp predict my-offramp -
     """
     given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.data import load_examples
     from offramp.errors import ConfigError
+    from offramp.prediction import Predictor, predict_file
     from offramp.prediction import predict as stream
-    from offramp.prediction import predict_file
     from offramp.prediction.lines import predict_lines
 
     if bool(inputs) == (data is not None):
         raise ConfigError("Give either inputs or --data FILE.")
     if inputs and str(output or "-") != "-":
         raise ConfigError("--output is for --data; answers to inputs go to stdout.")
-    how: dict[str, Any] = {"point": point, "scores": scores, "sets": sets}
-    how |= {"device": device, "dtype": dtype, "backend": backend}
-    if inputs == ["-"]:
-        named = {"text": text, "text_pair": text_pair, "image": image}
-        for entries in predict_lines(folder, _STDIN, **how | named):
-            _say(entries)
-            console.flush()
-        return
+    how: dict[str, Any] = {"scores": scores, "sets": sets}
+    predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
-    if data is None or output is None or str(output) == "-":
-        _say(stream(folder, inputs or str(data), **how, **columns))
+    with _watched(predictor, watch, audit, on_alarm):
+        if inputs == ["-"]:
+            named = {"text": text, "text_pair": text_pair, "image": image}
+            for entries in predict_lines(predictor, _STDIN, **how | named):
+                _say(entries)
+                console.flush()
+        elif data is None or output is None or str(output) == "-":
+            _say(stream(predictor, inputs or str(data), **how, **columns))
+        else:
+            summary = predict_file(predictor, data, output, progress=not quiet, **how, **columns)
+            if json:
+                console.say_json(_as_json(summary))
+            elif not quiet:
+                _show(summary)
+
+
+@contextmanager
+def _watched(predictor: Predictor, path: Path | None, audit: str, on_alarm: str) -> Iterator[None]:
+    """Watch the predictor's point, if a file for that is given."""
+    if path is None:
+        yield
         return
-    summary = predict_file(folder, data, output, progress=not quiet, **how, **columns)
-    if json:
-        console.say_json(_as_json(summary))
-    elif not quiet:
-        _show(summary)
+    watch = predictor.watch(audit, path, on_alarm)
+    try:
+        yield
+    finally:
+        watch.close()
+        logging.getLogger("offramp").info("%s", watch.monitor.words())
 
 
 def _say(entries: Iterable[dict[str, Any]]) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript import opset20 as op  # type: ignore[attr-defined]
+from onnxscript import opset20
 from torch.export import ExportedProgram
 
+op: Any = opset20
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _LEAST = float(torch.finfo(torch.float32).min)
 

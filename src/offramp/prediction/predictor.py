@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from offramp.backbones import Batch
-from offramp.calibration import OperatingPoint, list_points
+from offramp.calibration import Monitor, OperatingPoint, list_points, parse_share
 from offramp.calibration.conformal import Sets
 from offramp.engines import (
     Engine,
@@ -37,12 +37,13 @@ from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
 from offramp.prediction.items import Item, Row, items_of
+from offramp.prediction.watching import Watch
 
 logger = logging.getLogger("offramp")
 
 Point = str | OperatingPoint | Policy
 """The name of a point in the model's folder, `full`, a point or a policy."""
-DEFAULT, FULL = "default", "full"
+DEFAULT, FULL, WARN = "default", "full", "warn"
 
 
 class Answer(NamedTuple):
@@ -88,6 +89,8 @@ class Predictor:
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
         self.policy, self.sets = self._resolved(point)
+        self._point = point
+        self.watched: Watch | None = None
 
     @classmethod
     def load(
@@ -175,6 +178,40 @@ class Predictor:
         point.check(self.model.problem_type, self.model.depth)
         return point, sets
 
+    def watch(
+        self,
+        share: float | str = 0.01,
+        path: str | Path | None = None,
+        on_alarm: str = WARN,
+        level: float = 0.05,
+    ) -> Watch:
+        """Run a share of the rows to full depth as well, and say when the point no longer holds.
+
+        Args:
+            share: of rows to audit, 0.01 or '1%'; each costs a full run.
+            path: a file that keeps what was seen over restarts.
+            on_alarm: `warn` says so and goes on, `full` runs every row to full depth from then
+                on, and the name of another point uses that one.
+            level: chance of a false alarm, ever.
+
+        Raises:
+            ConfigError: there is no operating point to watch, or an option makes no sense.
+            PointError: no such point, or a file of another one.
+        """
+        point = self._named(self._point) if isinstance(self._point, str) else self._point
+        if not isinstance(point, OperatingPoint):
+            raise ConfigError("There is nothing to watch: rows run under no operating point.")
+        audited = parse_share(share)
+        if not 0 < audited <= 1:
+            raise ConfigError(f"A share of {share} audits nothing. Write 1% or 0.01.")
+        known = path is not None and Path(path).exists()
+        monitor = Monitor.load(str(path), point) if known else Monitor.of(point, level)
+        instead = None if on_alarm == WARN else self.policy_of(on_alarm)
+        place = None if path is None else Path(path)
+        kind = self.model.problem_type
+        self.watched = Watch(monitor, audited, self.policy, instead, place, kind)
+        return self.watched
+
     @cached_property
     def processor_fingerprint(self) -> str:
         """Kept, since a point may be given with every call."""
@@ -246,9 +283,12 @@ class Predictor:
 
         Raises ConfigError where an option makes no sense.
         """
-        if not isinstance(self.engine, TorchEngine):
+        if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             if determinism is not None:
-                raise ConfigError(f"determinism='{determinism}' is for backend torch alone.")
+                raise ConfigError(
+                    f"determinism='{determinism}' is for backend torch alone, and not for rows "
+                    "that are watched."
+                )
             found = self._by_batches(items, policy or self.policy)
             return in_order(found) if ordered else found
         results = self.engine.stream(
@@ -280,6 +320,21 @@ class Predictor:
                 yield row.id, self.items.batch([row], "cpu", few_lengths=True)
 
     def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
+        watch = self.watched
+        if watch is None or policy != watch.policy:
+            return self._answers(batch, policy)
+        if watch.instead is not None:
+            return self._answers(batch, watch.instead)
+        answers = self._answers(batch, policy)
+        watch.saw(
+            batch,
+            np.stack([answer.scores for answer in answers]),
+            [answer.exit_layer for answer in answers],
+            lambda rows: np.stack([answer.scores for answer in self._answers(rows, Full())]),
+        )
+        return answers
+
+    def _answers(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([row.length for row in batch], device=device)

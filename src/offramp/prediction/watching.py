@@ -1,0 +1,100 @@
+"""Some rows also run to full depth, to see whether an operating point still holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offramp.calibration import RISKS, Monitor
+from offramp.calibration.risks import Answered
+from offramp.policies import Policy
+from offramp.prediction.items import Row
+
+logger = logging.getLogger("offramp")
+
+DRIFTED = 0.25
+"""Of `Monitor.drift`, from which rows are called others than those of the point."""
+
+
+class Watch:
+    """Audits the rows of a predictor and keeps a monitor of them; see `Predictor.watch`.
+
+    Args:
+        monitor: what was seen so far.
+        share: of rows to audit, at random.
+        policy: whose rows are watched, and nobody else's.
+        instead: the policy after an alarm; None keeps the first.
+        path: where the monitor is saved after every audit; None keeps it in memory.
+        problem_type: of the model.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        share: float,
+        policy: Policy,
+        instead: Policy | None,
+        path: Path | None,
+        problem_type: str,
+    ) -> None:
+        self.monitor, self.share, self.policy = monitor, share, policy
+        self._instead, self._path, self._problem_type = instead, path, problem_type
+        self._drawn = np.random.default_rng()  # nobody shall know which row is audited
+        self._lock = threading.Lock()
+        self._drift_said = False
+
+    @property
+    def instead(self) -> Policy | None:
+        """The policy that rows run under since the alarm; None where nothing has changed."""
+        return self._instead if self.monitor.alarmed else None
+
+    def saw(
+        self,
+        rows: Sequence[Row],
+        scores: np.ndarray,
+        exit_layers: Sequence[int],
+        full_depth: Callable[[Sequence[Row]], np.ndarray],
+    ) -> None:
+        """Take note of a batch that was answered, and audit some of it.
+
+        Args:
+            scores: of the exits that answered, (rows, classes).
+            full_depth: gives the scores of some rows at full depth.
+        """
+        audited = np.flatnonzero(self._drawn.random(len(rows)) < self.share).tolist()
+        losses: list[float] = []
+        if audited:
+            full = full_depth([rows[place] for place in audited])
+            fine = np.isfinite(full).all(axis=1) & np.isfinite(scores[audited]).all(axis=1)
+            early = scores[audited][fine]
+            asked = Answered(early, full[fine], None, self._problem_type)
+            losses = RISKS[self.monitor.risk].of(asked).tolist()
+        with self._lock:
+            before = self.monitor
+            self.monitor = before.after(losses, exit_layers)
+            if self._path is not None and losses:
+                self.monitor.save(self._path)
+        self._say(before)
+
+    def close(self) -> None:
+        """Save what was seen."""
+        if self._path is not None:
+            self.monitor.save(self._path)
+
+    def _say(self, before: Monitor) -> None:
+        if self.monitor.alarmed and not before.alarmed:
+            logger.warning("%s", self.monitor.words())
+        drift = self.monitor.drift
+        if drift is not None and drift > DRIFTED and not self._drift_said:
+            self._drift_said = True
+            logger.warning(
+                "Point '%s': rows leave at other layers than those it was chosen on (stability "
+                "index %.2f, above %.2f). Its promise is for rows like those.",
+                self.monitor.point,
+                drift,
+                DRIFTED,
+            )

@@ -1,0 +1,113 @@
+"""Claims about watching a point while rows are answered."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from offramp.calibration import Monitor, OperatingPoint, calibrate
+from offramp.cli.main import main
+from offramp.data import encode
+from offramp.engines import record
+from offramp.errors import ConfigError
+from offramp.policies import Fixed, Full
+from offramp.prediction import Predictor, predict
+from offramp.testing import save_tiny, tiny_model, tiny_texts, tiny_tokenizer
+
+TEXTS = tiny_texts(200, seed=3)
+
+
+@pytest.fixture(scope="module", name="folder")
+def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random exits: `default` differs from full depth often, `never` does not."""
+    folder = save_tiny(tmp_path_factory.mktemp("watched") / "tiny")
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    dataset, _ = encode(Dataset.from_dict({"text": tiny_texts(300)}), tokenizer)
+    table = record(model, dataset, folder.parent / "table", "tune", processor=tokenizer)
+    for name, policy in (("default", Fixed(layer=1)), ("never", Full())):
+        found = calibrate(table, target_speedup=1.01, policies=[policy], name=name).point
+        found.save(folder)
+    return folder
+
+
+def broken_promise(folder: Path, path: Path) -> Monitor:
+    """A monitor of `default` that was told of a smaller loss than it has."""
+    predictor = Predictor.load(folder)
+    monitor = predictor.watch(path=path).monitor.model_copy(update={"limit": 0.01})
+    monitor.save(path)
+    return monitor
+
+
+def test_an_audited_row_is_answered_as_if_it_were_not(folder: Path) -> None:
+    plain, watched = Predictor.load(folder), Predictor.load(folder)
+    watched.watch(share=1)
+    assert list(predict(watched, TEXTS)) == list(predict(plain, TEXTS))
+
+
+def test_what_is_lost_is_what_full_depth_says(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    seen = predictor.watch(share=1)
+    early = [entry["label"] for entry in predict(predictor, TEXTS)]
+    full = [entry["label"] for entry in predict(predictor, TEXTS, point="full")]
+    others = sum(one != other for one, other in zip(early, full, strict=True))
+    assert seen.monitor.audited == len(TEXTS)  # those of another point are not counted
+    assert seen.monitor.lost == others > 0
+
+
+def test_a_share_is_audited(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    seen = predictor.watch(share="20%")
+    list(predict(predictor, TEXTS))
+    assert 10 < seen.monitor.audited < 80
+    assert len(seen.monitor.recent) == len(TEXTS)
+
+
+@pytest.mark.parametrize(("on_alarm", "layer"), [("warn", 1), ("full", 6), ("never", 6)])
+def test_an_alarm_is_said_once_and_acted_on(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, on_alarm: str, layer: int
+) -> None:
+    broken_promise(folder, tmp_path / "watch.json")
+    predictor = Predictor.load(folder)
+    predictor.watch(1, tmp_path / "watch.json", on_alarm)
+    with caplog.at_level(logging.WARNING, "offramp"):
+        list(predict(predictor, TEXTS * 2))
+        after = list(predict(predictor, TEXTS[:5]))
+    assert sum("no longer holds" in record.message for record in caplog.records) == 1
+    assert {entry["exit_layer"] for entry in after} == {layer}
+
+
+def test_what_was_seen_survives_a_restart(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "watch.json"
+    for _ in range(2):
+        predictor = Predictor.load(folder)
+        predictor.watch(share=1, path=path)
+        list(predict(predictor, TEXTS))
+    assert Monitor.load(path, OperatingPoint.load(folder)).audited == 2 * len(TEXTS)
+
+
+def test_a_stream_is_watched_too(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    seen = predictor.watch(share=1)
+    assert len(list(predictor.stream(TEXTS))) == len(TEXTS)
+    assert seen.monitor.audited == len(TEXTS)
+
+
+def test_full_depth_is_nothing_to_watch(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to watch"):
+        Predictor.load(folder, "full").watch()
+    with pytest.raises(ConfigError, match="audits nothing"):
+        Predictor.load(folder).watch(share=0)
+
+
+def test_the_command_line_watches(folder: Path, tmp_path: Path) -> None:
+    data, path = tmp_path / "rows.csv", tmp_path / "watch.json"
+    data.write_text("text\n" + "\n".join(TEXTS[:50]) + "\n")
+    arguments = ["predict", str(folder), "-d", str(data), "-o", str(tmp_path / "a.csv"), "-q"]
+    assert main([*arguments, "--watch", str(path), "--audit", "100%"]) == 0
+    assert Monitor.load(path, OperatingPoint.load(folder)).audited == 50
+    path.write_text("{}")
+    again = ["predict", str(folder), "a", "--watch", str(path)]
+    assert main(again) == 2
