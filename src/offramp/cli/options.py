@@ -193,6 +193,32 @@ DEMANDS = (
     *("policies", "name", "sets", "confidence", "proof", "procedure"),
 )
 """Options of `calibrate` that say what is asked of a point."""
+_WATCH = "Does the point still hold?"
+Watch = Annotated[
+    Path | None,
+    typer.Option(
+        "--watch",
+        help="File of what was seen of the point, made where it is missing.",
+        rich_help_panel=_WATCH,
+        show_default=False,
+    ),
+]
+Audit = Annotated[
+    str,
+    typer.Option(
+        "--audit",
+        help="With --watch: share of rows to run to full depth as well.",
+        rich_help_panel=_WATCH,
+    ),
+]
+OnAlarm = Annotated[
+    str,
+    typer.Option(
+        "--on-alarm",
+        help="With --watch: warn, full (depth from then on), or another point.",
+        rich_help_panel=_WATCH,
+    ),
+]
 _PROMISE = "A promise"
 MaxRisk = Annotated[
     str | None,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from offramp.prediction import Predictor, Summary
 
 _STDIN = 0
-_WATCH = "Does the point still hold?"
 
 
 def predict(
@@ -47,28 +46,9 @@ def predict(
         bool,
         typer.Option("--sets", help="The classes that may be right, too; see tune --sets."),
     ] = False,
-    watch: Annotated[
-        Path | None,
-        typer.Option(
-            "--watch", help="File that says whether the point still holds.", rich_help_panel=_WATCH
-        ),
-    ] = None,
-    audit: Annotated[
-        str,
-        typer.Option(
-            "--audit",
-            help="With --watch: share of rows to run to full depth as well.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = "1%",
-    on_alarm: Annotated[
-        str,
-        typer.Option(
-            "--on-alarm",
-            help="With --watch: warn, full (depth from then on), or another point.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = "warn",
+    watch: o.Watch = None,
+    audit: o.Audit = "1%",
+    on_alarm: o.OnAlarm = "warn",
     split: o.Split = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
