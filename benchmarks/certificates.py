@@ -61,6 +61,8 @@ def measured(search: ExitTable, pool: ExitTable, draws: int) -> Iterator[dict[st
         tried = explore(judge, [*applicable(search), "full"])
         for limit in LIMITS:
             path = [one for one in path_of(tried, limit) if one.cost < 1 / 1.05]
+            if not path:
+                continue  # nothing saves 5%, so there is nothing to promise
             policies = [one.policy for one in path]
             losses = np.stack([losses_under(pool, one, RISKS[risk]) for one in policies], axis=1)
             costs = np.array([measure(pool, one).cost for one in policies])

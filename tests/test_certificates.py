@@ -15,9 +15,9 @@ from scipy.stats import binomtest
 from offramp import ExitTable, OperatingPoint
 from offramp.calibration import RISKS, certify, choose
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
-from offramp.calibration.certificate import rows_needed
+from offramp.calibration.certificate import percent, rows_needed
 from offramp.calibration.proving import prove
-from offramp.calibration.risks import Answered
+from offramp.calibration.risks import Answered, Risk
 from offramp.errors import ConfigError, PointError, TableError
 
 DEPTH = 6
@@ -101,6 +101,25 @@ def test_nothing_proven_is_no_place() -> None:
         assert prove(losses, 0.02, 0.95, procedure, "betting").place is None
 
 
+def test_in_expectation_the_most_that_each_row_lost_on_the_way_counts() -> None:
+    losses = np.zeros((1000, 2))
+    losses[:40, 0] = losses[40:80, 1] = 1  # other rows: their union loses 8%
+    assert prove(losses, 0.05, procedure="expectation").place == 0
+    assert prove(losses, 0.09, procedure="expectation").place == 1
+
+
+def test_in_expectation_a_last_candidate_that_swings_cannot_pass_by_luck() -> None:
+    """Losses of -1 and 1 that are 10% on average often have a small mean in 100 rows."""
+    rng, limit, risks = np.random.default_rng(0), 0.05, []
+    true = [0.04, 0.1]
+    for _ in range(2000):
+        safe = np.full(100, 0.039)
+        swinging = np.where(rng.random(100) < 0.55, 1.0, -1.0)
+        place = prove(np.stack((safe, swinging), axis=1), limit, procedure="expectation").place
+        risks.append(0.0 if place is None else true[place])
+    assert np.mean(risks) <= limit
+
+
 def test_procedures_agree_with_mapie() -> None:
     losses = (np.random.default_rng(3).random((500, 8)) < np.linspace(0, 0.1, 8)).astype(float)
     p_values = prove(losses, 0.05, 0.9, "holm", "binomial").p_values
@@ -159,6 +178,23 @@ def test_full_depth_loses_nothing_and_losses_stay_in_range(seed: int, risk: str)
     assert np.abs(same).max() < 1e-7
 
 
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        (lambda rows: np.full(len(rows.early), 2.0), "one number from 0 to 1"),
+        (lambda rows: np.full(len(rows.early), np.nan), "one number from 0 to 1"),
+        (lambda rows: np.zeros((len(rows.early), 2)), "one number from 0 to 1"),
+        (lambda rows: np.full(len(rows.early), 0.5), "gives fractions"),
+    ],
+)
+def test_a_risk_that_is_not_what_it_says_is_refused(losses: object, says: str) -> None:
+    single = "single_label_classification"
+    wrong = Risk("wrong", "wrong", losses, (single,), 0.0, False, True)  # type: ignore[arg-type]
+    scores = np.zeros((4, 2), dtype=np.float32)
+    with pytest.raises(ConfigError, match=says):
+        wrong.of(Answered(scores, scores, None, single))
+
+
 # Points
 
 
@@ -187,6 +223,27 @@ def test_too_few_rows_mean_full_depth_and_a_number() -> None:
     assert not found.pays
     assert found.point.policy["name"] == "full"
     assert "It would take about" in found.messages[1]
+
+
+def test_no_number_of_rows_is_named_where_none_would_do() -> None:
+    found = certify(table_of(100), max_disagreement=0.01, policies=["fixed"])
+    assert not found.pays
+    assert "too near the limit" in found.messages[1]
+
+
+def test_broken_and_repeated_rows_are_said() -> None:
+    table = table_of(400)
+    table.scores[:10, 2] = np.nan
+    found = certify(table.take([*range(400), *range(50, 150)]), max_disagreement="20%")
+    assert found.point.rows_excluded == 10
+    said = " ".join(found.messages)
+    assert "10 rows with NaN" in said
+    assert "repeat the input of another" in said
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.00125, "0.125%"), (0.9999999, "99.99999%")])
+def test_a_promise_is_not_rounded(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_never_leaving_is_always_certified() -> None:
@@ -223,7 +280,7 @@ def test_a_changed_or_uncertified_point_cannot_be_loaded_as_certified(tmp_path: 
 def test_the_claim_names_what_it_rests_on() -> None:
     found = certify(table_of(2000), max_drop="5%", confidence="90%")
     said = " ".join(found.messages)
-    for word in ("90% confidence", "accuracy lost", "5.00%", "rows", "like those"):
+    for word in ("90% confidence", "accuracy lost", "at most 5%,", "rows", "like those"):
         assert word in said
 
 
@@ -235,6 +292,8 @@ def test_the_claim_names_what_it_rests_on() -> None:
         ({"max_drop": 0}, "cannot be promised"),
         ({"max_drop": 0.01, "procedure": "hope"}, "Procedure 'hope' is unknown"),
         ({"max_drop": 0.01, "test": "binomial"}, "for losses of 0 and 1"),
+        ({"max_drop": 0.01, "test": "mean"}, "Test 'mean' is unknown"),
+        ({"max_drop": 0.01, "seed": -1}, "A seed is 0 or more"),
         ({"max_drop": "nan"}, "is not a share"),
         ({"max_risk": 0.01}, "go together"),
         ({"max_risk": 0.01, "risk": "brie"}, "Did you mean 'brier'"),

@@ -65,6 +65,23 @@ def test_what_was_seen_survives_in_a_file_of_that_point_alone(tmp_path: Path) ->
         Monitor.load(tmp_path / "monitor.json", other)
 
 
+@pytest.mark.parametrize("change", [{"bets": (0.1,)}, {"recent": (7,)}, {"expected": ()}])
+def test_a_file_that_was_changed_by_hand_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    point = point_of()
+    Monitor.of(point).model_copy(update=change).save(tmp_path / "monitor.json")
+    with pytest.raises(PointError):
+        Monitor.load(tmp_path / "monitor.json", point)
+
+
+def test_what_was_won_long_after_an_alarm_can_still_be_kept(tmp_path: Path) -> None:
+    point = point_of()
+    seen = Monitor.of(point).after([1.0] * 2000)
+    seen.save(tmp_path / "monitor.json")
+    assert Monitor.load(tmp_path / "monitor.json", point) == seen
+
+
 def test_rows_that_leave_elsewhere_show_as_drift() -> None:
     point = point_of()
     shares = np.array(point.exit_histogram) / point.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -79,6 +80,23 @@ def test_an_alarm_is_said_once_and_acted_on(
     assert {entry["exit_layer"] for entry in after} == {layer}
 
 
+def test_an_alarm_is_said_again_after_a_restart(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken_promise(folder, tmp_path / "watch.json").after([1.0] * 100).save(tmp_path / "watch.json")
+    with caplog.at_level(logging.WARNING, "offramp"):
+        Predictor.load(folder).watch(path=tmp_path / "watch.json")
+    assert sum("no longer holds" in record.message for record in caplog.records) == 1
+
+
+def test_a_broken_answer_is_lost_where_full_depth_has_one(folder: Path) -> None:
+    seen = Predictor.load(folder).watch(share=1)
+    full = np.array([[1, 0], [1, 0], [np.nan, 0]], dtype=np.float32)
+    early = np.array([[np.nan, 0], [1, 0], [1, 0]], dtype=np.float32)
+    seen.saw([None] * 3, early, [1, 1, 1], lambda rows: full)  # type: ignore[list-item]
+    assert (seen.monitor.audited, seen.monitor.lost) == (2, 1)
+
+
 def test_what_was_seen_survives_a_restart(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "watch.json"
     for _ in range(2):
@@ -111,3 +129,4 @@ def test_the_command_line_watches(folder: Path, tmp_path: Path) -> None:
     path.write_text("{}")
     again = ["predict", str(folder), "a", "--watch", str(path)]
     assert main(again) == 2
+    assert main(["predict", str(folder), "a", "--on-alarm", "full"]) == 2

@@ -52,14 +52,20 @@ class Certificate(Strict):
         what = RISKS[self.risk].words if self.risk in RISKS else self.risk
         if self.confidence is None:
             return (
-                f"On average over draws of {self.rows:,} rows: {what}, at most {self.limit:.2%}; "
-                f"nothing is guaranteed for this draw ({self.estimate:.2%} on these rows)."
+                f"On average over draws of {self.rows:,} rows: {what}, at most "
+                f"{percent(self.limit)}; nothing is guaranteed for this draw "
+                f"({self.estimate:.2%} on these rows)."
             )
         return (
-            f"Guaranteed with {100 * self.confidence:g}% confidence: {what}, at most "
-            f"{self.limit:.2%}, from {self.rows:,} rows ({self.estimate:.2%} on these), while the "
-            "rows to come are like those."
+            f"Guaranteed with {percent(self.confidence)} confidence: {what}, at most "
+            f"{percent(self.limit)}, from {self.rows:,} rows ({self.estimate:.2%} on these), "
+            "while the rows to come are like those."
         )
+
+
+def percent(share: float) -> str:
+    """'5%', '0.125%': all digits, since a promise is not rounded."""
+    return f"{100 * share:.10g}%"
 
 
 def rows_needed(limit: float, confidence: float, estimate: float, spread: float) -> int:

@@ -18,7 +18,7 @@ from offramp.calibration.frontier import (
     explore,
     finite_rows,
 )
-from offramp.calibration.proving import Floats, bound, losses_under, path_of, prove
+from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
 from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of
 from offramp.calibration.target import Target, parse_share
@@ -71,7 +71,7 @@ def certify(
     """
     target = Target.of(None, max_drop, max_disagreement, False, max_risk, risk)
     measured, sure = RISKS[str(target.loss)], _confidence(confidence)
-    _check(target, measured, procedure, test)
+    _check(target, measured, procedure, test, seed)
     search, rest, excluded = _parts(table, proof)
     measured.check(search.problem_type, search.labels is not None)
     judge = Judge(search, risk=measured)
@@ -97,12 +97,14 @@ def certify(
         seed=seed,
         population=fingerprint(np.sort(rest.ids).tobytes()),
     )
-    point = point_of(name, target, judged, outcome).promising(promised)
+    left_out = {"rows_excluded": excluded}
+    point = point_of(name, target, judged, outcome).model_copy(update=left_out).promising(promised)
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
         said = sentences.no_promise(target, rest.rows, _needed(path, target, sure))
-    cautions = sentences.proof(search.rows, rest.rows, excluded)
+    repeated = rest.rows - len(np.unique(rest.ids))
+    cautions = sentences.proof(search.rows, rest.rows, excluded, repeated)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
@@ -134,9 +136,13 @@ def _confidence(text: float | str) -> float:
     return share
 
 
-def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None) -> None:
+def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, seed: int) -> None:
     if procedure not in PROCEDURES:
         raise ConfigError(f"Procedure '{procedure}' is unknown. Known: {', '.join(PROCEDURES)}.")
+    if test is not None and test not in P_VALUES:
+        raise ConfigError(f"Test '{test}' is unknown. Known: {', '.join(P_VALUES)}.")
+    if seed < 0:
+        raise ConfigError(f"A seed is 0 or more, not {seed}.")
     if not 0 < target.value < 1:
         raise ConfigError(
             f"{target.kind}={target.value:g} cannot be promised: a limit is above 0 and below 1, "
@@ -194,7 +200,9 @@ def _bound(
 
 
 def _needed(path: Sequence[Outcome], target: Target, sure: float) -> int | None:
-    """About how many rows prove the safest of the path; None without a path."""
+    """About how many rows prove the safest of the path; 0 for none ever, None without a path."""
     if not path or path[0].risk is None or path[0].spread is None:
         return None
+    if path[0].risk >= target.value:
+        return 0
     return rows_needed(target.value, sure, path[0].risk, path[0].spread)

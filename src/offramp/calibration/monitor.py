@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from offramp.calibration.bounds import binomial_bound
 from offramp.calibration.certificate import Certificate
@@ -31,6 +31,8 @@ PATIENCE = 500
 WINDOW = 1000
 """Rows of the exit histogram that is compared with that of the point."""
 Money = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_RICH = 1e300
 
 
 class Monitor(Strict):
@@ -56,14 +58,20 @@ class Monitor(Strict):
     risk: str
     limit: float = Field(gt=0, lt=1)
     level: float = Field(gt=0, lt=1)
-    expected: tuple[float, ...]
+    expected: Annotated[tuple[Share, ...], Field(min_length=1)]
     audited: int = Field(default=0, ge=0)
     lost: float = 0.0
     reserve: Money = 1.0
-    bets: tuple[Money, ...] = (0.0,) * BETS
+    bets: Annotated[tuple[Money, ...], Field(min_length=BETS, max_length=BETS)] = (0.0,) * BETS
     most: Money = 1.0
     alarm_at: int | None = None
-    recent: tuple[int, ...] = ()
+    recent: Annotated[tuple[int, ...], Field(max_length=WINDOW)] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if not all(1 <= layer <= len(self.expected) for layer in self.recent):
+            raise ValueError("recent exit layers do not fit depth")
+        return self
 
     @classmethod
     def of(cls, point: OperatingPoint, level: float = 0.05) -> Self:
@@ -136,6 +144,7 @@ class Monitor(Strict):
         for count, loss in enumerate(losses, start=self.audited + 1):
             bet = reserve / (PATIENCE + count)
             money = (money + bet / BETS) * (1 + stakes * (loss - self.limit))
+            money = np.minimum(money, _RICH)
             reserve -= bet
             most = max(most, reserve + float(money.sum()))
             if alarm_at is None and most >= 1 / self.level:
@@ -145,8 +154,8 @@ class Monitor(Strict):
             "audited": self.audited + len(losses),
             "lost": self.lost + math.fsum(losses),
             "reserve": reserve,
-            "bets": tuple(np.minimum(money, 1e300).tolist()),
-            "most": min(most, 1e300),
+            "bets": tuple(money.tolist()),
+            "most": most,
             "alarm_at": alarm_at,
             "recent": tuple(int(layer) for layer in kept),
         }
@@ -169,8 +178,10 @@ class Monitor(Strict):
 def _watched(point: OperatingPoint) -> tuple[str, float]:
     """What can be seen without labels, and its limit."""
     promised = point.certificate
-    if isinstance(promised, Certificate) and not RISKS[promised.risk].labelled:
-        return promised.risk, promised.limit
+    if isinstance(promised, Certificate):
+        risk = RISKS[promised.risk]
+        if not risk.labelled and risk.lowest >= 0:  # a gain could cost a bet more than there is
+            return risk.name, promised.limit
     if point.problem_type == "regression":
         raise ConfigError("Regression has no risk that is seen without labels, so none to watch.")
     others = round(point.disagreement * point.rows)

@@ -65,12 +65,13 @@ def prove(
         confidence: plays no part in `expectation`.
         procedure: `fixed_sequence` tests one after the other, as long as they pass; `holm` and
             `bonferroni` all of them, each more strictly; `expectation` is conformal risk control
-            (arXiv 2208.02814), for losses that grow from one candidate to the next.
+            (arXiv 2208.02814) of the most that a row loses up to a candidate, since it is for
+            losses that grow from one candidate to the next; gains do not count.
         test: `binomial`, exact for losses of 0 and 1, or `betting`; `expectation` has none.
     """
     estimates = losses.mean(axis=0)
     if procedure == "expectation":
-        passed = _in_expectation(estimates, len(losses), limit)
+        passed = _in_expectation(losses, limit)
         return Proven(_last(passed), estimates, None)
     from mapie.risk_control import control_fwer  # takes a second, which few need
 
@@ -105,10 +106,11 @@ def path_of(outcomes: Sequence[Outcome], limit: float) -> list[Outcome]:
     return path
 
 
-def _in_expectation(estimates: Floats, rows: int, limit: float) -> npt.NDArray[np.intp]:
+def _in_expectation(losses: Floats, limit: float) -> npt.NDArray[np.intp]:
     """Candidates up to the last whose mean, with one more row of loss 1, is within the limit."""
-    worst = np.maximum.accumulate(estimates)
-    return np.flatnonzero((rows * worst + 1) / (rows + 1) <= limit)
+    # row by row from full depth, which loses 0: a running maximum of the means proves nothing
+    most = np.maximum.accumulate(np.maximum(losses, 0), axis=1).sum(axis=0)
+    return np.flatnonzero((most + 1) / (len(losses) + 1) <= limit)
 
 
 def _last(passed: npt.NDArray[np.intp]) -> int | None:

@@ -19,6 +19,7 @@ from offramp.registry import Registry
 from offramp.table import ExitTable
 
 Floats = npt.NDArray[np.float64]
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,26 @@ class Risk:
     whole: bool
 
     def of(self, rows: Answered) -> Floats:
-        """The losses. Raises ConfigError or TableError where the task or labels do not fit."""
+        """The losses.
+
+        Raises:
+            ConfigError: the task does not fit, or losses are not what this risk says of them.
+            TableError: labels are missing.
+        """
         self.check(rows.problem_type, rows.labels is not None)
-        return self.losses(rows)
+        losses = np.asarray(self.losses(rows), dtype=np.float64)
+        self._check_losses(losses, len(rows.early))
+        return losses
+
+    def _check_losses(self, losses: Floats, rows: int) -> None:
+        """A proof holds for losses of the range that it assumes, and for no others."""
+        inside = (losses >= self.lowest - _ROUNDING) & (losses <= 1 + _ROUNDING)  # NaN is not
+        if losses.shape != (rows,) or not inside.all():
+            raise ConfigError(
+                f"Risk '{self.name}' must give each row one number from {self.lowest:g} to 1."
+            )
+        if self.whole and (losses != np.round(losses)).any():
+            raise ConfigError(f"Risk '{self.name}' gives fractions, but says `whole=True`.")
 
     def check(self, problem_type: str, labelled: bool) -> None:
         """Refuse a risk that the task or the lack of labels rules out."""

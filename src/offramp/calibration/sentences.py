@@ -52,20 +52,32 @@ def promise(target: Target, chosen: Outcome, certificate: Certificate) -> list[s
 
 
 def no_promise(target: Target, rows: int, needed: int | None) -> list[str]:
-    """Why the point is full depth, and how many rows might change that."""
+    """Why the point is full depth, and how many rows might change that; `needed` 0: none."""
     head = f"No early exit is certified for a {target} with {rows:,} rows; the point is full depth."
     if needed is None:
         return [head, "No policy saves 5%, whatever it loses."]
     if needed <= rows:
         return [head, "What rows lose is too near the limit; allow more, or train better exits."]
-    return [head, f"It would take about {needed:,} rows."]
+    return [head, f"It would take about {needed:,} rows for the proof alone."]
 
 
-def proof(searched: int, proven: int, excluded: int) -> list[str]:
-    """What the promise rests on."""
+def proof(searched: int, proven: int, excluded: int, repeated: int = 0) -> list[str]:
+    """What the promise rests on.
+
+    Args:
+        repeated: rows of the proof that have the input of another.
+    """
     lines = [f"Searched on {searched:,} rows, proven on {proven:,} others; figures are of these."]
     if excluded:
-        lines.append(f"{excluded} rows with NaN or infinite scores were left out.")
+        lines.append(
+            f"{excluded} rows with NaN or infinite scores were left out; nothing is promised for "
+            "such rows."
+        )
+    if repeated:
+        lines.append(
+            f"{repeated} rows of the proof repeat the input of another. If a row was recorded "
+            "twice, drop one of the two: the proof counts both."
+        )
     return lines
 
 

@@ -90,6 +90,8 @@ def predict(
         raise ConfigError("Give either inputs or --data FILE.")
     if inputs and str(output or "-") != "-":
         raise ConfigError("--output is for --data; answers to inputs go to stdout.")
+    if watch is None and (audit, on_alarm) != ("1%", "warn"):
+        raise ConfigError("--audit and --on-alarm need --watch FILE, which keeps what is seen.")
     how: dict[str, Any] = {"scores": scores, "sets": sets}
     predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
@@ -116,6 +118,7 @@ def _watched(predictor: Predictor, path: Path | None, audit: str, on_alarm: str)
         yield
         return
     watch = predictor.watch(audit, path, on_alarm)
+    watch.close()  # a place that cannot be written is found before the work
     try:
         yield
     finally:

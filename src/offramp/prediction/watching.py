@@ -46,6 +46,8 @@ class Watch:
         self._drawn = np.random.default_rng()  # nobody shall know which row is audited
         self._lock = threading.Lock()
         self._drift_said = False
+        if monitor.alarmed:
+            logger.warning("%s", monitor.words())
 
     @property
     def instead(self) -> Policy | None:
@@ -69,32 +71,39 @@ class Watch:
         losses: list[float] = []
         if audited:
             full = full_depth([rows[place] for place in audited])
-            fine = np.isfinite(full).all(axis=1) & np.isfinite(scores[audited]).all(axis=1)
-            early = scores[audited][fine]
-            asked = Answered(early, full[fine], None, self._problem_type)
-            losses = RISKS[self.monitor.risk].of(asked).tolist()
+            losses = self._losses(scores[audited], full)
         with self._lock:
             before = self.monitor
-            self.monitor = before.after(losses, exit_layers)
+            after = self.monitor = before.after(losses, exit_layers)
+            self._say(before, after)
             if self._path is not None and losses:
-                self.monitor.save(self._path)
-        self._say(before)
+                after.save(self._path)
 
     def close(self) -> None:
         """Save what was seen."""
-        if self._path is not None:
-            self.monitor.save(self._path)
+        with self._lock:
+            if self._path is not None:
+                self.monitor.save(self._path)
 
-    def _say(self, before: Monitor) -> None:
-        if self.monitor.alarmed and not before.alarmed:
-            logger.warning("%s", self.monitor.words())
-        drift = self.monitor.drift
+    def _losses(self, early: np.ndarray, full: np.ndarray) -> list[float]:
+        """Of rows that full depth can answer; an answer that is broken there loses all."""
+        early, full = (scores[np.isfinite(full).all(axis=1)] for scores in (early, full))
+        fine = np.isfinite(early).all(axis=1)
+        losses = np.ones(len(early))
+        asked = Answered(early[fine], full[fine], None, self._problem_type)
+        losses[fine] = RISKS[self.monitor.risk].of(asked)
+        return losses.tolist()
+
+    def _say(self, before: Monitor, after: Monitor) -> None:
+        if after.alarmed and not before.alarmed:
+            logger.warning("%s", after.words())
+        drift = after.drift
         if drift is not None and drift > DRIFTED and not self._drift_said:
             self._drift_said = True
             logger.warning(
                 "Point '%s': rows leave at other layers than those it was chosen on (stability "
                 "index %.2f, above %.2f). Its promise is for rows like those.",
-                self.monitor.point,
+                after.point,
                 drift,
                 DRIFTED,
             )
