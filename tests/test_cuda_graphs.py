@@ -131,6 +131,19 @@ def test_a_model_that_is_moved_gets_new_graphs() -> None:
     assert memory.captures == 2
 
 
+def test_one_weight_that_is_moved_means_new_graphs() -> None:
+    model = tiny_model("bert")
+    engine, memory = graphed(model, sync_every=model.depth)
+    batch = tiny_batch_for(model.stock, 4, tokens=8, seed=1)
+    for weight in (list(model.backbone.layers.parameters())[3], next(model.exits.parameters())):
+        for _ in range(2):
+            engine.run(batch, Patience())
+        weight.data = weight.data.clone()
+    for _ in range(2):
+        engine.run(batch, Patience())
+    assert memory.captures == 3
+
+
 def test_a_predictor_pads_to_few_lengths_so_that_graphs_come_again() -> None:
     model, tokenizer = tiny_model("bert"), tiny_tokenizer("bert")
     engine, memory = graphed(model)

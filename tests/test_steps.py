@@ -47,6 +47,11 @@ def test_batches_stay_whole_on_a_gpu_and_those_of_images_everywhere() -> None:
     assert rows_a_step({"pixel_values": torch.zeros(64, 3, 8, 8)}, 10**6, 1) == 64
 
 
+def test_what_all_rows_share_is_not_cut() -> None:
+    shared = {"position_ids": torch.arange(512)[None]}
+    assert rows_a_step(tokens(512, 512) | shared, 3072, 1) == 512
+
+
 def test_widths_of_real_models_are_those_of_the_feed_forward_part() -> None:
     model = tiny_model()
     config: Any = model.stock.config

@@ -15,7 +15,9 @@ from onnx.reference import ReferenceEvaluator
 from offramp.engines import exporting
 from offramp.engines.alike import Values, follow
 from offramp.engines.assembly import assemble_all
+from offramp.engines.exporting import Exports
 from offramp.engines.tracing import Traced, trace_model, trace_policy
+from offramp.errors import ModelError
 from offramp.model import MultiExitModel
 from offramp.policies import MaxProbability, Patience
 from offramp.testing.tiny import tiny_batch_for, tiny_model
@@ -133,6 +135,15 @@ def test_parts_are_not_alike_where_anything_else_does(
     other: Callable[[Values], torch.Tensor],
 ) -> None:
     assert _steps(lambda one: one["x"] * A + B, A, B) != _steps(other, A, B)
+
+
+def test_a_part_that_cannot_be_followed_is_refused_with_the_mend() -> None:
+    def sparse(given: Values) -> Values:
+        return {"out": torch.mm(torch.eye(3).to_sparse(), given["x"])}
+
+    given = [{"x": torch.ones(3, rows)} for rows in (2, 4)]
+    with pytest.raises(ModelError, match=r"Layer 1 cannot be a graph.*backend='torch'"):
+        Exports().graph(sparse, given, "layer 1")
 
 
 def test_constants_are_told_apart_by_their_values() -> None:

@@ -27,7 +27,8 @@ def translations(program: ExportedProgram) -> dict[Callable[..., Any], Callable[
 
 def _is_plain(node: torch.fx.Node) -> bool:
     causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
-    return not (causal or node.kwargs.get("enable_gqa", False))
+    single = node.meta["val"].dtype == torch.float32
+    return single and not (causal or node.kwargs.get("enable_gqa", False))
 
 
 def attention(
@@ -40,12 +41,16 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """The arguments are those of torch's, (rows, heads, tokens, width), in evaluation mode."""
+    """The arguments are those of torch's, fp32 (..., tokens, width), in evaluation mode."""
     factor = op.Constant(value_float=query.shape[-1] ** -0.5 if scale is None else scale)
-    shares = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    *others, tokens, width = range(len(key.shape))
+    turned = op.Transpose(key, perm=[*others, width, tokens])
+    shares = op.MatMul(op.Mul(query, factor), turned)
     if attn_mask is not None:
+        least = op.Constant(value_float=_LEAST)
         if str(attn_mask.dtype) == "BOOL":
-            nothing, least = op.Constant(value_float=0.0), op.Constant(value_float=_LEAST)
-            attn_mask = op.Where(attn_mask, nothing, least)
-        shares = op.Add(shares, attn_mask)
+            added = op.Where(attn_mask, op.Constant(value_float=0.0), least)
+        else:  # where all is minus infinity, shares would be no numbers
+            added = op.Max(attn_mask, least)
+        shares = op.Add(shares, added)
     return op.MatMul(op.Softmax(shares, axis=-1), value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -170,18 +170,18 @@ class GraphedSegments(Segments):
 
     Args:
         graphs: of the engine.
+        weights: that layers and exits read.
         parts: see `Segments`; with `sync_every`.
     """
 
     overwrites = True
 
-    def __init__(self, graphs: CudaGraphs, *parts: Any) -> None:
+    def __init__(self, graphs: CudaGraphs, weights: Iterable[Tensor], *parts: Any) -> None:
         super().__init__(*parts)
         self._graphs = graphs
         self.turn = graphs.turn
         # graphs read the weights where these were; a model that is moved needs new ones
-        weights = [next(layer.parameters(), None) for layer in self.backbone.layers]
-        places = tuple(None if weight is None else weight.data_ptr() for weight in weights)
+        places = tuple([weight.data_ptr() for weight in weights])
         self._what = (self.every, places, str(self.policy.to_dict()))
 
     def size(self, rows: int) -> int:

@@ -67,8 +67,8 @@ class Exports:
     def graph(self, run: Part, given: list[Values], what: str) -> tuple[Any, list[Values]]:
         """An `onnx.ModelProto` of a part, dynamic where the two sets of values differ in size,
         and what the part says to each set."""
-        courses = [follow(run, one, self._names) for one in given]
         try:
+            courses = [follow(run, one, self._names) for one in given]
             with _TURN, _quiet():
                 graph = self._of_another(courses, given)
                 if graph is None:

@@ -11,7 +11,8 @@ answer does not depend on the others. Weights are symmetric, one scale for each 
     MatMulIntegerToFloat(q, w) * m      in the place of MatMul(x, w)
 
 A token of zeros needs no guard: whatever integers it got, they are multiplied by m = 0. A token
-that is NaN throughout, as it is after any layer norm, or holds an infinite number comes out as NaN.
+that is NaN throughout, as it is after any layer norm, comes out as NaN, and one with an infinite
+number as numbers that are not finite.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class Stepper:
         """One row in all slots must come out alike; kernels that split a tensor between threads
         may round the ends of each part in another way."""
         shape = (self.mixes or number, flow.hidden.shape, flow.mask is None)
-        case = (*shape, torch.get_num_threads())
+        case = (*shape, flow.hidden.dtype, flow.hidden.device, torch.get_num_threads())
         if case in self._proven:
             return
         hidden = self.backbone.layer(number, self.backbone.take(flow, first)).hidden

@@ -34,7 +34,8 @@ def widest(layers: Iterable[nn.Module]) -> int:
 
 
 def rows_a_step(batch: Batch, width: int, threads: int) -> int:
-    """How many rows of a batch of tokens on the CPU run together; all of any other batch.
+    """How many rows of a batch of tokens on the CPU run together; all of any other batch, and of
+    one that holds something that all its rows share.
 
     It depends on the shape of the batch alone, so at equal shape nothing depends on neighbours.
 
@@ -45,6 +46,8 @@ def rows_a_step(batch: Batch, width: int, threads: int) -> int:
     first = batch.get("input_ids", next(iter(batch.values())))
     count = first.shape[0]
     if not width or "input_ids" not in batch or first.device.type != "cpu":
+        return count
+    if any(leaf.shape[0] != count for leaf in batch.values()):
         return count
     steps = -(-first.numel() * width // (threads * STEP_VALUES))
     return -(-count // max(1, steps)) or 1

@@ -62,6 +62,8 @@ class TorchEngine:
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
         self.exits = [getattr(read, "forward", read) for read in exits]
+        # a model that is moved keeps its parameters, and to list them costs more than a launch
+        self._weights: list[torch.Tensor] = list(getattr(model, "parameters", tuple)())
         self._graphs = CudaGraphs(CudaRecorder(_gpu_of(model))) if cuda_graphs else None
         self.few_shapes = cuda_graphs  # batches are best padded to few lengths
         self.widest = 0 if cuda_graphs else widest(model.backbone.layers)
@@ -159,7 +161,7 @@ class TorchEngine:
         parts = (self.backbone, self.exits, policy, self.remembers, every)
         if self._graphs is None or self._graphs.device != device:
             return Segments(*parts)
-        return GraphedSegments(self._graphs, *parts)
+        return GraphedSegments(self._graphs, self._weights, *parts)
 
     def _check_mode(self) -> None:
         if getattr(self.model, "training", False):
