@@ -12,6 +12,7 @@ from test_certificates import table_of
 
 from offramp.calibration import Monitor, OperatingPoint, certify, choose
 from offramp.errors import ConfigError, PointError
+from offramp.policies import Fixed
 
 
 def point_of(limit: float = 0.05) -> OperatingPoint:
@@ -80,6 +81,18 @@ def test_what_was_won_long_after_an_alarm_can_still_be_kept(tmp_path: Path) -> N
     seen = Monitor.of(point).after([1.0] * 2000)
     seen.save(tmp_path / "monitor.json")
     assert Monitor.load(tmp_path / "monitor.json", point) == seen
+
+
+def test_the_same_policy_chosen_on_other_rows_is_another_point(tmp_path: Path) -> None:
+    first, again = (
+        choose(table_of(500, seed), target_speedup=1.1, policies=[Fixed(layer=3)]).point
+        for seed in (1, 2)
+    )
+    assert first.seal() == again.seal()
+    others = again.model_copy(update={"exit_histogram": (1, 0, again.rows - 1, 0, 0, 0)})
+    Monitor.of(first).save(tmp_path / "monitor.json")
+    with pytest.raises(PointError, match="watches another point"):
+        Monitor.load(tmp_path / "monitor.json", others)
 
 
 def test_rows_that_leave_elsewhere_show_as_drift() -> None:

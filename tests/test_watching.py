@@ -113,6 +113,13 @@ def test_a_stream_is_watched_too(folder: Path) -> None:
     assert seen.monitor.audited == len(TEXTS)
 
 
+def test_a_file_keeps_the_level_it_was_begun_with(folder: Path, tmp_path: Path) -> None:
+    predictor, path = Predictor.load(folder), tmp_path / "watch.json"
+    predictor.watch(path=path).close()
+    with pytest.raises(ConfigError, match="begun with level"):
+        predictor.watch(path=path, level=0.01)
+
+
 def test_full_depth_is_nothing_to_watch(folder: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to watch"):
         Predictor.load(folder, "full").watch()

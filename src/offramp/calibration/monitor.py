@@ -96,7 +96,7 @@ class Monitor(Strict):
     def load(cls, path: str | Path, point: OperatingPoint) -> Self:
         """Go on from a file. Raises PointError for one of another point."""
         found = read_document(cls, Path(path), PointError)
-        if found.seal != point.seal():
+        if found.seal != point.seal() or found.expected != cls.of(point).expected:
             raise PointError(
                 f"{path}: watches another point than '{point.name}' as it is now. Give another "
                 "file, or delete this one to begin anew."

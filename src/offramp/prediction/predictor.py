@@ -206,6 +206,8 @@ class Predictor:
             raise ConfigError(f"A share of {share} audits nothing. Write 1% or 0.01.")
         known = path is not None and Path(path).exists()
         monitor = Monitor.load(str(path), point) if known else Monitor.of(point, level)
+        if monitor.level != level:
+            raise ConfigError(f"{path} was begun with level={monitor.level:g}, not {level:g}.")
         instead = None if on_alarm == WARN else self.policy_of(on_alarm)
         place = None if path is None else Path(path)
         kind = self.model.problem_type
