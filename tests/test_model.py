@@ -118,6 +118,12 @@ def test_the_longest_input_fits_and_one_token_more_does_not(arch: str) -> None:
             model.all_exits(tiny_batch(2, tokens=65))
 
 
+def test_mpnet_counts_positions_from_two_whatever_its_config_says() -> None:
+    model = tiny_model("mpnet")
+    assert (model.stock.config.pad_token_id, model.max_length) == (0, 63)
+    model.all_exits(tiny_batch(2, tokens=63))
+
+
 # --- save and load ------------------------------------------------------------------------
 
 

@@ -38,9 +38,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def _is_right(traced: Traced, model: MultiExitModel) -> None:
+def _is_right(traced: Traced, model: MultiExitModel, tokens: int = 9) -> None:
     """Every exit of the file says what the model says."""
-    batch = tiny_batch_for(model.stock, 6, tokens=9, seed=3)
+    batch = tiny_batch_for(model.stock, 6, tokens=tokens, seed=3)
     file = assemble_all(traced.embedding, traced.layers)
     wanted = [value.name for value in file.graph.input]
     feed = {name: leaf.numpy() for name, leaf in batch.items() if name in wanted}
@@ -72,6 +72,23 @@ def test_layers_that_differ_in_more_are_traced_each(traces: list[Any]) -> None:
     traced = trace_model(model)
     assert len(traces) == 5
     _is_right(traced, model)
+
+
+def test_layers_whose_windows_differ_keep_them(traces: list[Any]) -> None:
+    model = tiny_model("bert", layers=3)
+    for layer, window in zip(model.backbone.layers, (30, 40, 50), strict=True):
+        _look_at_first(layer, window)
+    _is_right(trace_model(model), model, tokens=60)
+
+
+def _look_at_first(layer: Any, window: int) -> None:
+    run = layer.forward
+
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        first: torch.Tensor = hidden[:, :window].mean(dim=1, keepdim=True)
+        return run(hidden, *args, **kwargs) + first
+
+    layer.forward = forward
 
 
 def test_another_model_of_this_kind_is_not_traced(traces: list[Any]) -> None:

@@ -280,7 +280,9 @@ class EncoderBackbone:
         limit = getattr(self._stock.config, "max_position_embeddings", None)
         if limit is None or not self._layout.positions_from_padding:
             return limit
-        return int(limit) - self._stock.config.pad_token_id - 1
+        # the embeddings', since MPNet counts from 2 whatever its config says
+        embeddings: Any = self._stock.base_model.embeddings
+        return int(limit) - int(embeddings.padding_idx) - 1
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._layout.pool(self._stock, hidden, mask)

@@ -2,8 +2,8 @@
 
 Most encoders repeat one layer with other weights. Two parts that run the same operations of torch
 with the same constants on the same inputs, and differ in which weights they read, have the same
-graph but for its weights. Whatever else they differ in (a window, a head, a Python constant, a
-tensor that is no weight) shows as another operation, another number or another input.
+graph but for its weights. Whatever else they differ in (a head, a Python constant, a tensor that
+is no weight, a window that the inputs outgrow) shows as another operation, number or input.
 """
 
 from __future__ import annotations

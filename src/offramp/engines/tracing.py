@@ -25,8 +25,9 @@ from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
 from offramp.policies import EvidencePolicy, Policy, Rows, decide
 
-_SIZES = ((3, 11), (5, 19))
-"""Rows and tokens of the two batches."""
+_SIZES = ((3, 11), (2, 150))
+"""Rows and tokens of the two batches. What a layer does only beyond the longer one, as with a
+larger window in Python, no graph can know."""
 _MOVES = ("hidden", "carry")
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -64,7 +65,8 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     Raises ModelError for a layer or exit that cannot be traced, by number.
     """
     backbone = model.backbone
-    batches = [_batch(backbone, rows, tokens) for rows, tokens in _SIZES]
+    longest = backbone.max_length or _SIZES[1][1]
+    batches = [_batch(backbone, rows, min(tokens, longest)) for rows, tokens in _SIZES]
     flows = [backbone.embed(batch) for batch in batches]
     exports = Exports(model)
     progress("embedding")
