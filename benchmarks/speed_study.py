@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from scipy.stats import binom
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from offramp.backbones import Batch
 from offramp.benchmark.contenders import Shop
@@ -223,6 +224,15 @@ def rxn_albert() -> Path:
     return SHARED / "weights" / "rxn-albert"
 
 
+def with_head(folder: Path) -> Path:
+    """A pretrained encoder as a classifier whose head knows nothing."""
+    made = Path(tempfile.mkdtemp()) / folder.name
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(made)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(made)
+    return made
+
+
 class PlainOnnx:
     """A file in ONNX Runtime with its own options, but for the number of threads."""
 
@@ -311,7 +321,7 @@ class Stand:
 def stand(name: str, threads: int, quick: bool = False, rows: int = 256) -> Stand:
     """A model by the name the page gives it, or a trained folder, with rows of real lengths."""
     reactions = name == "rxn-albert" or "uspto" in name
-    source = rxn_albert() if name == "rxn-albert" else ARCHITECTURES.get(name, name)
+    source = with_head(rxn_albert()) if name == "rxn-albert" else ARCHITECTURES.get(name, name)
     subject = open_subject(QUICK if quick and name in ARCHITECTURES else source)
     kind = "uspto_50k" if reactions else "sst2"
     return with_rows(subject, kind, "dev", threads, rows)

@@ -31,7 +31,7 @@ from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, who
 
 logger = logging.getLogger("offramp")
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the files; another number leaves those in the cache alone."""
 
 DTYPES = ("float32", "int8")
