@@ -19,9 +19,10 @@ What was asked of the engines, and what was measured, by
     python benchmarks/speed.py page
 
 Contenders take turns of about half a second, after a pass that is not counted; a figure is the
-median over passes of a ratio within each, with its 95 % interval from their order. **Yes**: the whole
-interval is on the right side of the target; **no**: all of it is on the wrong side; **undecided**:
-neither. Counts have no interval. Some parts ran at the same time, each on a core of its own.
+median over passes of a ratio within each, with its 95 % interval from their order. **Yes**: the
+whole interval is on the right side of the target; **no**: all of it is on the wrong side;
+**undecided**: neither. Counts have no interval. Some parts ran at the same time, each on a core of
+its own.
 
 Speed-up is full depth over early exit in the same engine; full depth is the fastest of ours and
 of what a user has without offramp: transformers, or ONNX Runtime with its own options, or without
