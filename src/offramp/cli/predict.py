@@ -72,7 +72,6 @@ def predict(
 
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
-      offramp predict my-vit-offramp cat.jpg
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
       offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%

@@ -154,8 +154,10 @@ class Workers:
         self._running[cell] = Try(process, place / LOG, before)
 
     def _environment(self) -> dict[str, str]:
-        threads = 1 if self.most is None or self.most > 1 else _cores()
-        known = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        # one run at a time may have all cores, unless the user has said how many
+        alone = os.environ.get("OMP_NUM_THREADS", str(_cores()))
+        threads = alone if self.most == 1 else "1"
+        known = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         known |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         return {**os.environ, **known, "PYTHONUNBUFFERED": "1"}
 
