@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_what_was_seen_survives_a_restart(folder: Path, tmp_path: Path) -> None:
     assert Monitor.load(path, OperatingPoint.load(folder)).audited == 2 * len(TEXTS)
 
 
+def test_rows_are_answered_where_what_was_seen_cannot_be_kept(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "watch"
+    place.mkdir()
+    predictor = Predictor.load(folder)
+    seen = predictor.watch(share=1, path=place / "watch.json")
+    shutil.rmtree(place)
+    place.write_text("a file now")
+    assert len(list(predict(predictor, TEXTS))) == len(TEXTS)
+    assert sum("is not kept" in record.message for record in caplog.records) == 1
+    assert seen.monitor.audited == len(TEXTS)
+
+
 def test_a_stream_is_watched_too(folder: Path) -> None:
     predictor = Predictor.load(folder)
     seen = predictor.watch(share=1)
@@ -137,3 +152,19 @@ def test_the_command_line_watches(folder: Path, tmp_path: Path) -> None:
     again = ["predict", str(folder), "a", "--watch", str(path)]
     assert main(again) == 2
     assert main(["predict", str(folder), "a", "--on-alarm", "full"]) == 2
+
+
+def test_the_command_line_promises_or_says_how_many_rows_it_takes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promise = ["--confidence", "95%", "--policy", "fixed", "--max-disagreement"]
+    table = str(folder.parent / "table")
+    assert main(["calibrate", table, *promise, "99%"]) == 0
+    assert "Guaranteed with 95% confidence" in capsys.readouterr().out
+    assert main(["calibrate", table, *promise, "0.1%"]) == 4
+    assert "No early exit is certified" in capsys.readouterr().out
+    data = tmp_path / "rows.csv"
+    data.write_text("text\n" + "\n".join(tiny_texts(200, seed=5)) + "\n")
+    made = save_tiny(tmp_path / "tiny")
+    assert main(["tune", str(made), "-d", str(data), "--no-speed", "-q", *promise, "99%"]) == 0
+    assert OperatingPoint.load(made, certified=True).certificate is not None

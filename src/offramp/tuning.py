@@ -18,6 +18,7 @@ from datasets import Dataset
 from offramp.backbones import Batch
 from offramp.calibration import Calibration, Target, choose
 from offramp.calibration.certificate import Procedure
+from offramp.calibration.certifying import DEMAND
 from offramp.calibration.frontier import PolicySpec
 from offramp.data import (
     data_fingerprint,
@@ -55,11 +56,6 @@ logger = logging.getLogger("offramp")
 Facts = dict[str, str]
 RECIPE = "tune.json"
 FEW = 8
-DEMAND = (
-    *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
-    *("policies", "name", "sets", "confidence", "procedure"),
-)
-"""What `tune` hands on to `choose`."""
 COLUMNS = ("text", "text_pair", "image", "label", "max_rows")
 SPEED_ROWS, SPEED_BATCH, SPEED_PASSES, SPEED_SECONDS = 512, 32, 5, 20.0
 

@@ -7,14 +7,11 @@ those below 0, and depends on the order of rows, which must be random.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, binom
 
 Floats = npt.NDArray[np.float64]
-PValue = Callable[[Floats, float, float], Floats]
 _HALVINGS = 40
 
 

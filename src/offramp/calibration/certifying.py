@@ -108,6 +108,11 @@ def certify(
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
+DEMAND = (
+    *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
+    *("policies", "name", "sets", "confidence", "procedure"),
+)
+"""What users ask of `choose`, beside the tables."""
 _OF_CHOICE = {"target_speedup": None, "metric": None, "per_class": False, "sets": None}
 _OF_PROMISE = {"proof": None, "procedure": "fixed_sequence", "test": None, "seed": 0}
 

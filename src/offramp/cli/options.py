@@ -188,11 +188,6 @@ MaxDisagreement = Annotated[
         help="Share of answers that may differ from full depth; needs no labels.",
     ),
 ]
-DEMANDS = (
-    *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
-    *("policies", "name", "sets", "confidence", "proof", "procedure"),
-)
-"""Options of `calibrate` that say what is asked of a point."""
 _WATCH = "Does the point still hold?"
 Watch = Annotated[
     Path | None,

@@ -125,13 +125,14 @@ def calibrate(
     given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.calibration import choose
+    from offramp.calibration.certifying import DEMAND
     from offramp.report import write_picture
 
     table = joined(tables)
     if model is not None:
         table.check_model(fingerprint_of(model))
     given["proof"] = None if proof is None else joined([proof])
-    found = choose(table, **{name: given[name] for name in o.DEMANDS})
+    found = choose(table, **{name: given[name] for name in (*DEMAND, "proof")})
     written = None
     if model is not None:
         written = found.point.save(model)

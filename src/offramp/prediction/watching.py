@@ -11,6 +11,7 @@ import numpy as np
 
 from offramp.calibration import RISKS, Monitor
 from offramp.calibration.risks import Answered
+from offramp.errors import OutputError
 from offramp.policies import Policy
 from offramp.prediction.items import Row
 
@@ -76,14 +77,25 @@ class Watch:
             before = self.monitor
             after = self.monitor = before.after(losses, exit_layers)
             self._say(before, after)
-            if self._path is not None and losses:
-                after.save(self._path)
+            if losses:
+                self._save()
 
     def close(self) -> None:
         """Save what was seen."""
         with self._lock:
-            if self._path is not None:
-                self.monitor.save(self._path)
+            self._save()
+
+    def _save(self) -> None:
+        """Rows get their answers even where what was seen cannot be kept."""
+        if self._path is None:
+            return
+        try:
+            self.monitor.save(self._path)
+        except OutputError as problem:
+            logger.warning(
+                "What was seen of point '%s' is not kept: %s", self.monitor.point, problem
+            )
+            self._path = None
 
     def _losses(self, early: np.ndarray, full: np.ndarray) -> list[float]:
         """Of rows that full depth can answer; an answer that is broken there loses all."""
