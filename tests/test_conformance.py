@@ -203,13 +203,6 @@ class Overwrites(Bad):
         return super().sure(output)
 
 
-class Peeks(Bad):
-    """Says that it does not read the odd exits, and reads them."""
-
-    def reads(self, layer: int) -> bool:
-        return layer % 2 == 0
-
-
 class Melts(Bad):
     """Its options can be changed."""
 
@@ -274,7 +267,6 @@ FAULTS = {
     Counts: "keeps state on itself",
     Draws: "differently the second time",
     Overwrites: "writes to the tensors it is given",
-    Peeks: "says it does not read",
     Melts: "lets its option 'threshold' be changed",
     Spreads: "a broken row harms another",
     Shapeless: "for each row whether it leaves",
@@ -321,10 +313,9 @@ class _Wrapped:
         self.model = model
         self.inner: Engine = TorchEngine(model)
 
-    def run(self, batch: Any, policy: Policy, rows: Rows | None = None) -> Answers:
-        answers = self.inner.run(batch, policy, rows)
-        scores, exit_layers, bad = self.spoil(answers)
-        return Answers(scores, exit_layers, bad)
+    def run(self, batch: Any, policy: Policy, *how: Any) -> Answers:
+        answers = self.inner.run(batch, policy, *how)
+        return Answers(*self.spoil(answers), answers.forced)
 
     def spoil(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
@@ -336,6 +327,13 @@ class Shuffles(_Wrapped):
     def spoil(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         order = answers.exit_layers.argsort(stable=True)
         return answers.scores[order], answers.exit_layers[order], answers.bad[order]
+
+
+class Endless(_Wrapped):
+    """Heeds no budget."""
+
+    def run(self, batch: Any, policy: Policy, rows: Any = None, budget: Any = None) -> Answers:
+        return self.inner.run(batch, policy, rows)
 
 
 class Late(_Wrapped):
@@ -363,10 +361,10 @@ class Silent(_Wrapped):
 class Shares(_Wrapped):
     """Keeps the last call's policy on itself, where another thread's call overwrites it."""
 
-    def run(self, batch: Any, policy: Policy, rows: Rows | None = None) -> Answers:
+    def run(self, batch: Any, policy: Policy, *how: Any) -> Answers:
         self.policy = policy
         time.sleep(0.02)
-        return self.inner.run(batch, self.policy, rows)
+        return self.inner.run(batch, self.policy, *how)
 
 
 @pytest.mark.parametrize(
@@ -377,6 +375,7 @@ class Shares(_Wrapped):
         (Imprecise, "scores differ"),
         (Silent, "marks rows"),
         (Shares, "other threads"),
+        (Endless, "depth budget"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

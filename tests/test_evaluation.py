@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from offramp.calibration import calibrate
 from offramp.engines import Answers, TorchEngine, cost_model
 from offramp.errors import ConfigError, PointError
 from offramp.evaluation import Speed, evaluate, laps, measure_speed
-from offramp.policies import Fixed, Full, MaxProbability, Policy, Rows
+from offramp.policies import Fixed, Full, MaxProbability, Policy
 from offramp.table import ExitTable, replay
 from offramp.testing import Scripted, tiny_batch, tiny_model
 
@@ -77,7 +78,7 @@ def test_a_point_brings_its_metric_and_is_refused_on_the_table_of_another_model(
 class Waiting:
     """An engine that only waits, so that the times are known: 20 ms full, 5 ms early."""
 
-    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
+    def run(self, batch: Batch, policy: Policy, *how: Any) -> Answers:
         time.sleep(0.02 if isinstance(policy, Full) else 0.005)
         count = batch["input_ids"].shape[0]
         layers = torch.full((count,), 6 if isinstance(policy, Full) else 2)

@@ -197,6 +197,22 @@ def test_a_stricter_bar_never_leaves_earlier(problem_type, data):
 # patience
 
 
+class _Peeks(Full):
+    """Would leave at an exit that it does not read, and would remember it."""
+
+    def step(self, state, layer, output):
+        leave = torch.ones(len(output.scores), dtype=torch.bool)
+        return Step(leave, -output.scores, {"seen": leave})
+
+
+def test_a_policy_is_not_asked_about_an_exit_that_it_does_not_read():
+    scores = torch.tensor([[1.0, 2.0], [3.0, math.nan]])
+    found = decide(_Peeks(), {}, 1, ExitOutput(scores))
+    assert found.leave.tolist() == [False, True]  # scores that are broken are never gone on with
+    assert found.answer is scores
+    assert found.state == {}
+
+
 def test_patience_leaves_after_one_layer_more_than_it_waits():
     always = labels_as_scores([1] * 12)
     assert [leaves(Patience(patience=t), always) for t in (1, 2, 5, 11, 12)] == [

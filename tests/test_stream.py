@@ -341,9 +341,9 @@ class WithoutPool:
         self.all_exits = self._engine.all_exits
         self.batches: list[int] = []
 
-    def run(self, batch: Batch, policy: Any, rows: Any = None) -> Any:
+    def run(self, batch: Batch, policy: Any, *how: Any) -> Any:
         self.batches.append(len(batch["input_ids"]))
-        return self._engine.run(batch, policy, rows)
+        return self._engine.run(batch, policy, *how)
 
 
 def test_an_engine_without_a_pool_streams_batch_by_batch() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from offramp.attacks import attack
     from offramp.benchmark import bench
     from offramp.calibration import OperatingPoint, calibrate
     from offramp.comparison import compare
@@ -35,6 +36,7 @@ __all__ = [
     "OperatingPoint",
     "__version__",
     "attach",
+    "attack",
     "bench",
     "calibrate",
     "compare",
@@ -57,6 +59,7 @@ _HOME = {
     "OfframpError": "offramp.errors",
     "OperatingPoint": "offramp.calibration",
     "attach": "offramp.training",
+    "attack": "offramp.attacks",
     "bench": "offramp.benchmark",
     "calibrate": "offramp.calibration",
     "compare": "offramp.comparison",

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli import console
+from offramp.cli.attack import attack
 from offramp.cli.bench import bench
 from offramp.cli.compare import compare
 from offramp.cli.demo import demo
@@ -50,7 +51,7 @@ def _help(text: str) -> str:
 
 COMMANDS = (
     *(tune, predict, train, attach, record, calibrate, evaluate, report),
-    *(export, compare, bench, info, demo),
+    *(export, compare, bench, attack, info, demo),
 )
 for command in COMMANDS:
     app.command(help=_help(command.__doc__ or ""), epilog=EXIT_CODES)(command)
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print(
             "Stopped with Ctrl-C; nothing half-written is left. Given again, train, attach, tune, "
-            "compare and predict go on from where they were, other commands start anew.",
+            "compare, predict and attack --output go on from where they were, other commands "
+            "start anew.",
             file=sys.stderr,
         )
         return STOPPED

@@ -188,6 +188,34 @@ MaxDisagreement = Annotated[
         help="Share of answers that may differ from full depth; needs no labels.",
     ),
 ]
+_BUDGET = "What a row may take"
+MaxDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--max-depth",
+        help="The most layers of a row; who has run them is answered there, as 'forced'.",
+        rich_help_panel=_BUDGET,
+        show_default=False,
+    ),
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-seconds",
+        help="The most time of a batch; who runs out of it is answered there, as 'forced'.",
+        rich_help_panel=_BUDGET,
+        show_default=False,
+    ),
+]
+PointColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--point-column",
+        help="Column of the operating point that a row asks for; empty: that of --point.",
+        rich_help_panel=_BUDGET,
+        show_default=False,
+    ),
+]
 _WATCH = "Does the point still hold?"
 Watch = Annotated[
     Path | None,

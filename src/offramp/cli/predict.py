@@ -46,6 +46,12 @@ def predict(
         bool,
         typer.Option("--sets", help="The classes that may be right, too; see tune --sets."),
     ] = False,
+    certified: Annotated[
+        bool, typer.Option("--certified", help="Refuse a point without a certificate.")
+    ] = False,
+    max_depth: o.MaxDepth = None,
+    max_seconds: o.MaxSeconds = None,
+    points: o.PointColumn = None,
     watch: o.Watch = None,
     audit: o.Audit = "1%",
     on_alarm: o.OnAlarm = "warn",
@@ -75,11 +81,13 @@ def predict(
       offramp predict my-offramp --data new.csv --output answers.csv
       offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
       offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%
+      offramp predict my-offramp -d new.csv -o answers.csv --max-depth 6 --point-column plan
       tail -f texts.log | offramp predict my-offramp -
     """
     given = dict(locals())
     console.setup(quiet, verbose)
     from offramp.data import load_examples
+    from offramp.engines import Budget
     from offramp.errors import ConfigError
     from offramp.prediction import Predictor, predict_file
     from offramp.prediction import predict as stream
@@ -91,12 +99,17 @@ def predict(
         raise ConfigError("--output is for --data; answers to inputs go to stdout.")
     if watch is None and (audit, on_alarm) != ("1%", "warn"):
         raise ConfigError("--audit and --on-alarm need --watch FILE, which keeps what is seen.")
-    how: dict[str, Any] = {"scores": scores, "sets": sets}
-    predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
+    if sets and points is not None:
+        raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
+    budget = Budget(max_depth, max_seconds)
+    how: dict[str, Any] = {"scores": scores, "sets": sets, "budget": budget}
+    predictor = Predictor.load(
+        folder, point, device=device, dtype=dtype, backend=backend, certified=certified
+    )
     columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
     with _watched(predictor, watch, audit, on_alarm):
         if inputs == ["-"]:
-            named = {"text": text, "text_pair": text_pair, "image": image}
+            named = {"text": text, "text_pair": text_pair, "image": image, "points": points}
             for entries in predict_lines(predictor, _STDIN, **how | named):
                 _say(entries)
                 console.flush()

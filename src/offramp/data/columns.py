@@ -40,12 +40,16 @@ LABELS = (
 
 
 class Chosen(NamedTuple):
-    """Names of the columns to use; the input is a text, two texts or an image."""
+    """Names of the columns to use; the input is a text, two texts or an image.
+
+    `point` is that of the operating point that each row asks for.
+    """
 
     text: str | None
     text_pair: str | None
     image: str | None
     label: str | None
+    point: str | None = None
 
 
 def choose_columns(
@@ -54,6 +58,7 @@ def choose_columns(
     text_pair: str | None,
     label: str | None,
     image: str | None = None,
+    point: str | None = None,
 ) -> Chosen:
     """The columns named by the options, the others by convention (PAIRS, TEXTS, IMAGES, LABELS).
 
@@ -61,8 +66,8 @@ def choose_columns(
     single known column; `label` wins over `labels`, then a single known column. Two that fit
     equally well are an error, not a guess. No label column is fine.
     """
-    given = (("text", text), ("text-pair", text_pair), ("image", image), ("label", label))
-    for option, column in given:
+    given = {"text": text, "text-pair": text_pair, "image": image, "label": label}
+    for option, column in (given | {"point-column": point}).items():
         if column is not None and column not in source.columns:
             raise DataError(
                 f"{source.name}: no column '{column}' (--{option}).{nearest(column, _all(source))} "
@@ -75,11 +80,11 @@ def choose_columns(
     if text is None and image is None:
         text, text_pair, image = _conventional_input(source)
     if label is None:
-        label = _conventional_label(source, {text, text_pair, image})
-    used = [column for column in (text, text_pair, image, label) if column is not None]
+        label = _conventional_label(source, {text, text_pair, image, point})
+    used = [column for column in (text, text_pair, image, label, point) if column is not None]
     if len(set(used)) < len(used):
         raise DataError(f"{source.name}: one column is named twice: {', '.join(used)}.")
-    return Chosen(text, text_pair, image, label)
+    return Chosen(text, text_pair, image, label, point)
 
 
 def _conventional_input(source: Source) -> tuple[str | None, str | None, str | None]:
@@ -164,6 +169,12 @@ def read_text(source: Source, column: str) -> pa.ChunkedArray:
             f"({values.null_count} such rows)."
         )
     return values.cast(pa.string())
+
+
+def read_names(source: Source, column: str) -> pa.ChunkedArray:
+    """A column of names, (rows,); an empty or missing one is null."""
+    names = as_arrow(source, column).cast(pa.string())
+    return pc.if_else(pc.equal(names, ""), None, names)
 
 
 def read_label(source: Source, column: str) -> pa.ChunkedArray | None:

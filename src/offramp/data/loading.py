@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from offramp.data import digits, docstrings
-from offramp.data.columns import Chosen, choose_columns, read_label, read_text
+from offramp.data.columns import Chosen, choose_columns, read_label, read_names, read_text
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.images import image_feature, read_images
 from offramp.data.memory import take
@@ -29,6 +29,7 @@ def load_examples(
     text_pair: str | None = None,
     image: str | None = None,
     label: str | None = None,
+    points: str | None = None,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -43,13 +44,14 @@ def load_examples(
         text, text_pair, image, label: column names; without them they are found by convention
             (text, sentence1 + sentence2, image, label, score, ...), and two candidates are an
             error. In files, images are paths, relative to the file they stand in.
+        points: column of the operating point that each row asks for, if some do.
         max_rows: keep this many rows, drawn by a hash of the input and `seed`: not the head
             of the file, and the same rows wherever they stand. Duplicates count as rows.
 
     Returns:
         `text` and `text_pair` as str, `image` as a PIL image, `label` as it stands in the
-        source (str, int, float or a list; numbers are read from CSV and TSV cells), `row` =
-        number in the source, from 0.
+        source (str, int, float or a list; numbers are read from CSV and TSV cells), `point` as
+        str or None, `row` = number in the source, from 0.
 
     Raises:
         DataError: what is wrong with the file, column or row, and what to do.
@@ -60,7 +62,7 @@ def load_examples(
     opened = open_source(built_in() if built_in else source, split)
     if not opened.rows:
         raise DataError(f"{opened.name}: there are no rows, only column names.")
-    dataset = _examples(opened, choose_columns(opened, text, text_pair, label, image))
+    dataset = _examples(opened, choose_columns(opened, text, text_pair, label, image, points))
     if max_rows is None or len(dataset) <= max_rows:
         return dataset
     order = np.argsort(draws(dataset_ids(dataset), seed, "sample"), kind="stable")
@@ -80,6 +82,8 @@ def _examples(source: Source, chosen: Chosen) -> Dataset:
         if labels is not None:
             columns["label"] = labels
             features["label"] = _label_feature(labels.type, source.class_names.get(chosen.label))
+    if chosen.point is not None:
+        columns["point"], features["point"] = read_names(source, chosen.point), Value("string")
     columns["row"] = pa.array(np.arange(source.rows))
     features["row"] = Value("int64")
     return Dataset.from_dict(columns, features=Features(features))

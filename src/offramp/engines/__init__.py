@@ -5,7 +5,7 @@ import os
 # before any import of ONNX Runtime, which would report to its maker and keep an id of the machine
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from offramp.engines.base import Answers, Engine, Exitable, RowAnswer, rows_of
+from offramp.engines.base import UNLIMITED, Answers, Budget, Engine, Exitable, RowAnswer, rows_of
 from offramp.engines.batching import bucket, collate, in_batches, plan_batches, windows
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
@@ -17,7 +17,9 @@ from offramp.engines.trees import take_tree
 
 __all__ = [
     "ENGINES",
+    "UNLIMITED",
     "Answers",
+    "Budget",
     "CostModel",
     "Engine",
     "Exitable",

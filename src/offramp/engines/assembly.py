@@ -23,7 +23,8 @@ Names = dict[str, str]
 """What a value is -> what it is called in the file."""
 
 PLACE = "place"
-ANSWERS = ("scores", "exit_layer", "bad")
+ANSWERS = {"scores": "answers", "exit_layer": "exit_layer", "bad": "bad"}
+"""Outputs, and what they are inside."""
 _FROM_OUTSIDE = ("bar", "shared/")
 
 
@@ -31,13 +32,18 @@ def assemble(
     embedding: onnx.ModelProto,
     layers: Sequence[onnx.ModelProto],
     decisions: Sequence[onnx.ModelProto | None],
+    forces: bool = False,
 ) -> onnx.ModelProto:
     """A file that answers batches of any size and leaves early.
 
     Inputs are those of the embedding and of the decisions (`bar`, and `row_id` where a policy
     reads it). Outputs: `scores` (rows, classes), `exit_layer` (rows,) 1-based, `bad` (rows,).
+
+    Args:
+        forces: the last decision may let rows go on, who have to leave nevertheless: one more
+            output, `forced` (rows,), says which.
     """
-    file = _File(embedding)
+    file = _File(embedding, forces)
     file.start(layers, decisions)
     for number, parts in enumerate(zip(layers, decisions, strict=True), start=1):
         file.add_layer(number, *parts)
@@ -55,7 +61,9 @@ def assemble_all(embedding: onnx.ModelProto, layers: Sequence[onnx.ModelProto]) 
 class _File:
     """A file while it is put together."""
 
-    def __init__(self, embedding: onnx.ModelProto) -> None:
+    def __init__(self, embedding: onnx.ModelProto, forces: bool = False) -> None:
+        self.forces = forces
+        self.answers = ANSWERS | ({"forced": "forced"} if forces else {})
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
         self.outputs: list[ValueInfoProto] = []
@@ -91,9 +99,11 @@ class _File:
         self._filled("scores.0", "answers.shape", FLOAT, 0.0)
         self._filled("exit_layer.0", rows, INT64, 0)
         self._filled("bad.0", rows, BOOL, False)
-        self.now |= {name: f"{name}.0" for name in ("exit_layer", "bad")}
-        self.now["answers"] = "scores.0"
-        self.kinds |= {"answers": (FLOAT, 2), "exit_layer": (INT64, 1), "bad": (BOOL, 1)}
+        if self.forces:
+            self._filled("forced.0", rows, BOOL, False)
+        self.now |= {what: f"{name}.0" for name, what in self.answers.items()}
+        self.kinds |= {"answers": (FLOAT, 2), "exit_layer": (INT64, 1)}
+        self.kinds |= {"bad": (BOOL, 1), "forced": (BOOL, 1)}
         out += [
             helper.make_node("Squeeze", [rows], ["rows.count"]),
             helper.make_node("Range", ["zero", "rows.count", "one"], ["place.0"]),
@@ -157,11 +167,11 @@ class _File:
             helper.make_node("Shape", [self.now[PLACE]], [f"{mine}shape"]),
             helper.make_node("Expand", [f"{mine}layer", f"{mine}shape"], [f"{mine}here"]),
         ]
-        for name, value in (
-            ("answers", said["answer"]),
-            ("exit_layer", f"{mine}here"),
-            ("bad", said["bad"]),
-        ):
+        values = {"answers": said["answer"], "exit_layer": f"{mine}here", "bad": said["bad"]}
+        if number == self.depth and self.forces:
+            nodes.append(helper.make_node("Not", [said["leave"]], [f"{mine}forced.now"]))
+            values["forced"] = f"{mine}forced.now"
+        for name, value in values.items():
             new = f"{mine}{name}"
             nodes.append(helper.make_node("ScatterND", [self.now[name], f"{mine}at", value], [new]))
             self.now[name] = new
@@ -193,7 +203,7 @@ class _File:
     ) -> None:
         inside: list[NodeProto] = []
         self._run(inside, number, layer, decision)
-        kept = ["answers", "exit_layer", "bad"]
+        kept = [*self.answers.values()]
         if number < self.depth:
             kept += [PLACE, *sorted(self._of_rows(number))]
         changed = [name for name in kept if self.now[name] != before.get(name)]
@@ -231,8 +241,8 @@ class _File:
         return helper.make_graph(nodes, f"skip {number}", [], values)
 
     def finish(self) -> onnx.ModelProto:
-        """The file with its three outputs."""
-        for name, what in zip(ANSWERS, ("answers", "exit_layer", "bad"), strict=True):
+        """The file with its outputs."""
+        for name, what in self.answers.items():
             self.give(name, what)
         return self.model()
 

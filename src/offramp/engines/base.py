@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
 
@@ -29,6 +32,43 @@ class Exitable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a row may take: whoever has taken it is answered by the exit it has come to.
+
+    Such an answer is forced: no policy chose it, and no certificate is about it. So nobody, not
+    even who means harm, takes more. One layer runs in any case.
+
+    Attributes:
+        depth: layers.
+        seconds: from when the batch of a row is begun, or a row of a stream is read; looked at
+            after each layer, and on a GPU where it is asked who has left. For backend torch.
+
+    Raises ConfigError for a budget of nothing.
+    """
+
+    depth: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        depth, seconds = self.depth, self.seconds
+        if depth is not None and not (isinstance(depth, int) and depth >= 1):
+            raise ConfigError(f"A depth of {depth!r} runs no layer. Give a number, 1 or more.")
+        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+            raise ConfigError(f"{seconds!r} seconds are no time. Give a number above 0.")
+
+    def deepest(self, depth: int) -> int:
+        """The last layer that runs in a model of so many."""
+        return depth if self.depth is None else min(self.depth, depth)
+
+    def deadline(self) -> float:
+        """Of what begins now, on the clock `time.perf_counter`."""
+        return math.inf if self.seconds is None else time.perf_counter() + self.seconds
+
+
+UNLIMITED = Budget()
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """Results of a batch, in the order of its rows.
 
@@ -36,11 +76,13 @@ class Answers:
         scores: (rows, classes) fp32, from the exit that answered.
         exit_layers: (rows,) int64, 1-based.
         bad: (rows,) bool, rows whose scores were NaN or infinite; their scores mean nothing.
+        forced: (rows,) bool, rows that left because of their budget; None where no row did.
     """
 
     scores: Tensor
     exit_layers: Tensor
     bad: Tensor
+    forced: Tensor | None = None
 
 
 class RowAnswer(NamedTuple):
@@ -49,6 +91,7 @@ class RowAnswer(NamedTuple):
     scores: Tensor  # (classes,) fp32
     exit_layer: int
     bad: bool
+    forced: bool = False
 
 
 class Engine(Protocol):
@@ -62,8 +105,14 @@ class Engine(Protocol):
         """What its layers compute in: `float32`, `bfloat16`, `float16` or `int8`."""
         ...
 
-    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
-        """Answer every row; each leaves at its layer."""
+    def run(
+        self,
+        batch: Batch,
+        policy: Policy,
+        rows: Rows | None = None,
+        budget: Budget = UNLIMITED,
+    ) -> Answers:
+        """Answer every row; each leaves at its layer, and within its budget."""
         ...
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:

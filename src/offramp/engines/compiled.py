@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from offramp.backbones import Batch
-from offramp.engines.base import Answers, Exitable, rows_of
+from offramp.engines.base import UNLIMITED, Answers, Budget, Exitable, rows_of
 from offramp.engines.graphs import Graphs, rule_of
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
@@ -83,12 +83,24 @@ class CompiledEngine(ABC):
     def _load(self, file: bytes | Path) -> Session:
         """Make a file ready to run with `self.threads` threads in `self.dtype`."""
 
-    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
-        """Answer every row of a batch, see `TorchEngine.run`.
+    def run(
+        self,
+        batch: Batch,
+        policy: Policy,
+        rows: Rows | None = None,
+        budget: Budget = UNLIMITED,
+    ) -> Answers:
+        """Answer every row of a batch, see `TorchEngine.run`; each depth budget has its own file.
 
-        Raises ConfigError for a batch without rows and for a policy that cannot be a graph.
+        Raises ConfigError for a batch without rows, for a policy that cannot be a graph, and for
+        a budget of seconds, since a graph has no clock.
         """
-        session = self._session(policy)
+        if budget.seconds is not None:
+            raise ConfigError(
+                f"Backend {self.name} runs a batch in one call, without a clock. Give a budget of "
+                "depth, or use backend torch."
+            )
+        session = self._session(policy, budget.deepest(self.model.depth))
         bar = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
 
         def step(part: Batch, mine: Rows) -> Answers:
@@ -100,7 +112,7 @@ class CompiledEngine(ABC):
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """What every exit says of every row; each layer is run."""
-        session = self._session(None)
+        session = self._session(None, self.model.depth)
 
         def step(part: Batch, mine: Rows) -> tuple[ExitOutput, ...]:
             said = dict(zip(session.outputs, session.run(_feed(part)), strict=True))
@@ -115,16 +127,16 @@ class CompiledEngine(ABC):
         """How often weights have been written to; cheap enough to ask with every call."""
         return sum([leaf._version for leaf in self._weights])
 
-    def _session(self, policy: Policy | None) -> Session:
+    def _session(self, policy: Policy | None, deepest: int) -> Session:
         if self._writes() != self._made_of:
             raise ConfigError(
                 "The model's weights have changed since this engine was made. Make a new one."
             )
-        rule = rule_of(policy, self.model.depth)
+        rule = rule_of(policy, self.model.depth, deepest)
         if rule not in self._sessions:
             with self._lock:
                 if rule not in self._sessions:
-                    self._sessions[rule] = self._graphs.load(policy, self._load)
+                    self._sessions[rule] = self._graphs.load(policy, self._load, deepest)
         return self._sessions[rule]
 
 

@@ -7,6 +7,7 @@ read them, and batches have few sizes: they are filled up with copies of a row.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -182,12 +183,13 @@ class GraphedSegments(Segments):
         self.turn = graphs.turn
         # graphs read the weights where these were; a model that is moved needs new ones
         places = tuple([weight.data_ptr() for weight in weights])
-        self._what = (self.every, places, str(self.policy.to_dict()))
+        timed = self.budget.seconds is not None
+        self._what = (self.every, self.deepest, timed, places, str(self.policy.to_dict()))
 
     def size(self, rows: int) -> int:
         return rows_bucket(rows)
 
-    def run(self, first: int, rows: Running) -> Passed:
+    def run(self, first: int, rows: Running, deadline: float = math.inf) -> Passed:
         constants, run = rows.flow.constants, super().run
         return self._graphs.run(
             (first, *self._what),

@@ -71,12 +71,18 @@ class Graphs:
         self.dtype = dtype
         self._progress = progress
 
-    def early_exit(self, policy: Policy) -> Any:
-        """The file that leaves as a policy says, whatever its bar; an `onnx.ModelProto`."""
+    def early_exit(self, policy: Policy, deepest: int | None = None) -> Any:
+        """The file that leaves as a policy says, whatever its bar; an `onnx.ModelProto`.
+
+        Args:
+            deepest: the last layer that runs; with it, an output says which rows had to leave.
+        """
         from offramp.engines.assembly import assemble
 
-        traced = self._traced
-        return assemble(traced.embedding, traced.layers, trace_policy(policy, traced.outputs))
+        traced, deepest = self._traced, deepest or self.model.depth
+        decisions = trace_policy(policy, traced.outputs, deepest)
+        layers = traced.layers[:deepest]
+        return assemble(traced.embedding, layers, decisions, deepest < self.model.depth)
 
     def all_exits(self) -> Any:
         """The file that runs every layer and gives what each exit says."""
@@ -84,34 +90,41 @@ class Graphs:
 
         return assemble_all(self._traced.embedding, self._traced.layers)
 
-    def load(self, policy: Policy | None, read: Callable[[bytes | Path], T]) -> T:
+    def load(
+        self,
+        policy: Policy | None,
+        read: Callable[[bytes | Path], T],
+        deepest: int | None = None,
+    ) -> T:
         """What `read` makes of a file: of the one in the cache, or else of a new one.
 
         Args:
             policy: None is `all_exits`.
+            deepest: see `early_exit`.
             read: given a path, or what would stand there. A file in the cache that it raises at
                 is torn, and made anew.
         """
-        path = self._path(policy)
+        path = self._path(policy, deepest)
         if path is not None and _is_there(path):
             try:
                 return read(path)
             except Exception as problem:  # each runtime has errors of its own
                 logger.warning("%s is broken and is made anew: %s", path, str(problem)[:200])
-        made = self.all_exits() if policy is None else self.early_exit(policy)
+        made = self.all_exits() if policy is None else self.early_exit(policy, deepest)
         data = made.SerializeToString()
         if path is not None:
             _keep(path, data)
         return read(data)
 
-    def _path(self, policy: Policy | None) -> Path | None:
+    def _path(self, policy: Policy | None, deepest: int | None) -> Path | None:
         """Where a file is kept; None where it cannot be, or not be told from others."""
         folder = cache_folder()
         weights = getattr(self.model, "fingerprint", None)
         code = _code_of(self.model, policy)
         if folder is None or weights is None or code is None:
             return None
-        made_of = [weights(), self.dtype, rule_of(policy, self.model.depth), str(SCHEMA), code]
+        rule = rule_of(policy, self.model.depth, deepest)
+        made_of = [weights(), self.dtype, rule, str(SCHEMA), code]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -150,10 +163,16 @@ def _keep(path: Path, data: bytes) -> None:
         logger.warning("The file is not cached, and is made anew by each process: %s", problem)
 
 
-def rule_of(policy: Policy | None, depth: int) -> str:
-    """What of a policy stands in a file: all but its bar, and which exits it reads."""
+def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> str:
+    """What of a policy stands in a file: all but its bar, and which exits it reads.
+
+    Args:
+        deepest: the last layer that runs, where that is not the last of all.
+    """
     if policy is None:
         return "all exits"
+    if deepest is not None and deepest < depth:
+        return f"{rule_of(policy, depth)} to layer {deepest}"
     reads = [policy.reads(layer) for layer in range(1, depth + 1)]
     plain = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, _with_inner(policy))]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 from offramp.backbones import Batch
-from offramp.engines.base import RowAnswer
+from offramp.engines.base import Budget, RowAnswer
 from offramp.engines.stepping import Answered, Group, Stepper, Waiting, split
 from offramp.errors import ConfigError
 
@@ -166,7 +166,7 @@ class Stream:
         pool = self._pools.get(shape)
         if pool is None:
             pool = self._pools[shape] = Pool(self._stepper)
-        pool.add(Waiting(position, id, batch))
+        pool.add(Waiting(position, id, batch, self._stepper.budget.deadline()))
         self._where[position] = pool
         self._read = position + 1
         self._note(pool)
@@ -178,7 +178,7 @@ class Stream:
             self._full.pop(pool, None)
 
 
-def check_options(slots: int, ahead: int, determinism: str | None) -> None:
+def check_options(slots: int, ahead: int, determinism: str | None, budget: Budget) -> None:
     """Refuse what makes no sense. Raises ConfigError."""
     if slots < 1 or ahead < slots:
         raise ConfigError(
@@ -187,6 +187,8 @@ def check_options(slots: int, ahead: int, determinism: str | None) -> None:
         )
     if determinism not in (None, "shape"):
         raise ConfigError(f"determinism='{determinism}' is unknown. Give 'shape' or None.")
+    if determinism is not None and budget.seconds is not None:
+        raise ConfigError("Answers by the clock are never the same: determinism or seconds.")
 
 
 def _one_row(batch: Batch) -> Batch:

@@ -8,6 +8,8 @@ nobody waits, on a CPU, a segment ends as soon as a row leaves, and none runs a 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch, Flow
-from offramp.engines.base import Answers
+from offramp.engines.base import UNLIMITED, Answers, Budget
 from offramp.engines.trees import take_tree
 from offramp.exits import Exit
 from offramp.policies import Decision, Policy, Rows, State, decide
@@ -37,6 +39,7 @@ class Left(NamedTuple):
     layers: int | Tensor  # that answered, (rows,) int64, or one for all
     answer: Tensor  # (rows, classes)
     bad: Tensor | None  # (rows,) bool, or None where every row is finite
+    forced: Tensor | None = None  # (rows,) bool, or None where no row is
 
     def first(self, decision: Decision, layer: int) -> Left:
         """With those that leave after a later layer; whoever left before keeps what was said."""
@@ -51,11 +54,15 @@ class Left(NamedTuple):
             bad,
         )
 
+    def all(self) -> Left:
+        """With the others as well, who have no more to spend: what was said last answers them."""
+        return self._replace(leave=torch.ones_like(self.leave), forced=~self.leave)
+
     def cut(self, rows: int) -> Left:
         """The first so many rows, as views."""
         layers = self.layers if isinstance(self.layers, int) else self.layers[:rows]
-        bad = None if self.bad is None else self.bad[:rows]
-        return Left(self.leave[:rows], layers, self.answer[:rows], bad)
+        bad, forced = (leaf if leaf is None else leaf[:rows] for leaf in (self.bad, self.forced))
+        return Left(self.leave[:rows], layers, self.answer[:rows], bad, forced)
 
 
 class Passed(NamedTuple):
@@ -82,6 +89,7 @@ class Segments:
         remembers: exits hand memory on, so that none may be skipped.
         sync_every: layers of a segment. None, where nobody waits for values: it ends as soon as a
             row leaves.
+        budget: of each row.
     """
 
     overwrites = False
@@ -94,11 +102,14 @@ class Segments:
         policy: Policy,
         remembers: bool,
         sync_every: int | None = None,
+        budget: Budget = UNLIMITED,
     ) -> None:
         self.backbone, self.exits, self.policy = backbone, exits, policy
         self.remembers, self.depth = remembers, len(exits)
         self.looks = sync_every is None
         self.every = sync_every or self.depth
+        self.budget = budget
+        self.deepest = budget.deepest(self.depth)
 
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
     """Batches run within it, so that those that must not meet do not."""
@@ -107,19 +118,25 @@ class Segments:
         """Of the batch that so many rows run in."""
         return rows
 
-    def run(self, first: int, rows: Running) -> Passed:
-        """Run the segment that starts with layer `first`."""
+    def run(self, first: int, rows: Running, deadline: float = math.inf) -> Passed:
+        """Run the segment that starts with layer `first`.
+
+        It ends with an answer for every row where the depth of the budget is reached, or where
+        the deadline may have passed.
+        """
         flow, state, carry = rows
         left, leaving, layer = None, None, first
-        for layer in range(first, min(first + self.every, self.depth + 1)):
+        last = min(first + self.every - 1, self.deepest)
+        for layer in range(first, last + 1):
             flow = self.backbone.layer(layer, flow)
-            full = layer == self.depth
-            asked = full or self.policy.reads(layer)
+            over = layer == self.deepest or self._over(layer == last, deadline)
+            asked = over or self.policy.reads(layer)
             if not (asked or self.remembers):
                 continue
             output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
             if not asked:
                 continue
+            full = layer == self.depth
             found = decide(self.policy, state, layer, output, full, look=self.looks)
             state = found.state
             if left is None:
@@ -128,10 +145,16 @@ class Segments:
                 left = left.first(found, layer)
             if self.looks:
                 leaving = ask(left.leave)
-                if leaving:
+                if leaving or over:
                     break
                 left = None
         return Passed(layer, Running(flow, state, carry), left, leaving)
+
+    def _over(self, last: bool, deadline: float) -> bool:
+        """Whether time may be up; inside a segment there is no clock."""
+        if self.budget.seconds is None:
+            return False
+        return time.perf_counter() >= deadline if self.looks else last
 
 
 class Run:
@@ -140,10 +163,11 @@ class Run:
     Args:
         segments: of the model, under its policy.
         rows: of the batch.
+        deadline: of the batch, on the clock `time.perf_counter`.
     """
 
-    def __init__(self, segments: Segments, rows: Rows) -> None:
-        self.segments = segments
+    def __init__(self, segments: Segments, rows: Rows, deadline: float = math.inf) -> None:
+        self.segments, self.deadline = segments, deadline
         self.count = self.running = rows.ids.shape[0]
         self.state = segments.policy.start(rows)
         self.where: Tensor | None = None  # original position of each running row; None = all
@@ -156,13 +180,13 @@ class Run:
             rows = self._taken(rows, torch.arange(self.count, device=rows.flow.hidden.device))
         layer = 0
         while self.running:
-            layer, rows, left, leaving = segments.run(layer + 1, rows)
+            layer, rows, left, leaving = segments.run(layer + 1, rows, self.deadline)
             if left is None:
                 continue
-            if leaving is None:
-                leaving = (
-                    self.running if layer == segments.depth else ask(left.leave[: self.running])
-                )
+            if layer == segments.deepest or time.perf_counter() >= self.deadline:
+                left, leaving = left if layer == segments.depth else left.all(), self.running
+            elif leaving is None:
+                leaving = ask(left.leave[: self.running])
             if leaving:
                 stay = self._answer(left, leaving)
                 rows = self._taken(rows, stay) if self.running else rows
@@ -184,7 +208,7 @@ class Run:
         self.running -= leaving
         if leaving == self.count and not self.segments.overwrites:
             # all at once: so it is with every batch of one row
-            self.answers = _answers(left.answer.float(), left.layers, left.bad)
+            self.answers = _answers(left.answer.float(), left.layers, left.bad, left.forced)
             return left.leave[:0]
         # those that stay come first; not every GPU build of torch sorts truth values
         order = left.leave.byte().argsort(stable=True)
@@ -196,7 +220,9 @@ class Run:
     def _write(self, left: Left, rows: Tensor, places: Tensor) -> None:
         answer = left.answer.index_select(0, rows).float()
         if self.answers is None:
-            self.answers = _answers(answer.new_zeros((self.count, answer.shape[1])), 0, None)
+            nobody = torch.zeros(self.count, dtype=torch.bool, device=answer.device)
+            empty = answer.new_zeros((self.count, answer.shape[1]))
+            self.answers = _answers(empty, 0, None, nobody)
         self.answers.scores.index_copy_(0, places, answer)
         if isinstance(left.layers, int):
             self.answers.exit_layers.index_fill_(0, places, left.layers)
@@ -204,13 +230,17 @@ class Run:
             self.answers.exit_layers.index_copy_(0, places, left.layers.index_select(0, rows))
         if left.bad is not None:
             self.answers.bad.index_copy_(0, places, left.bad.index_select(0, rows))
+        if left.forced is not None and self.answers.forced is not None:
+            self.answers.forced.index_copy_(0, places, left.forced.index_select(0, rows))
 
 
-def _answers(scores: Tensor, layers: int | Tensor, bad: Tensor | None) -> Answers:
+def _answers(
+    scores: Tensor, layers: int | Tensor, bad: Tensor | None, forced: Tensor | None
+) -> Answers:
     """Answers of rows that have all left."""
     count, device = scores.shape[0], scores.device
     if isinstance(layers, int):
         layers = torch.full((count,), layers, device=device)
     if bad is None:
         bad = torch.zeros(count, dtype=torch.bool, device=device)
-    return Answers(scores, layers, bad)
+    return Answers(scores, layers, bad, forced)

@@ -6,6 +6,7 @@ one call runs groups of any depth; else it runs groups of one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch, Flow
-from offramp.engines.base import RowAnswer, rows_of
+from offramp.engines.base import UNLIMITED, Budget, RowAnswer, rows_of
 from offramp.engines.trees import cut_tree, join_trees, take_tree
 from offramp.errors import ConfigError
 from offramp.exits import Exit
@@ -33,6 +34,7 @@ class Waiting(NamedTuple):
     position: int
     id: int
     batch: Batch
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,14 @@ class Group:
     Attributes:
         depth: how many layers.
         positions: of the rows in the stream.
+        deadlines: of the rows, on the clock `time.perf_counter`.
         flow: the rows themselves.
         state, carry: what the policy and the exits remember of them.
     """
 
     depth: int
     positions: list[int]
+    deadlines: list[float]
     flow: Flow
     state: State
     carry: Any = None
@@ -68,6 +72,7 @@ class Stepper:
         same_shape: every call has one shape: a layer's has exactly `slots` rows, copies where
             rows are missing, and what else is done to a row is done to it alone.
         proven: shapes at which a row's bits are known not to depend on its slot.
+        budget: of each row.
     """
 
     def __init__(
@@ -79,10 +84,12 @@ class Stepper:
         slots: int,
         same_shape: bool,
         proven: set[Any],
+        budget: Budget = UNLIMITED,
     ) -> None:
         self.backbone, self.exits, self.policy = backbone, exits, policy
         self.remembers, self.slots, self.same_shape = remembers, slots, same_shape
         self.depth, self._proven = len(exits), proven
+        self.budget, self.deepest = budget, budget.deepest(len(exits))
         weight = next(backbone.layers.parameters(), None)
         self.device = None if weight is None else weight.device
         self.looks = self.device is None or self.device.type == "cpu"  # nobody waits for values
@@ -101,7 +108,8 @@ class Stepper:
         known = rows_of(batch)
         ids = self._sent(torch.tensor([row.id for row in rows]))
         state = self.policy.start(Rows(ids, known.lengths))
-        return Group(0, [row.position for row in rows], self.backbone.embed(batch), state)
+        positions, deadlines = [row.position for row in rows], [row.deadline for row in rows]
+        return Group(0, positions, deadlines, self.backbone.embed(batch), state)
 
     def _sent(self, leaf: Tensor) -> Tensor:
         """On the model's device; the host does not wait for that."""
@@ -154,24 +162,32 @@ class Stepper:
         """A group that has run one layer more, and what is decided of it where that is asked."""
         layer, state, carry = group.depth + 1, group.state, group.carry
         last = layer == self.depth
-        asked = last or self.policy.reads(layer)
+        asked = last or self.policy.reads(layer) or any(self._due(group, layer))
         if asked or self.remembers:
             output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
         decision = None
         if asked:
             decision = decide(self.policy, state, layer, output, last, look=self.looks)
             state = decision.state
-        return Group(layer, group.positions, flow, state, carry), decision
+        return Group(layer, group.positions, group.deadlines, flow, state, carry), decision
+
+    def _due(self, group: Group, layer: int) -> list[bool]:
+        """Which rows have no more to spend after a layer before the last."""
+        if layer == self.depth or self.budget == UNLIMITED:
+            return [False] * len(group)
+        now = time.perf_counter()
+        return [layer >= self.deepest or now >= deadline for deadline in group.deadlines]
 
     def _left(self, group: Group, told: Told, answered: Answered) -> Group | None:
         """Write down who leaves a group; who stays, or None."""
         flags, answers = told
-        leave = [bool(leaves) for leaves, _ in flags]
+        due = self._due(group, group.depth)
+        leave = [bool(flag[0]) or spent for flag, spent in zip(flags, due, strict=True)]
         if not any(leave):
             return group
-        for row, (leaves, bad) in enumerate(flags):
-            if leaves:
-                answer = RowAnswer(answers[row], group.depth, bool(bad))
+        for row, (own, bad) in enumerate(flags):
+            if leave[row]:
+                answer = RowAnswer(answers[row], group.depth, bool(bad), not own)
                 answered.append((group.positions[row], answer))
         return None if all(leave) else self._stayers(group, leave)
 
@@ -181,6 +197,7 @@ class Stepper:
         return Group(
             group.depth,
             [group.positions[row] for row in rows],
+            [group.deadlines[row] for row in rows],
             self.backbone.take(group.flow, chosen),
             take_tree(group.state, chosen),
             take_tree(group.carry, chosen),
@@ -196,6 +213,7 @@ def _part(group: Group, start: int, stop: int) -> Group:
     return Group(
         group.depth,
         group.positions[start:stop],
+        group.deadlines[start:stop],
         _between(group.flow, start, stop),
         cut_tree(group.state, start, stop),
         cut_tree(group.carry, start, stop),
@@ -217,6 +235,7 @@ def _merged(groups: Sequence[Group]) -> Iterator[Group]:
         yield Group(
             depth,
             [position for group in same for position in group.positions],
+            [deadline for group in same for deadline in group.deadlines],
             same[0].flow,
             join_trees([group.state for group in same]),
             join_trees([group.carry for group in same]),

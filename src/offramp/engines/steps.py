@@ -82,8 +82,17 @@ def in_steps(
 
 def join_answers(parts: Sequence[Answers]) -> Answers:
     """The answers of rows that follow each other."""
-    names = ("scores", "exit_layers", "bad")
-    return Answers(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    forced = None
+    if any(part.forced is not None for part in parts):
+        nobody = (torch.zeros_like(part.bad) for part in parts)
+        pairs = zip(parts, nobody, strict=True)
+        forced = torch.cat([none if part.forced is None else part.forced for part, none in pairs])
+    return Answers(
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.exit_layers for part in parts]),
+        torch.cat([part.bad for part in parts]),
+        forced,
+    )
 
 
 def join_outputs(parts: Sequence[tuple[ExitOutput, ...]]) -> tuple[ExitOutput, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from offramp.backbones import Batch
-from offramp.engines.base import Answers, Exitable, RowAnswer, rows_of
+from offramp.engines.base import UNLIMITED, Answers, Budget, Exitable, RowAnswer, rows_of
 from offramp.engines.cuda_graphs import CudaGraphs, CudaRecorder, GraphedSegments
 from offramp.engines.pool import (
     AHEAD,
@@ -84,7 +84,13 @@ class TorchEngine:
         return in_steps(batch, rows_of(batch), self._size(batch), step, join_outputs)
 
     @torch.inference_mode()
-    def run(self, batch: Batch, policy: Policy, rows: Rows | None = None) -> Answers:
+    def run(
+        self,
+        batch: Batch,
+        policy: Policy,
+        rows: Rows | None = None,
+        budget: Budget = UNLIMITED,
+    ) -> Answers:
         """Answer every row of a batch.
 
         Args:
@@ -92,6 +98,7 @@ class TorchEngine:
                 padded.
             policy: decides who leaves after which layer.
             rows: ids and lengths for policies that read them.
+            budget: of each row.
 
         Raises:
             ConfigError: the model is in training mode, where dropout makes answers random, or
@@ -102,10 +109,10 @@ class TorchEngine:
         if not len(first):
             raise ConfigError("The batch has no rows.")
         rows = rows_of(batch) if rows is None else rows.to(first.device)
-        segments = self._segments(policy, first.device)
+        segments, deadline = self._segments(policy, first.device, budget), budget.deadline()
 
         def step(part: Batch, mine: Rows) -> Answers:
-            return Run(segments, mine).through(part)
+            return Run(segments, mine, deadline).through(part)
 
         with segments.turn():
             return in_steps(batch, rows, self._size(batch), step, join_answers)
@@ -119,6 +126,7 @@ class TorchEngine:
         determinism: Determinism | None = None,
         slots: int = SLOTS,
         ahead: int | None = None,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[tuple[int, RowAnswer]]:
         """Answer rows as they come, in full batches, however early their neighbours leave.
 
@@ -135,6 +143,7 @@ class TorchEngine:
                 threads and machine.
             slots: rows of a full batch.
             ahead: rows read before their answers are there, by default 16 times the slots.
+            budget: of each row; its seconds begin when it is read.
 
         Returns:
             The position of each row, from 0, and its answer.
@@ -145,20 +154,19 @@ class TorchEngine:
         """
         self._check_mode()
         ahead = AHEAD * slots if ahead is None else ahead
-        check_options(slots, ahead, determinism)
+        check_options(slots, ahead, determinism, budget)
         same_shape = determinism == "shape"
-        stepper = Stepper(
-            self.backbone, self.exits, policy, self.remembers, slots, same_shape, self._proven
-        )
+        parts = (self.backbone, self.exits, policy, self.remembers)
+        stepper = Stepper(*parts, slots, same_shape, self._proven, budget)
         results = iter(Stream(rows, stepper, ahead))
         return in_order(results) if ordered else results
 
     def _size(self, batch: Batch) -> int:
         return rows_a_step(batch, self.widest, torch.get_num_threads())
 
-    def _segments(self, policy: Policy, device: torch.device) -> Segments:
+    def _segments(self, policy: Policy, device: torch.device, budget: Budget) -> Segments:
         every = self.sync_every or (SYNC_EVERY if device.type == "cuda" else None)
-        parts = (self.backbone, self.exits, policy, self.remembers, every)
+        parts = (self.backbone, self.exits, policy, self.remembers, every, budget)
         if self._graphs is None or self._graphs.device != device:
             return Segments(*parts)
         return GraphedSegments(self._graphs, self._weights, *parts)

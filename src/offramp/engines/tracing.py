@@ -85,19 +85,26 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
 
 
 @torch.no_grad()
-def trace_policy(policy: Policy, outputs: tuple[tuple[ExitOutput, ExitOutput], ...]) -> list[Any]:
+def trace_policy(
+    policy: Policy,
+    outputs: tuple[tuple[ExitOutput, ExitOutput], ...],
+    deepest: int | None = None,
+) -> list[Any]:
     """The graph of a policy's decision after each layer; None where it reads no exit.
 
     The bar of an `EvidencePolicy` is an input, so that one graph serves all thresholds.
+
+    Args:
+        deepest: the last layer that is asked for; before full depth some rows may want to go on.
 
     Raises ConfigError for a policy that looks at values in Python.
     """
     graphs: list[Any] = []
     exports = Exports(error=ConfigError)
     kept = [_start_of(one.scores.shape[0]) for one in outputs[0]]
-    for layer, pair in enumerate(outputs, start=1):
+    for layer, pair in enumerate(outputs[:deepest], start=1):
         last = layer == len(outputs)
-        if not (last or policy.reads(layer)):
+        if not (layer == deepest or last or policy.reads(layer)):
             graphs.append(None)
             continue
         decision = _decision(policy, layer, last)

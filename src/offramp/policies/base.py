@@ -225,7 +225,8 @@ def decide(
     """Apply a policy after one layer: the only place where an exit is decided.
 
     Decisions are made in fp32 whatever the compute dtype. At the last layer every row
-    leaves. A row with a non-finite score leaves as bad.
+    leaves. A row with a non-finite score leaves as bad. After a layer that the policy does not
+    read nobody leaves, and the answer is what the exit says, for whoever has no time to go on.
 
     Args:
         bar: instead of the policy's own, where a graph is traced that serves them all.
@@ -235,7 +236,9 @@ def decide(
         # signals as well: an exit table holds them in fp32, and a replay must decide alike
         signals = {name: signal.float() for name, signal in output.signals.items()}
         output = ExitOutput(output.scores.float(), signals)
-    if bar is not None and isinstance(policy, EvidencePolicy):
+    if not (last or policy.reads(layer)):
+        step = Step(torch.zeros_like(output.scores[:, 0], dtype=torch.bool), output.scores, state)
+    elif bar is not None and isinstance(policy, EvidencePolicy):
         step = policy.step_at(bar, state, layer, output)
     else:
         step = policy.step(state, layer, output)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from offramp.data import data_fingerprint, load_examples
+from offramp.engines import UNLIMITED, Budget
 from offramp.errors import OutputError
 from offramp.policies import Policy
 from offramp.prediction.formats import columns as output_columns
@@ -21,8 +23,8 @@ from offramp.prediction.formats import writer_for
 from offramp.prediction.labels import Labels
 from offramp.prediction.partial import PartialFile
 from offramp.prediction.predictor import Answer, Point, Predictor
-from offramp.prediction.stream import ahead, blocks, opened, rows_of_examples
-from offramp.storage import whole_file
+from offramp.prediction.stream import ahead, blocks, labels_of, opened, rows_of_examples
+from offramp.storage import fingerprint, whole_file
 
 
 @dataclass
@@ -65,6 +67,7 @@ def predict_file(
     device: Any = None,
     dtype: Any = None,
     backend: str = "torch",
+    budget: Budget = UNLIMITED,
     progress: bool = True,
     **columns: Any,
 ) -> Summary:
@@ -75,7 +78,7 @@ def predict_file(
     finite has `error` and no answer.
 
     Args:
-        model, point, scores, sets, device, dtype, backend: as of `predict`.
+        model, point, scores, sets, device, dtype, backend, budget: as of `predict`.
         data: a file, hub id or dataset as `load_examples` takes them.
         output: .jsonl, .csv or .parquet; .jsonl and .csv also as .gz.
         columns: `text`, `text_pair`, `image`, `split`, `max_rows` ... as of `load_examples`.
@@ -91,12 +94,12 @@ def predict_file(
         )
     examples = load_examples(data, **columns)
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
-    settings = _settings(predictor, policy, examples, labels)
+    labels = labels_of(predictor, point, scores, sets, budget)
+    settings = _settings(predictor, policy, examples, labels, budget)
     start = time.perf_counter()
     with PartialFile(output, settings) as part:
         summary = Summary(str(output), resumed=part.rows)
-        _run(part, predictor, policy, examples, labels, progress)
+        _run(part, predictor, policy, examples, labels, budget, progress)
         summary.exit_histogram = [0] * predictor.model.depth
         fields = output_columns(labels)
         with whole_file(output) as staged:
@@ -108,15 +111,19 @@ def predict_file(
 
 
 def _settings(
-    predictor: Predictor, policy: Policy, examples: Dataset, labels: Labels
+    predictor: Predictor, policy: Policy, examples: Dataset, labels: Labels, budget: Budget
 ) -> dict[str, Any]:
     """All that decides what the rows of the output say."""
+    points = examples["point"][:] if "point" in examples.column_names else []
+    of_rows = {name: predictor.policy_of(name).to_dict() for name in sorted({*points} - {None})}
     return {
         "schema_version": 1,
         "model": predictor.model.fingerprint(),
         "processor": predictor.processor_fingerprint,
         "data": data_fingerprint(examples),
         "policy": policy.to_dict(),
+        "points": fingerprint(json.dumps([points, of_rows], sort_keys=True)) if points else None,
+        "budget": asdict(budget),
         "engine": predictor.engine.name,
         "dtype": predictor.engine.dtype,
         "max_length": predictor.max_length,
@@ -131,6 +138,7 @@ def _run(
     policy: Policy,
     examples: Dataset,
     labels: Labels,
+    budget: Budget,
     progress: bool,
 ) -> None:
     """Append the answers of all rows that are not there yet."""
@@ -150,7 +158,7 @@ def _run(
 
     with bar:
         rows = ahead(predictor, rows_of_examples(examples, first=part.rows))
-        for block in blocks(predictor, rows, policy, labels, show):
+        for block in blocks(predictor, rows, policy, labels, budget, show):
             part.append(block)
 
 

@@ -29,6 +29,8 @@ def columns(labels: Labels) -> dict[str, pa.DataType]:
         fields["label"] = pa.list_(pa.string()) if several else pa.string()
     fields["score"] = pa.list_(pa.float64()) if several else pa.float64()
     fields["exit_layer"] = pa.int64()
+    if labels.forced:
+        fields["forced"] = pa.bool_()
     if labels.sets is not None:
         fields["set"] = pa.list_(pa.string())
     if labels.scores and labels.problem_type != "regression":

@@ -20,7 +20,13 @@ from offramp.model import MultiExitModel
 
 Item: TypeAlias = Any
 """A text: str, (text, text_pair) or {"text": ..., "text_pair": ...}; an image: the path of a file,
-a PIL image or {"image": either}."""
+a PIL image or {"image": either}. A dict may also hold `OPTIONS`."""
+
+OPTIONS = ("point", "max_depth", "max_seconds")
+"""What a row may ask for itself: an operating point, and a budget of layers and of time."""
+
+
+_TEXTS = ("text", "text_pair")
 
 
 class Row(NamedTuple):
@@ -135,8 +141,8 @@ def _parts(text: Item) -> tuple[str, ...]:
     """(text,) or (text, text_pair). Raises DataError for anything else."""
     if isinstance(text, str):
         return (text,)
-    if isinstance(text, Mapping) and "text" in text and set(text) <= {"text", "text_pair"}:
-        parts = tuple(text[name] for name in ("text", "text_pair") if text.get(name) is not None)
+    if isinstance(text, Mapping) and "text" in text and set(text) <= {*_TEXTS, *OPTIONS}:
+        parts = tuple(text[name] for name in _TEXTS if text.get(name) is not None)
     else:
         parts = tuple(text) if isinstance(text, tuple) else ()
     if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
@@ -154,7 +160,8 @@ def _length(tokens: Mapping[str, list[int]]) -> int:
 
 
 def _image_row(item: Item) -> Row:
-    image = item["image"] if isinstance(item, Mapping) and set(item) == {"image"} else item
+    named = isinstance(item, Mapping) and "image" in item and set(item) <= {"image", *OPTIONS}
+    image = item["image"] if named else item
     if isinstance(image, str | os.PathLike):
         path = str(Path(image).expanduser())
         image = LazyImage({"bytes": None, "path": path}, path)

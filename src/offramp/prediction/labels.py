@@ -59,22 +59,31 @@ class Labels:
     Args:
         scores: also give the scores of all classes.
         sets: also give the classes that may be right, most likely first.
+        forced: also give whether a row left because of its budget; rows that did always say so.
     """
 
     def __init__(
-        self, model: MultiExitModel, scores: bool = False, sets: Sets | None = None
+        self,
+        model: MultiExitModel,
+        scores: bool = False,
+        sets: Sets | None = None,
+        forced: bool = False,
     ) -> None:
-        self.scores, self.sets = scores, sets
+        self.scores, self.sets, self.forced = scores, sets, forced
         self.problem_type = model.problem_type
         self.names = label_names(model)
 
     def entry(self, row: int, answer: Answer) -> dict[str, Any]:
-        """A row of output: JSON data with the keys row, label, score, exit_layer, set, scores."""
+        """A row of output: JSON data with the keys row, label, score, exit_layer, forced, set,
+        scores."""
         if answer.bad:
             return {"row": row, "error": BROKEN}
         said: dict[str, Any] = {"row": row}
+        left: dict[str, Any] = {"exit_layer": answer.exit_layer}
+        if self.forced or answer.forced:
+            left["forced"] = answer.forced
         if self.problem_type == "regression":
-            return {**said, "score": float(answer.scores[0]), "exit_layer": answer.exit_layer}
+            return {**said, "score": float(answer.scores[0]), **left}
         if self.problem_type == "multi_label_classification":
             shares = sigmoid(answer.scores)
             found = np.flatnonzero(answer.scores > 0)
@@ -84,7 +93,7 @@ class Labels:
             shares = softmax(answer.scores)
             best = int(answer.scores.argmax())
             said["label"], said["score"] = self.names[best], float(shares[best])
-        said["exit_layer"] = answer.exit_layer
+        said |= left
         if self.sets is not None:
             said["set"] = self._set(answer, self.sets)
         if self.scores:

@@ -9,10 +9,10 @@ from typing import Any
 
 from offramp.data.columns import Chosen, choose_columns
 from offramp.data.sources import Source
+from offramp.engines import UNLIMITED, Budget
 from offramp.errors import ConfigError, DataError
-from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import Point, Predictor
-from offramp.prediction.stream import Numbered, blocks, opened
+from offramp.prediction.stream import Numbered, blocks, labels_of, opened
 
 _MOST = 1 << 16
 """Bytes read at once: what a pipe holds."""
@@ -28,6 +28,7 @@ def predict_lines(
     device: Any = None,
     dtype: Any = None,
     backend: str = "torch",
+    budget: Budget = UNLIMITED,
     **columns: Any,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answers to lines as they arrive: all that are there are one batch, or a few.
@@ -36,15 +37,15 @@ def predict_lines(
     line is a text, or the path of an image. Blank lines are skipped and not counted.
 
     Args:
-        model, point, scores, sets: see `predict`.
+        model, point, scores, sets, budget: see `predict`.
         handle: of an open file; 0 is stdin.
-        columns: `text`, `text_pair` or `image`, of JSON objects.
+        columns: `text`, `text_pair`, `image` or `points`, of JSON objects.
 
     Raises DataError for a line that is none of these, after the answers to those before it.
     """
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
-    return blocks(predictor, _Rows(**columns).of(_arriving(handle)), policy, labels)
+    labels = labels_of(predictor, point, scores, sets, budget)
+    return blocks(predictor, _Rows(**columns).of(_arriving(handle)), policy, labels, budget)
 
 
 def _arriving(handle: int) -> Iterator[Sequence[bytes]]:
@@ -67,9 +68,13 @@ class _Rows:
     """Makes rows of lines."""
 
     def __init__(
-        self, text: str | None = None, text_pair: str | None = None, image: str | None = None
+        self,
+        text: str | None = None,
+        text_pair: str | None = None,
+        image: str | None = None,
+        points: str | None = None,
     ) -> None:
-        self._named = {"text": text, "text_pair": text_pair, "image": image}
+        self._named = {"text": text, "text_pair": text_pair, "image": image, "point": points}
         self._chosen: Chosen | None = None  # of JSON objects
         self._lines = 0
         self._rows = 0
@@ -116,11 +121,14 @@ class _Rows:
             source = Source("stdin", tuple(first), rows=1, read=lambda column: [first[column]])
             return choose_columns(source, label=None, **self._named)
         if any(self._named.values()):
-            raise ConfigError("--text and --image name columns, but the lines are no JSON objects.")
+            raise ConfigError(
+                "--text, --image and --point-column name columns, but the lines are no JSON "
+                "objects."
+            )
         return None
 
-    def _text(self, value: Any, name: str) -> str:
-        if isinstance(value, str):
+    def _text(self, value: Any, name: str) -> str | None:
+        if isinstance(value, str) or (name == "point" and value is None):
             return value
         raise DataError(f"stdin: line {self._lines} has no {name}: {repr(value)[:80]}.")
 

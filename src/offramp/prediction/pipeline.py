@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.engines import windows
+from offramp.engines import UNLIMITED, Budget, windows
 from offramp.errors import DataError
 from offramp.prediction.items import Item
 from offramp.prediction.labels import BROKEN, Labels, Scores, function
@@ -61,15 +61,18 @@ class Classifier:
         point: Point | None = None,
         top_k: int | None = _UNSET,
         function_to_apply: str | None = None,
+        budget: Budget = UNLIMITED,
     ) -> Any:
         """Classify one item, a list of them, or any iterable of them, lazily.
 
         Args:
             inputs: a str, (text, text_pair) or {"text": ..., "text_pair": ...}; of a model that
                 reads images the path of a file, a PIL image or {"image": ...}.
-            point: another operating point, for this call only.
+            point: another operating point, for this call only; a dict may name its own `point`,
+                `max_depth` and `max_seconds`.
             top_k: this many labels per item, best first; None is all of them.
             function_to_apply: `softmax`, `sigmoid` or `none`; by default the task's own.
+            budget: of each item; answers that it forced have `forced`.
 
         Returns:
             Dicts with label, score and exit_layer, nested as transformers nests them: a list
@@ -85,7 +88,8 @@ class Classifier:
             top_k = items.usual_top_k
 
         def answers(asked: list[Item]) -> list[Any]:
-            return [self._said(a, apply, top_k) for a in self.predictor.answer(asked, chosen)[0]]
+            answered = self.predictor.answer(asked, chosen, budget=budget)[0]
+            return [self._said(answer, apply, top_k) for answer in answered]
 
         if items.is_one(inputs):
             said = answers([inputs])
@@ -124,6 +128,7 @@ class Classifier:
                 "label": self._names[index],
                 "score": float(scores[index]),
                 "exit_layer": answer.exit_layer,
+                **({"forced": True} if answer.forced else {}),
             }
             for index in best
         ]

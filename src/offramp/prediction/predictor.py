@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,6 +17,8 @@ from offramp.backbones import Batch
 from offramp.calibration import Monitor, OperatingPoint, list_points, parse_share
 from offramp.calibration.conformal import Sets
 from offramp.engines import (
+    UNLIMITED,
+    Budget,
     Engine,
     TorchEngine,
     as_dtype,
@@ -36,7 +38,7 @@ from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
-from offramp.prediction.items import Item, Row, items_of
+from offramp.prediction.items import OPTIONS, Item, Row, items_of
 from offramp.prediction.watching import Watch
 
 logger = logging.getLogger("offramp")
@@ -52,6 +54,19 @@ class Answer(NamedTuple):
     scores: npt.NDArray[np.float32]  # (classes,), raw
     exit_layer: int
     bad: bool
+    forced: bool = False
+
+
+class Course(NamedTuple):
+    """How a row runs."""
+
+    policy: Policy
+    budget: Budget
+
+
+def promises(point: OperatingPoint | Policy) -> bool:
+    """Whether something is promised of it; that full depth loses nothing goes without saying."""
+    return isinstance(point, Full) or getattr(point, "certificate", None) is not None
 
 
 class Predictor:
@@ -66,6 +81,7 @@ class Predictor:
         engine: what runs the model; None is torch.
         max_rows, max_tokens: of a batch, padding included.
         max_length: longest text in tokens; the tokenizer's and the model's limits hold as well.
+        certified: refuse points without a certificate; full depth needs none.
     """
 
     def __init__(
@@ -79,11 +95,13 @@ class Predictor:
         max_rows: int = MAX_ROWS,
         max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
+        certified: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self._folder = None if folder is None else Path(folder)
+        self._certified = certified
         self.engine = engine or TorchEngine(model)
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
@@ -105,6 +123,7 @@ class Predictor:
         max_rows: int = MAX_ROWS,
         max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
+        certified: bool = False,
         **hub: Any,
     ) -> Self:
         """Load model, processor and point from a folder or hub id.
@@ -137,6 +156,7 @@ class Predictor:
             max_rows=max_rows,
             max_tokens=max_tokens,
             max_length=max_length,
+            certified=certified,
         )
 
     def policy_of(self, point: Point) -> Policy:
@@ -171,6 +191,8 @@ class Predictor:
             if named is None:
                 return Full(), None
             point = named
+        if self._certified and not promises(point):
+            raise PointError("This point has no certificate, and only such with one are wanted.")
         if isinstance(point, OperatingPoint):
             point.check(self.model.fingerprint(), self.processor_fingerprint)
             point.check_engine(self.engine.name, self.engine.dtype)
@@ -222,7 +244,7 @@ class Predictor:
     def _named(self, name: str) -> OperatingPoint | None:
         """The folder's point of that name; None is full depth."""
         known = [] if self._folder is None else list_points(self._folder)
-        if name == DEFAULT and name not in known:
+        if name == DEFAULT and name not in known and not self._certified:
             logger.warning(
                 "%s has no operating point 'default', so every row runs to full depth. %s",
                 self._folder or "The model",
@@ -236,25 +258,42 @@ class Predictor:
                 f"Point '{name}' is a name, but the model was not loaded from a folder. "
                 "Give the point itself, a policy, or 'full'."
             )
-        return OperatingPoint.load(self._folder, name)
+        return OperatingPoint.load(self._folder, name, self._certified)
 
     def answer(
         self,
         items: Sequence[Item],
         policy: Policy | None = None,
         seen: Callable[[Sequence[Answer]], object] | None = None,
+        budget: Budget = UNLIMITED,
     ) -> tuple[list[Answer], int]:
         """Answers in the order of the items, and how many of them were cut to the limit.
 
         Args:
+            items: a dict among them may name its own `point`, `max_depth` and `max_seconds`.
             policy: None is the predictor's own.
             seen: called with the answers of each batch as it is done, in any order.
+            budget: of each row.
         """
+        courses = self._courses(items, Course(policy or self.policy, budget))
         rows, cut = self.items.read(items)
-        policy = policy or self.policy
+        answers: dict[int, Answer] = {}
+        for course in dict.fromkeys(courses):
+            places = [place for place, other in enumerate(courses) if other == course]
+            part = self._along(course, [rows[place] for place in places], seen)
+            answers.update(zip(places, part, strict=True))
+        return [answers[place] for place in range(len(rows))], cut
+
+    def _along(
+        self,
+        course: Course,
+        rows: Sequence[Row],
+        seen: Callable[[Sequence[Answer]], object] | None,
+    ) -> list[Answer]:
+        """Answers of rows that run alike, in their order."""
 
         def run(batch: Sequence[Row]) -> list[Answer]:
-            answers = self._run(batch, policy)
+            answers = self._run(batch, course)
             if seen is not None:
                 seen(answers)
             return answers
@@ -262,7 +301,35 @@ class Predictor:
         def length(row: Row) -> int:
             return row.length
 
-        return in_batches(rows, length, run, *self._limits), cut
+        return in_batches(rows, length, run, *self._limits)
+
+    def _courses(self, items: Sequence[Item], usual: Course) -> list[Course]:
+        """How each item runs."""
+        known: dict[str, Course] = {}
+        courses = []
+        for item in items:
+            asked = item if isinstance(item, Mapping) else {}
+            own = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
+            if not own:
+                courses.append(usual)
+                continue
+            key = repr(own)
+            if key not in known:
+                known[key] = self._course(usual, **own)
+            courses.append(known[key])
+        return courses
+
+    def _course(
+        self,
+        usual: Course,
+        point: Point | None = None,
+        max_depth: int | None = None,
+        max_seconds: float | None = None,
+    ) -> Course:
+        depth = usual.budget.depth if max_depth is None else max_depth
+        seconds = usual.budget.seconds if max_seconds is None else max_seconds
+        policy = usual.policy if point is None else self.policy_of(point)
+        return Course(policy, Budget(depth, seconds))
 
     def stream(
         self,
@@ -271,6 +338,7 @@ class Predictor:
         *,
         ordered: bool = False,
         determinism: Determinism | None = None,
+        budget: Budget = UNLIMITED,
     ) -> Iterator[tuple[int, Answer]]:
         """Positions of items and their answers as they are found, see `TorchEngine.stream`.
 
@@ -282,32 +350,35 @@ class Predictor:
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backend torch.
+            budget: of each row; its seconds begin when it is read.
 
         Raises ConfigError where an option makes no sense.
         """
+        course = Course(policy or self.policy, budget)
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             if determinism is not None:
                 raise ConfigError(
                     f"determinism='{determinism}' is for backend torch alone, and not for rows "
                     "that are watched."
                 )
-            found = self._by_batches(items, policy or self.policy)
+            found = self._by_batches(items, course)
             return in_order(found) if ordered else found
         results = self.engine.stream(
-            self._alone(items), policy or self.policy, ordered=ordered, determinism=determinism
+            self._alone(items),
+            course.policy,
+            ordered=ordered,
+            determinism=determinism,
+            budget=budget,
         )
-        return (
-            (position, Answer(row.scores.cpu().numpy(), row.exit_layer, row.bad))
-            for position, row in results
-        )
+        return ((position, Answer(row.scores.cpu().numpy(), *row[1:])) for position, row in results)
 
-    def _by_batches(self, items: Iterable[Item], policy: Policy) -> Iterator[tuple[int, Answer]]:
+    def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
         first = 0
         for window in windows(items, self.items.ahead * self.max_rows):
             rows = self.items.read(window)[0]
             lengths = [row.length for row in rows]
             for places in plan_batches(lengths, *self._limits):
-                answers = self._run([rows[place] for place in places], policy)
+                answers = self._run([rows[place] for place in places], course)
                 yield from zip((first + places).tolist(), answers, strict=True)
             first += len(rows)
 
@@ -321,13 +392,13 @@ class Predictor:
             for row in self.items.read(window)[0]:
                 yield row.id, self.items.batch([row], "cpu", few_lengths=True)
 
-    def _run(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
+    def _run(self, batch: Sequence[Row], course: Course) -> list[Answer]:
         watch = self.watched
-        if watch is None or policy != watch.policy:
-            return self._answers(batch, policy)
+        if watch is None or course.policy != watch.policy:
+            return self._answers(batch, *course)
         if watch.instead is not None:
-            return self._answers(batch, watch.instead)
-        answers = self._answers(batch, policy)
+            return self._answers(batch, watch.instead, course.budget)
+        answers = self._answers(batch, *course)
         watch.saw(
             batch,
             np.stack([answer.scores for answer in answers]),
@@ -336,11 +407,14 @@ class Predictor:
         )
         return answers
 
-    def _answers(self, batch: Sequence[Row], policy: Policy) -> list[Answer]:
+    def _answers(
+        self, batch: Sequence[Row], policy: Policy, budget: Budget = UNLIMITED
+    ) -> list[Answer]:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([row.length for row in batch], device=device)
         inputs = self.items.batch(batch, device, getattr(self.engine, "few_shapes", False))
-        answers = self.engine.run(inputs, policy, Rows(ids, lengths))
+        answers = self.engine.run(inputs, policy, Rows(ids, lengths), budget)
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
-        return list(map(Answer, scores, layers, answers.bad.tolist()))
+        forced = [False] * len(batch) if answers.forced is None else answers.forced.tolist()
+        return list(map(Answer, scores, layers, answers.bad.tolist(), forced))

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from offramp.data import load_examples
 from offramp.data.images import lazy_images
-from offramp.engines import windows
+from offramp.engines import UNLIMITED, Budget, windows
 from offramp.policies import Policy
 from offramp.prediction.items import Item
 from offramp.prediction.labels import Labels
@@ -34,6 +34,7 @@ def predict(
     device: Any = None,
     dtype: Any = None,
     backend: str = "torch",
+    budget: Budget = UNLIMITED,
     **columns: Any,
 ) -> Iterator[dict[str, Any]]:
     """Answers in the order of the rows, as they come: {row, label, score, exit_layer}.
@@ -48,12 +49,22 @@ def predict(
         point: an operating point, a policy or `full`; None is the model's own.
         scores: also give the scores of all classes.
         sets: also give `set`, the classes that may be right, see `calibrate`.
-        columns: `text`, `text_pair`, `image`, `split` ... as of `load_examples`.
+        budget: of each row; entries then say which were `forced` to leave by it.
+        columns: `text`, `text_pair`, `image`, `split`, `points` ... as of `load_examples`.
     """
     predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
     rows = ahead(predictor, numbered(data, columns))
-    labels = Labels(predictor.model, scores, predictor.sets_of(point) if sets else None)
-    return (entry for block in blocks(predictor, rows, policy, labels) for entry in block)
+    labels = labels_of(predictor, point, scores, sets, budget)
+    found = blocks(predictor, rows, policy, labels, budget)
+    return (entry for block in found for entry in block)
+
+
+def labels_of(
+    predictor: Predictor, point: Point | None, scores: bool, sets: bool, budget: Budget
+) -> Labels:
+    """What names the answers of a call."""
+    of_sets = predictor.sets_of(point) if sets else None
+    return Labels(predictor.model, scores, of_sets, forced=budget != UNLIMITED)
 
 
 def opened(
@@ -79,9 +90,11 @@ def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
         return
     if "image" in examples.column_names:
         rows = examples.select(range(first, len(examples)))
-        yield from zip(rows["row"][:], lazy_images(rows), strict=True)
+        points = rows["point"][:] if "point" in rows.column_names else [None] * len(rows)
+        for row, image, point in zip(rows["row"][:], lazy_images(rows), points, strict=True):
+            yield row, {"image": image, "point": point}
         return
-    names = ["text", "text_pair"] if "text_pair" in examples.column_names else ["text"]
+    names = [name for name in ("text", "text_pair", "point") if name in examples.column_names]
     for start in range(first, len(examples), 1000):
         batch = examples[start : start + 1000]
         texts = zip(*(batch[name] for name in names), strict=True)
@@ -99,12 +112,13 @@ def blocks(
     arriving: Iterable[Sequence[Numbered]],
     policy: Policy,
     labels: Labels,
+    budget: Budget = UNLIMITED,
     seen: Callable[[Sequence[Answer]], object] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Entries of the rows that arrive together; says at the end how many texts were cut."""
     cut, total = 0, 0
     for window in arriving:
-        answers, long = predictor.answer([item for _, item in window], policy, seen)
+        answers, long = predictor.answer([item for _, item in window], policy, seen, budget)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)
         yield [labels.entry(row, answer) for (row, _), answer in pairs]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from offramp.errors import TableError
 from offramp.exits.base import ExitOutput
-from offramp.policies import EvidencePolicy, Policy, State, decide
+from offramp.policies import Decision, EvidencePolicy, Policy, State, decide
 from offramp.table.store import Array, ExitTable
 
 _CHUNK = 16384
@@ -32,6 +32,7 @@ class Replay:
         exit_layers: (rows,) int64, 1-based.
         answers: (rows, classes) float32, raw scores.
         bad: (rows,) bool, rows that left because their scores were not finite.
+        forced: (rows,) bool, rows that a depth budget made leave.
         cost: (rows,) executed FLOPs, with the exits that the policy read.
         full_cost: (rows,) FLOPs of the model as it was: all layers and its own head.
     """
@@ -40,6 +41,7 @@ class Replay:
     exit_layers: npt.NDArray[np.int64]
     answers: npt.NDArray[np.float32]
     bad: npt.NDArray[np.bool_]
+    forced: npt.NDArray[np.bool_]
     cost: npt.NDArray[np.float64]
     full_cost: npt.NDArray[np.float64]
 
@@ -59,7 +61,9 @@ def histogram(exit_layers: Array, depth: int) -> tuple[int, ...]:
     return tuple(np.bincount(exit_layers, minlength=depth + 1)[1:].tolist())
 
 
-def paid(layer_cost: Array, exit_cost: Array, policy: Policy) -> tuple[Array, Array]:
+def paid(
+    layer_cost: Array, exit_cost: Array, policy: Policy, max_depth: int | None = None
+) -> tuple[Array, Array]:
     """FLOPs by exit layer (rows, depth) under a policy, and of full depth (rows,).
 
     The exits that the policy reads on the way are paid for, and the one that answers. Reading
@@ -68,54 +72,64 @@ def paid(layer_cost: Array, exit_cost: Array, policy: Policy) -> tuple[Array, Ar
     Args:
         layer_cost: embedding and layers 1..i, (rows, depth).
         exit_cost: the exit after layer i alone, (rows, depth).
+        max_depth: a depth budget, at whose layer an exit is read in any case.
     """
     depth = layer_cost.shape[1]
-    read = np.array([policy.reads(layer) for layer in range(1, depth)] + [True])
+    asked = {depth, max_depth or depth}
+    read = np.array([layer in asked or policy.reads(layer) for layer in range(1, depth + 1)])
     executed = layer_cost + np.cumsum(exit_cost * read, axis=1)
     return executed, layer_cost[:, -1] + exit_cost[:, -1]
 
 
-def executed_cost(table: ExitTable, policy: Policy) -> tuple[Array, Array]:
+def executed_cost(
+    table: ExitTable, policy: Policy, max_depth: int | None = None
+) -> tuple[Array, Array]:
     """`paid` for the rows of a table. Raises TableError for costs that are none."""
-    executed, full = paid(table.columns["layer_cost"], table.columns["exit_cost"], policy)
+    columns = table.columns
+    executed, full = paid(columns["layer_cost"], columns["exit_cost"], policy, max_depth)
     if not (np.isfinite(executed).all() and (executed > 0).all() and (full > 0).all()):
         raise TableError("The table's costs must be finite and positive. Record it again.")
     return executed, full
 
 
-def replay(table: ExitTable, policy: Policy) -> Replay:
-    """Run a policy over a recorded table; equal to what an engine does with the model."""
+def replay(table: ExitTable, policy: Policy, max_depth: int | None = None) -> Replay:
+    """Run a policy over a recorded table; equal to what an engine does with the model.
+
+    Args:
+        max_depth: the most layers that a row may run; who has run them leaves, see `Budget`.
+    """
+    deepest = table.depth if max_depth is None else min(max_depth, table.depth)
     exit_layers = np.zeros(table.rows, dtype=np.int64)
     answers = np.zeros((table.rows, table.header.num_scores), dtype=np.float32)
-    bad = np.zeros(table.rows, dtype=bool)
+    bad, forced = np.zeros((2, table.rows), dtype=bool)
     with torch.inference_mode():
         for rows in _chunks(table.rows):
-            _replay_rows(table, policy, rows, exit_layers, answers, bad)
-    executed, full = executed_cost(table, policy)
+            for layer, at, found in _decisions(table, policy, rows, deepest):
+                exit_layers[at] = layer
+                answers[at] = found.answer.numpy()
+                bad[at] = False if found.bad is None else found.bad.numpy()
+                forced[at] = ~found.leave.numpy()  # else they go on and are written anew
+    executed, full = executed_cost(table, policy, max_depth)
     cost = executed[np.arange(table.rows), exit_layers - 1]
-    return Replay(table.depth, exit_layers, answers, bad, cost, full)
+    return Replay(table.depth, exit_layers, answers, bad, forced, cost, full)
 
 
-def _replay_rows(
-    table: ExitTable, policy: Policy, rows: Array, exit_layers: Array, answers: Array, bad: Array
-) -> None:
-    """Take row indices `rows` through the layers and fill in what became of them."""
+def _decisions(
+    table: ExitTable, policy: Policy, rows: Array, deepest: int
+) -> Iterator[tuple[int, Array, Decision]]:
+    """What is decided of the rows that still run, layer by layer."""
     state = policy.start(table.start(rows))
-    for layer in range(1, table.depth + 1):
+    for layer in range(1, deepest + 1):
         last = layer == table.depth
-        if not (last or policy.reads(layer)):
+        if not (layer == deepest or policy.reads(layer)):
             continue
-        output = table.output(rows, layer)
-        leave, broken, answer, state = decide(policy, state, layer, output, last)
-        gone = leave.numpy()
-        exit_layers[rows[gone]] = layer
-        answers[rows[gone]] = answer[leave].numpy()
-        if broken is not None:
-            bad[rows[broken.numpy()]] = True
-        rows = rows[~gone]
+        found = decide(policy, state, layer, table.output(rows, layer), last)
+        yield layer, rows, found
+        stay = ~found.leave
+        rows = rows[stay.numpy()]
         if not len(rows):
             return
-        state = {name: leaf[~leave] for name, leaf in state.items()}
+        state = {name: leaf[stay] for name, leaf in found.state.items()}
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import Backbone, Batch
-from offramp.engines import Answers, Engine, Exitable, rows_of
+from offramp.engines import Answers, Budget, Engine, Exitable, rows_of
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 from offramp.policies import Patience, Policy, Rows
@@ -73,6 +73,8 @@ def check_engine(
         _check_companies(engine, policy, batch, alone, band)
         if not compiled:
             _check_broken(make_engine, model, policy, batch)
+    for policy in policies[:1] if compiled else policies:
+        _check_budget(engine, policy, batch, model.depth)
     _check_threads(engine, policies, batch)
     if compiled:
         _check_script(engine, model.depth, batch, together, band)
@@ -85,6 +87,22 @@ def check_engine(
 
         check_stream(make_engine, model, policies, batch, compare)
         check_stream_bookkeeping(make_engine)
+
+
+def _check_budget(engine: Engine, policy: Policy, batch: Batch, depth: int) -> None:
+    """Nobody runs deeper than allowed, who would have is told apart, and the others are let be."""
+    deepest, rows = max(1, depth // 2), rows_of(batch)
+    free = engine.run(batch, policy, rows)
+    short = engine.run(batch, policy, rows, Budget(depth=deepest))
+    late = free.exit_layers > deepest
+    forced = torch.zeros_like(late) if short.forced is None else short.forced
+    same = torch.equal(short.scores[~late].nan_to_num(), free.scores[~late].nan_to_num())
+    ensure(
+        same
+        and torch.equal(short.exit_layers, free.exit_layers.clamp_max(deepest))
+        and torch.equal(forced, late),
+        f"Under {policy!r} a depth budget of {deepest} is not kept, or moves rows within it.",
+    )
 
 
 def _usual(policies: Sequence[Policy]) -> list[Policy]:

@@ -134,8 +134,7 @@ def _check_compaction(policy: Policy, outputs: Outputs, rows: Rows) -> None:
         )
         ensure(
             agree,
-            f"{_who(policy)} decides otherwise at layer {layer} once other rows have left, or "
-            f"looks at an exit that it says it does not read.",
+            f"{_who(policy)} decides otherwise at layer {layer} once other rows have left.",
         )
         where, state = where[~leave], {name: leaf[~leave] for name, leaf in state.items()}
 
