@@ -18,7 +18,8 @@ from offramp.storage import Strict
 from offramp.table import ExitTable, executed_cost, replay
 
 Array = npt.NDArray[np.float64]
-_ROUNDING = 1e-9
+_NEAR = 0.01
+"""Of the cost of full depth. Half of the layers cost half of it but for a head or an exit."""
 
 
 class Reading(Strict):
@@ -97,9 +98,9 @@ def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> 
 
 
 def budget_for(clean: ExitTable, target: float) -> int:
-    """The least depth at which leaving costs 1 / `target` of full depth, or more."""
+    """The least depth at which leaving costs 1 / `target` of full depth, to 1 %, or more."""
     for depth in range(1, clean.depth):
-        if _cost_of_all(clean, Fixed(layer=depth), depth) >= 1 / target - _ROUNDING:
+        if _cost_of_all(clean, Fixed(layer=depth), depth) >= 1 / target - _NEAR:
             return depth
     return clean.depth
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from offramp.attacks.base import MAX_TOKENS, Attack, Victim, make_attacks
+from offramp.attacks.base import ATTACKS, MAX_TOKENS, Attack, Victim, make_attacks
 from offramp.attacks.document import AttackReport, Tried
 from offramp.attacks.figures import (
     at_savings,
@@ -30,6 +30,7 @@ from offramp.data import data_fingerprint, load_examples
 from offramp.engines import record
 from offramp.errors import ConfigError, OutputError
 from offramp.metrics import REGRESSION
+from offramp.model import MultiExitModel
 from offramp.policies import Policy, make_policy
 from offramp.prediction import Predictor
 from offramp.storage import whole_file, write_document
@@ -39,6 +40,7 @@ logger = logging.getLogger("offramp")
 
 JSON, PAGE, TABLES = "attack.json", "attack.md", "tables"
 MAX_ROWS = 200
+USUAL = ("embedding", "characters")
 
 
 def attack(
@@ -46,7 +48,7 @@ def attack(
     data: Any,
     output: str | os.PathLike[str] | None = None,
     *,
-    kinds: Sequence[str] = ("embedding",),
+    kinds: Sequence[str] | None = None,
     target_speedup: float = 2.0,
     policies: Sequence[PolicySpec] | None = None,
     points: Sequence[str] = (),
@@ -74,7 +76,8 @@ def attack(
         data: rows, as `load_examples` takes them, with the columns named.
         output: folder for `attack.json`, `attack.md`, the exit tables and the changed texts.
             Given again, a search that was killed goes on. None writes nothing.
-        kinds: attacks by name, see `offramp.attacks.ATTACKS`.
+        kinds: attacks by name, see `offramp.attacks.ATTACKS`; else `embedding`, for texts also
+            `characters`, and `words` where `synonyms` are given.
         target_speedup: cost reduction on the rows as they are.
         policies: names whose bars are set to that, or policies with options as they are; else
             all that fit the model.
@@ -93,7 +96,10 @@ def attack(
     """
     if target_speedup <= 1:
         raise ConfigError(f"target_speedup must be above 1, not {target_speedup:g}.")
-    tried = make_attacks(kinds, _with_seed(kinds, options, seed))
+    predictor = model
+    if not isinstance(predictor, Predictor):
+        predictor = Predictor.load(predictor, "full", device=device)
+    tried = _wanted(predictor, kinds, options, seed)
     columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
     rows = load_examples(data, split=split, **columns)
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
@@ -129,11 +135,11 @@ class _Run:
 
     def all(self, attacks: Sequence[Attack]) -> AttackReport:
         model = self.predictor.model
-        for one in attacks:
-            self._check(one)
         clean = self._record("clean", self.rows, None)
         judged = self._judged(clean)
-        depth = self.wishes.max_depth or budget_for(clean, self.wishes.target_speedup)
+        depth = self.wishes.max_depth
+        if depth is None:
+            depth = budget_for(clean, self.wishes.target_speedup)
         if not 1 <= depth <= model.depth:
             raise ConfigError(f"max_depth={depth}: give a layer of the model, 1 to {model.depth}.")
         named = None if clean.labels is None else metric_of(clean, self.wishes.metric).name
@@ -160,17 +166,6 @@ class _Run:
         if self.keeps:
             _write(report, self.folder)
         return report
-
-    def _check(self, one: Attack) -> None:
-        model = self.predictor.model
-        if model.problem_type == REGRESSION:
-            raise ConfigError(
-                "This is a regression model: one number has no uniform answer that exits could be "
-                "driven to, so there is nothing to attack. Give a model with classes."
-            )
-        if model.depth < 2:
-            raise ConfigError("The model has one layer, so nobody leaves early. Give a deeper one.")
-        one.check(model)
 
     def _judged(self, clean: ExitTable) -> list[tuple[str | None, Policy]]:
         """Points, and policies at the savings asked for."""
@@ -249,10 +244,33 @@ def _labelled(table: ExitTable, like: ExitTable) -> ExitTable:
     return ExitTable(header, {**table.columns, "labels": like.labels})
 
 
-def _with_seed(kinds: Sequence[str], options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The options, and the seed where an attack draws."""
-    draws = any("seed" in type(one).model_fields for one in make_attacks(kinds, {}))
-    return {**options, "seed": seed} if draws else options
+def _wanted(
+    predictor: Predictor, kinds: Sequence[str] | None, options: dict[str, Any], seed: int
+) -> list[Attack]:
+    """Attacks with their options, if they are for the model."""
+    if kinds is None:
+        reads = predictor.model.backbone.reads
+        kinds = [name for name in USUAL if reads in ATTACKS[name].reads]
+        kinds += ["words"] if "synonyms" in options else []
+    if not kinds:
+        raise ConfigError(f"There is no attack to try. Name one of: {', '.join(ATTACKS)}.")
+    if any("seed" in ATTACKS[name].model_fields for name in kinds):
+        options = {**options, "seed": seed}
+    made = make_attacks(kinds, options)
+    for one in made:
+        _check(one, predictor.model)
+    return made
+
+
+def _check(one: Attack, model: MultiExitModel) -> None:
+    if model.problem_type == REGRESSION:
+        raise ConfigError(
+            "This is a regression model: one number has no uniform answer that exits could be "
+            "driven to, so there is nothing to attack. Give a model with classes."
+        )
+    if model.depth < 2:
+        raise ConfigError("The model has one layer, so nobody leaves early. Give a deeper one.")
+    one.check(model)
 
 
 def _own(rows: Dataset) -> dict[str, str]:

@@ -20,6 +20,7 @@ from offramp.attacks.base import Attack, Victim
 from offramp.attacks.kept import Kept
 from offramp.data.memory import with_columns
 from offramp.engines import Engine, TorchEngine
+from offramp.errors import DataError
 
 Parts: TypeAlias = tuple[str, ...]
 """A text, or a text and its pair."""
@@ -110,7 +111,8 @@ def side_by_side(
     """Run searches together and give each one's number and end as it comes."""
     running: dict[int, tuple[Search, Sequence[Parts]]] = {}
     while True:
-        for number, fresh in islice(searches, at_once - len(running)):
+        while len(running) < at_once and (begun := next(searches, None)) is not None:
+            number, fresh = begun
             if (ended := _go_on(running, number, fresh, None)) is not None:
                 yield number, ended
         if not running:
@@ -170,6 +172,11 @@ class TextAttack(Attack):
                 kept.add(row, _told(names, texts[row], found))
                 bar.update()
         victim.queries += sum(found["queries"] for found in kept.rows.values())
+        if not victim.queries:
+            raise DataError(
+                f"No word of {len(texts)} rows is one that attack '{self.name}' knows another for. "
+                "Give other rows, or more synonyms."
+            )
         changed = [kept.rows[row]["attacked"] for row in range(len(texts))]
         columns = {name: ([one[name] for one in changed], Value("string")) for name in names}
         return with_columns(rows, columns), TorchEngine(victim.model)
