@@ -94,7 +94,7 @@ def attack(
         DataError, ModelError, PointError: what is wrong with rows or synonyms, model or point.
         OutputError: the folder cannot be written.
     """
-    if target_speedup <= 1:
+    if not target_speedup > 1:
         raise ConfigError(f"target_speedup must be above 1, not {target_speedup:g}.")
     predictor = model
     if not isinstance(predictor, Predictor):
@@ -105,9 +105,6 @@ def attack(
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
     if len(sample) < len(rows):
         logger.info("Attacked is a sample of %d of %d rows (max_rows).", len(sample), len(rows))
-    predictor = (
-        model if isinstance(model, Predictor) else Predictor.load(model, "full", device=device)
-    )
     wishes = Wishes(target_speedup, policies, tuple(points), max_depth, metric)
     with _place(output) as folder:
         return _Run(predictor, sample, folder, output is not None, wishes, quiet).all(tried)

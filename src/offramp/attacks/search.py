@@ -157,8 +157,9 @@ class TextAttack(Attack):
 
     def on(self, victim: Victim, rows: Dataset, kept: Kept) -> tuple[Dataset, Engine]:
         names = [name for name in _COLUMNS if name in rows.column_names]
-        texts: list[Parts] = list(zip(*(rows[name][:] for name in names), strict=True))
-        left = [row for row in range(len(texts)) if row not in kept.rows]
+        parts = zip(*(rows[name][:] for name in names), strict=True)
+        texts: dict[int, Parts] = dict(zip(rows["row"][:], parts, strict=True))
+        left = [row for row in texts if row not in kept.rows]
         searches = ((row, search(texts[row], self.candidates, self.share)) for row in left)
 
         def ask(questions: Sequence[Parts]) -> list[float]:
@@ -177,7 +178,7 @@ class TextAttack(Attack):
                 f"No word of {len(texts)} rows is one that attack '{self.name}' knows another for. "
                 "Give other rows, or more synonyms."
             )
-        changed = [kept.rows[row]["attacked"] for row in range(len(texts))]
+        changed = [kept.rows[row]["attacked"] for row in texts]
         columns = {name: ([one[name] for one in changed], Value("string")) for name in names}
         return with_columns(rows, columns), TorchEngine(victim.model)
 
