@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -101,7 +101,7 @@ def attack(
         predictor = Predictor.load(predictor, "full", device=device)
     tried = _wanted(predictor, kinds, options, seed)
     columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
-    rows = load_examples(data, split=split, **columns)
+    rows = load_examples(data, split=split, **cast(Any, columns))
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
     if len(sample) < len(rows):
         logger.info("Attacked is a sample of %d of %d rows (max_rows).", len(sample), len(rows))
@@ -270,7 +270,7 @@ def _check(one: Attack, model: MultiExitModel) -> None:
     one.check(model)
 
 
-def _own(rows: Dataset) -> dict[str, str]:
+def _own(rows: Dataset) -> dict[str, Any]:
     """The columns of examples by their own names, which are not to be guessed again."""
     names = ("text", "text_pair", "image", "label")
     return {name: name for name in names if name in rows.column_names}
