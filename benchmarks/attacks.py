@@ -150,7 +150,7 @@ if all run to the last; scores are accuracy x 100; *full* is full depth. *Within
 budget on, *forced* the share of attacked rows that it made leave, and *most* the cost if every
 row took all of it.
 
-For synonyms stand the {neighbours} nearest neighbours of each word in the start's own table of
+For synonyms stand the {neighbours} nearest neighbours of each word in the model's own table of
 words, since no thesaurus is at hand: there are inflections and opposites among them, so meaning
 may change and with it the right label. Both searches change at most a fifth of a row's words, but
 always one. Noise is bounded by 0.1 standard deviations of the row's embedding, in 10 steps of its

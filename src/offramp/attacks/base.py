@@ -85,8 +85,8 @@ class Attack(Strict):
         """Refuse a model that it is not for. Raises ConfigError."""
         if model.backbone.reads not in self.reads:
             raise ConfigError(
-                f"Attack '{self.name}' changes a {' or '.join(self.reads)}, but the model reads a "
-                f"{model.backbone.reads}. Take the attack 'embedding'."
+                f"Attack '{self.name}' changes {self.reads[0]}s, and the model reads "
+                f"{model.backbone.reads}s. Take the attack 'embedding'."
             )
 
     def identity(self) -> dict[str, Any]:

@@ -61,18 +61,19 @@ class AttackedEngine(TorchEngine):
         with torch.no_grad():
             return self._run(flow, found)
 
+    @torch.enable_grad()
     def _changed(self, flow: Flow) -> Tensor:
         """The best change of each row that a step came to, in the shape of the hidden state."""
         room = self._attack.eps * _spread(flow)
         change = best = torch.zeros_like(flow.hidden)
-        least = flow.hidden.new_full((len(best),), -torch.inf, dtype=torch.float32)
+        highest = flow.hidden.new_full((len(best),), -torch.inf, dtype=torch.float32)
         for _ in range(self._attack.steps + 1):  # the last of them only looks
             change = change.detach().requires_grad_()
             score = self._score(self._run(flow, change))
             (slope,) = torch.autograd.grad(score.sum(), change)
-            better = score.detach() > least
+            better = score.detach() > highest
             best = torch.where(_wide(better, best), change.detach(), best)
-            least = torch.maximum(least, score.detach())
+            highest = torch.maximum(highest, score.detach())
             step = change.detach() + slope.sign() * room * (_STEP / self._attack.steps)
             change = torch.maximum(torch.minimum(step, room), -room)
         return best
