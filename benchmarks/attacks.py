@@ -25,13 +25,15 @@ from offramp.attacks import Attacked, AttackReport, attack
 from offramp.attacks.figures import at_savings, compare
 from offramp.attacks.running import JSON as REPORT
 from offramp.attacks.search import spots
+from offramp.calibration import measure
 from offramp.card import markdown_table
 from offramp.comparison.cell import Work
 from offramp.comparison.plan import PLAN, START, Cell, Grid, Plan, results
 from offramp.methods import METHODS
+from offramp.policies import Fixed, make_policy
 from offramp.prediction import Predictor
 from offramp.storage import Strict, read_document, whole_file, write_json
-from offramp.table import ExitTable
+from offramp.table import ExitTable, replay
 from offramp.training import train
 
 SEED, ROWS, NEIGHBOURS = 1, 300, 4
@@ -106,10 +108,17 @@ def neighbours(model: Path, texts: Sequence[str], path: Path) -> Path:
 
 
 class Case(Strict):
-    """What an attack did to a method's own rule, and to the same model leaving by entropy."""
+    """What an attack did to a method's own rule, and to the same model leaving by entropy.
+
+    Attributes:
+        exits: score of each exit alone on the rows as they are.
+        commonest: share of these that the method's own rule lets go at one layer.
+    """
 
     report: AttackReport
     by_entropy: Attacked
+    exits: tuple[float, ...]
+    commonest: float
 
     @classmethod
     def read(cls, folder: Path) -> Case:
@@ -117,7 +126,16 @@ class Case(Strict):
         name = report.attacks[0].name
         clean, after = (ExitTable.open(folder / "tables" / role) for role in ("clean", name))
         (policy,) = at_savings(clean, ["entropy"], report.target_speedup)
-        return cls(report=report, by_entropy=compare(name, clean, after, policy, report.max_depth))
+        own = make_policy(report.policies[0].policy)
+        return cls(
+            report=report,
+            by_entropy=compare(name, clean, after, policy, report.max_depth),
+            exits=tuple(
+                measure(clean, Fixed(layer=layer)).score or 0.0
+                for layer in range(1, clean.depth + 1)
+            ),
+            commonest=max(replay(clean, own).histogram) / clean.rows,
+        )
 
 
 Found = dict[str, dict[str, Case]]
@@ -159,18 +177,24 @@ gradient; no text can do just that, so it says what to be afraid of, not what wi
 VERDICT = """
 ## Within a budget
 
-In all {count} cases the cost of the attacked rows is at most what the budget allows ({most:.1%}
-of full depth at most); without it, it comes to {worst:.1%} and grows by a factor of {factor:.2f}
+In {kept} of {count} cases the cost of the attacked rows is at most what the budget allows
+({most:.1%} of full depth at most); without it, it comes to {worst:.1%} and grows by a factor of {factor:.2f}
 at most. A budget bounds cost and nothing else. Forced answers to attacked rows are often wrong,
 and on the rows as they are it takes from rows that would have gone on: the first number under
 *score within*.
 """
+MODELS = """
+## Who cannot be slowed, and why
+
+A rule that lets nearly all rows go at one layer hardly looks at them, so nothing that is done to
+a row moves it; and exits that know nothing make savings worthless before anybody attacks. Accuracy
+of each exit on the rows as they are, and the largest share of rows that leave at one layer:
+
+"""
 BESIDE = """
-## All by one rule
 
 The same attacked rows, and all models leaving by `entropy`, which tells a model that is hard to
-move from a rule that hardly looks at the row. Where exits know nothing at first, there are
-savings that no bar comes near.
+move from a rule that does not look:
 
 """
 
@@ -179,7 +203,7 @@ def page(found: Found) -> str:
     every = [one for by in found.values() for one in by.values()]
     first = every[0].report
     text = INTRO.format(
-        doc=str(__doc__).partition("\n")[2].strip(),
+        doc=str(__doc__).partition("\n")[2].strip("\n"),
         rows=first.rows,
         depth=first.max_depth,
         layers=first.depth,
@@ -189,12 +213,13 @@ def page(found: Found) -> str:
         if found[kind]:
             text += f"\n## {told[:1].upper()}{told[1:]}\n\n{_table(found[kind])}\n"
     rows = [row for one in every for row in (*one.report.policies, one.by_entropy)]
-    text += BESIDE + _one_rule(found)
+    text += MODELS + _models(found) + BESIDE + _one_rule(found)
     return (
         text
         + "\n"
         + VERDICT.format(
             count=len(rows),
+            kept=sum(row.within.attacked.cost <= row.within.most + 1e-12 for row in rows),
             most=max(row.within.most for row in rows),
             worst=max(row.attacked.cost for row in rows),
             factor=max(row.attacked.cost / row.clean.cost for row in rows),
@@ -228,6 +253,24 @@ def _table(cases: dict[str, Case]) -> str:
             )
         )
     return markdown_table(HEAD, lines)
+
+
+def _models(found: Found) -> str:
+    first = found["embedding"]
+    layers = range(1, len(next(iter(first.values())).exits) + 1)
+    head = ("method", "rule", *(f"layer {layer}" for layer in layers), "at one layer")
+    return markdown_table(
+        head,
+        [
+            (
+                name,
+                RULES[name],
+                *(f"{100 * one:.1f}" for one in case.exits),
+                f"{case.commonest:.0%}",
+            )
+            for name, case in first.items()
+        ],
+    )
 
 
 def _one_rule(found: Found) -> str:
