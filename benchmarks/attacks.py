@@ -178,10 +178,10 @@ VERDICT = """
 ## Within a budget
 
 In {kept} of {count} cases the cost of the attacked rows is at most what the budget allows
-({most:.1%} of full depth at most); without it, it comes to {worst:.1%} and grows by a factor of {factor:.2f}
-at most. A budget bounds cost and nothing else. Forced answers to attacked rows are often wrong,
-and on the rows as they are it takes from rows that would have gone on: the first number under
-*score within*.
+({most:.1%} of full depth at most); without it, it comes to {worst:.1%} and grows by a factor of
+{factor:.2f} at most. A budget bounds cost and nothing else. Forced answers to attacked rows are
+often wrong, and on the rows as they are it takes from rows that would have gone on: the first
+number under *score within*.
 """
 MODELS = """
 ## Who cannot be slowed, and why
