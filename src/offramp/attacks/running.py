@@ -104,7 +104,9 @@ def attack(
     rows = load_examples(data, split=split, **cast(Any, columns))
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
     if len(sample) < len(rows):
-        logger.info("Attacked is a sample of %d of %d rows (max_rows).", len(sample), len(rows))
+        logger.info(
+            "Attacked is a sample of %d of %d rows; max_rows takes more.", len(sample), len(rows)
+        )
     wishes = Wishes(target_speedup, policies, tuple(points), max_depth, metric)
     with _place(output) as folder:
         return _Run(predictor, sample, folder, output is not None, wishes, quiet).all(tried)
