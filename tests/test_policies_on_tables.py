@@ -249,7 +249,8 @@ def test_a_search_by_name_fits_on_its_table(name, fit, problem_type):
 
 def test_fitted_numbers_are_left_out_where_a_policy_is_named():
     assert policy_text(Binned().to_dict()) == "binned (target 0.9)"
-    assert policy_text(Tempered(temperatures=(2.0,)).to_dict()) == "tempered (threshold 0.9)"
+    said = policy_text(Tempered(temperatures=(2.0,)).to_dict())
+    assert said == "tempered (threshold 0.9, measure probability)"
     said = policy_text(Averaged(policy=MaxProbability(threshold=0.7)).to_dict())
     assert (
         said == "averaged (policy max_probability (threshold 0.7), average scores, decide_on exit)"

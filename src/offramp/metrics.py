@@ -126,14 +126,18 @@ def _accuracy(predicted: Array, labels: Array) -> float:
     return float(np.mean(same.all(axis=-1) if same.ndim == 2 else same))
 
 
-def _f1(average: str) -> Callable[[Array, Array], float]:
-    def compare(predicted: Array, labels: Array) -> float:
-        from sklearn.metrics import f1_score
+def _f1(predicted: Array, labels: Array) -> float:
+    from sklearn.metrics import f1_score
 
-        truth = labels > 0 if labels.ndim == 2 else labels
-        return float(f1_score(truth, predicted, average=average, zero_division=0.0))
+    truth = labels > 0 if labels.ndim == 2 else labels
+    return float(f1_score(truth, predicted, average="macro", zero_division=0.0))
 
-    return compare
+
+def _f1_micro(predicted: Array, labels: Array) -> float:
+    """Written out: a search asks for it ten thousand times, and scikit-learn takes milliseconds."""
+    truth = labels > 0
+    claimed = np.count_nonzero(predicted) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(predicted & truth) / claimed if claimed else 0.0
 
 
 def _matthews(predicted: Array, labels: Array) -> float:
@@ -172,8 +176,8 @@ def _mae(predicted: Array, labels: Array) -> float:
 
 for _metric in (
     Metric("accuracy", (SINGLE, MULTI), _accuracy),
-    Metric("f1", (SINGLE, MULTI), _f1("macro")),
-    Metric("f1_micro", (MULTI,), _f1("micro")),
+    Metric("f1", (SINGLE, MULTI), _f1),
+    Metric("f1_micro", (MULTI,), _f1_micro),
     Metric("matthews", (SINGLE,), _matthews),
     Metric("pearson", (REGRESSION,), _correlation("pearsonr")),
     Metric("spearman", (REGRESSION,), _correlation("spearmanr")),

@@ -19,7 +19,7 @@ from offramp.backbones import Batch
 from offramp.calibration import Calibration, Target, choose
 from offramp.calibration.certificate import Procedure
 from offramp.calibration.certifying import DEMAND
-from offramp.calibration.frontier import PolicySpec
+from offramp.calibration.frontier import ALL, PolicySpec
 from offramp.data import (
     data_fingerprint,
     drop_overlap,
@@ -231,7 +231,7 @@ def _choose(
     predictor = Predictor.load(folder, "full", **how)
     place = folder.with_name(f"{folder.name}.tune")
     table = _record(predictor, rows, place)
-    found = choose(table, **demand)
+    found = choose(table, **demand, progress=True)
     found.point.save(folder)
     write_picture(folder, found)
     policy = found.point.build_policy()
@@ -288,6 +288,7 @@ def _signals_for(policies: Sequence[PolicySpec] | None) -> list[str]:
     needs = [
         POLICIES[spec].signals if isinstance(spec, str) else make_policy(spec).needs
         for spec in policies or ()
+        if spec != ALL
     ]
     return sorted({name for needed in needs for name in needed})
 
@@ -305,7 +306,9 @@ def _rehearse(
         labels=labels if labelled else None,
         signals={name: np.full((FEW, model.depth), 0.5) for name in signals},
     )
-    choose(rehearsed, **demand)
+    # everything takes a while, and is refused nothing
+    some = [spec for spec in demand["policies"] or () if spec != ALL]
+    choose(rehearsed, **demand | {"policies": some or None})
 
 
 def _own_folder(source: Path, output: str | os.PathLike[str] | None) -> Path:

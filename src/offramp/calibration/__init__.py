@@ -2,6 +2,7 @@
 
 from offramp.calibration.certificate import Certificate
 from offramp.calibration.certifying import certify, choose
+from offramp.calibration.everything import everything, per_exit_path
 from offramp.calibration.fitting import fit_bins, fit_temperatures
 from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
 from offramp.calibration.monitor import Monitor
@@ -22,10 +23,12 @@ __all__ = [
     "calibrate",
     "certify",
     "choose",
+    "everything",
     "fit_bins",
     "fit_temperatures",
     "frontier",
     "list_points",
     "measure",
     "parse_share",
+    "per_exit_path",
 ]

@@ -30,6 +30,8 @@ class Certificate(Strict):
             alone had been tested; None without a confidence.
         tested: candidates of the procedure.
         seed: of the order of the rows, on which the test `betting` depends.
+        faster_after, withdrawn_after: so many of the rows, had they been planted or mislabelled,
+            would have given a faster point, or taken this one away; see `influence`.
         population: fingerprint of the rows.
         seal: fingerprint of all this and of what it is said of, see `OperatingPoint`.
     """
@@ -44,8 +46,21 @@ class Certificate(Strict):
     bound: Annotated[float, Field(ge=-1, le=1)] | None
     tested: int = Field(ge=1)
     seed: int = Field(ge=0)
+    faster_after: int | None = None
+    withdrawn_after: int | None = None
     population: str
     seal: str = ""
+
+    def hangs_on(self) -> str | None:
+        """How few rows would have moved the choice, in one sentence."""
+        if self.faster_after is None:
+            return None
+        share = self.faster_after / self.rows
+        return (
+            f"Had {self.faster_after:,} of these {self.rows:,} rows ({share:.1%}) been planted or "
+            "mislabelled to look harmless, a faster point would have been chosen: know where "
+            "they come from."
+        )
 
     def words(self) -> str:
         """The claim in one sentence, with what it rests on."""

@@ -18,6 +18,7 @@ from offramp.calibration.frontier import (
     explore,
     finite_rows,
 )
+from offramp.calibration.influence import influence
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
 from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of
@@ -44,6 +45,7 @@ def certify(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Choose the fastest policy that is proven to lose no more than a limit.
 
@@ -63,6 +65,7 @@ def certify(
         procedure, test: see `prove`; by default bets, and exact where losses are 0 and 1.
         policies, name: see `calibrate`.
         seed: of the order in which rows are bet on.
+        progress: show a bar while candidates are tried.
 
     Raises:
         ConfigError: demands that mean nothing.
@@ -75,11 +78,13 @@ def certify(
     search, rest, excluded = _parts(table, proof)
     measured.check(search.problem_type, search.labels is not None)
     judge = Judge(search, risk=measured)
-    tried = explore(judge, [*(applicable(search) if policies is None else policies), "full"])
+    specs = applicable(search) if policies is None else policies
+    tried = explore(judge, [*specs, "full"], progress)
     path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]
     test = test or ("binomial" if measured.whole and measured.lowest == 0 else "betting")
     losses = _losses(rest, path, measured, seed)
     place = prove(losses, target.value, sure, procedure, test).place if path else None
+    moved = influence(losses, place, target.value, sure, procedure, test, measured.lowest)
     policy = Full() if place is None else path[place].policy
     mine = losses[:, place] if place is not None else np.zeros(rest.rows)
     judged = Judge(rest, risk=measured)
@@ -95,6 +100,8 @@ def certify(
         bound=_bound(mine, sure, procedure, test, place),
         tested=max(1, len(path)),
         seed=seed,
+        faster_after=moved.faster,
+        withdrawn_after=moved.withdrawn,
         population=fingerprint(np.sort(rest.ids).tobytes()),
     )
     left_out = {"rows_excluded": excluded}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from offramp.calibration.fitting import FITS
 from offramp.calibration.risks import Risk, losses_of
@@ -35,7 +36,7 @@ from offramp.table.replay import has_own_step
 from offramp.table.store import Array
 
 PolicySpec = str | Mapping[str, Any] | Policy
-BASELINE = "fixed"
+BASELINE, ALL = "fixed", "all"
 _BARS = 200
 _CHUNK = 16384
 
@@ -141,12 +142,12 @@ class Judge:
         answers = replay(self.table, policy).answers
         return self._class_drops(predictions(answers, self.table.problem_type))
 
-    def search(self, start: Policy) -> Iterator[Outcome]:
-        """The policy as it is and at every other bar worth trying, if it has one."""
-        if isinstance(start, EvidencePolicy) and not has_own_step(start):
+    def search(self, start: Policy, bars: bool = True) -> Iterator[Outcome]:
+        """The policy as it is, and with `bars` at every other bar worth trying, if it has one."""
+        if bars and isinstance(start, EvidencePolicy) and not has_own_step(start):
             evidence = evidence_matrix(self.table, start)
-            bars = np.append(_bars(evidence), np.float32(start.bar))
-            yield from self.sweep(start, bars, evidence)
+            tried = np.append(_bars(evidence), np.float32(start.bar))
+            yield from self.sweep(start, tried, evidence)
         else:
             yield self.measure(start)
 
@@ -155,15 +156,44 @@ class Judge:
     ) -> Iterator[Outcome]:
         """The policy at each of these bars, each resulting policy once."""
         bars = np.asarray(bars)
-        predicted, lost = self._predicted_under(policy), self._losses_under(policy)
+        variants = (policy.with_bar(float(bar)) for bar in bars)
+        places = sweep(self.table, policy, bars, evidence)
+        yield from self.outcomes(policy, zip(variants, places, strict=True))
+
+    def outcomes(
+        self, answering: EvidencePolicy, found: Iterable[tuple[Policy, Array]]
+    ) -> Iterator[Outcome]:
+        """Of policies and their exit layers (rows,), each policy once.
+
+        Args:
+            answering: as which all of them answer a row that leaves.
+        """
+        predicted, lost = self._predicted_under(answering), self._losses_under(answering)
         seen: set[Policy] = set()
-        for bar, exit_layers in zip(bars, sweep(self.table, policy, bars, evidence), strict=True):
-            variant = policy.with_bar(float(bar))
-            if variant not in seen:
-                seen.add(variant)
+        for policy, exit_layers in found:
+            if policy not in seen:
+                seen.add(policy)
                 left = (self._rows, exit_layers - 1)
                 losses = None if lost is None else lost[left]
-                yield self._outcome(variant, exit_layers, predicted[left], losses)
+                yield self._outcome(policy, exit_layers, predicted[left], losses)
+
+    def losses_by_exit(self, policy: EvidencePolicy) -> Array:
+        """What rows lose that leave after layer i, (rows, depth): by the risk, where one is looked
+        at; else whether they are wrong, or without labels, other than full depth; for regression
+        the squared error."""
+        lost = self._losses_under(policy)
+        if lost is not None:
+            return lost
+        early, labels = self._predicted_under(policy), self.table.labels
+        truth = (self._full if labels is None else labels)[:, None]
+        if self.table.problem_type == REGRESSION:
+            return (early - truth.reshape(-1, 1)) ** 2
+        other = early != truth
+        return (other.any(axis=-1) if other.ndim == 3 else other).astype(np.float64)
+
+    def costs_by_exit(self, policy: Policy) -> Array:
+        """FLOPs of rows that leave after layer i, (rows, depth)."""
+        return self._cost(policy)[0]
 
     def _predicted_under(self, policy: EvidencePolicy) -> Array:
         """Predictions of a row that leaves after layer i, (rows, depth, ...)."""
@@ -243,8 +273,8 @@ def frontier(
     """Every candidate's cost and score, `full` and the `fixed` baseline always among them.
 
     Args:
-        policies: a name means the best bars of that policy are searched; a policy with its
-            options is tried as it is. By default as `applicable` says.
+        policies: a name means the best bars of that policy are searched, `all` everything that
+            fits; a policy with its options is tried as it is. By default as `applicable` says.
     """
     judge = Judge(table, metric)
     specs = applicable(table) if policies is None else policies
@@ -273,13 +303,25 @@ def fitting_policy(spec: PolicySpec, table: ExitTable) -> Policy:
     return policy
 
 
-def explore(judge: Judge, specs: Sequence[PolicySpec]) -> list[Outcome]:
-    """The outcome of every candidate, each policy once."""
-    outcomes: dict[Policy, Outcome] = {}
+def explore(judge: Judge, specs: Sequence[PolicySpec], progress: bool = False) -> list[Outcome]:
+    """The outcome of every candidate, each policy once.
+
+    Args:
+        specs: see `frontier`; the name `all` is everything that fits, see `everything`.
+        progress: show a bar.
+    """
+    from offramp.calibration.everything import everything
+
+    searches: list[Iterable[Outcome]] = []
     for spec in specs:
-        for start, searched in _starts(spec, judge.table):
-            for outcome in judge.search(start) if searched else [judge.measure(start)]:
+        starts = () if spec == ALL else _starts(spec, judge.table)
+        searches += everything(judge) if spec == ALL else (judge.search(*one) for one in starts)
+    outcomes: dict[Policy, Outcome] = {}
+    with tqdm(searches, desc="search", unit="policy", disable=None if progress else True) as bar:
+        for found in bar:
+            for outcome in found:
                 outcomes.setdefault(outcome.policy, outcome)
+            bar.set_postfix_str(f"{len(outcomes):,} candidates", refresh=False)
     return list(outcomes.values())
 
 

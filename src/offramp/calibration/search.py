@@ -60,6 +60,7 @@ def calibrate(
     sets: float | str | None = None,
     max_risk: float | str | None = None,
     risk: str | None = None,
+    progress: bool = False,
 ) -> Calibration:
     """Choose a policy and its threshold on a recorded table.
 
@@ -78,13 +79,14 @@ def calibrate(
         metric: by default accuracy, f1_micro (multi-label) or pearson (regression).
         per_class: the recall of no class may drop by more than max_drop either.
         policies: names to search, or policies with options to try as they are; `fixed` only
-            takes part if named here.
+            takes part if named here. `all` searches everything that fits, thousands of candidates.
         name: of the operating point.
         sets: also store with the point what makes sets of classes that hold the right one for
             this share of new rows (0.9 or '90%'). Every second row, by a hash of its input, then
             serves these alone. Needs labels, of one class each.
         max_risk, risk: the cheapest candidate whose mean loss is at most this, and what a row
             loses: the name of one of `RISKS`, to which others can be added.
+        progress: show a bar while candidates are tried.
 
     Raises:
         ConfigError: contradictory or meaningless demands.
@@ -98,7 +100,7 @@ def calibrate(
     judge = Judge(table, metric, per_class, None if risk is None else RISKS[risk])
     _check_target(target, judge)
     specs = applicable(table) if policies is None else policies
-    tried = explore(judge, [*specs, "full"])
+    tried = explore(judge, [*specs, "full"], progress)
     baseline = explore(judge, [BASELINE])
     best = _choose(target, tried)
     pays = best is not None and best.cost_reduction >= WORTH_IT

@@ -9,7 +9,7 @@ from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
 from offramp.calibration.frontier import Outcome
 from offramp.calibration.target import Target
-from offramp.policies import Policy
+from offramp.policies import PerExit, Policy
 
 FEW_ROWS = 50
 
@@ -48,7 +48,9 @@ def refusal(target: Target, best: Outcome | None, tried: Sequence[Outcome]) -> l
 
 def promise(target: Target, chosen: Outcome, certificate: Certificate) -> list[str]:
     """What is promised, and what it was chosen for."""
-    return [f"Chosen for a {target}: {_describe(chosen)}.", certificate.words()]
+    hangs_on = certificate.hangs_on()
+    said = [f"Chosen for a {target}: {_describe(chosen)}.", certificate.words()]
+    return said if hangs_on is None else [*said, hangs_on]
 
 
 def no_promise(target: Target, rows: int, needed: int | None) -> list[str]:
@@ -110,7 +112,7 @@ def _name(policy: Policy) -> str:
     words = [policy.name]
     for _, value in policy:
         if isinstance(value, Policy):
-            words.append(_name(value))
+            words.append(value.name if isinstance(policy, PerExit) else _name(value))
         elif type(value) in (int, float, str):
             words.append(f"{value:g}" if type(value) is not str else value)
     return " ".join(words)
@@ -118,6 +120,8 @@ def _name(policy: Policy) -> str:
 
 def options_text(policy: Mapping[str, Any]) -> str:
     """'threshold 0.12', or nothing; fitted numbers, which are many, are left out."""
+    if policy["name"] == PerExit.name:  # what it looks at has a bar that is not looked at
+        return f"{policy['policy']['name']}, a bar for each exit"
     return ", ".join(
         f"{name} {short(value)}"
         for name, value in policy.items()

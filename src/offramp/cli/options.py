@@ -291,7 +291,8 @@ Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
-        help="Search only this one, such as patience, entropy, margin, window, fixed; repeatable.",
+        help="Search only this one, such as patience, entropy, margin, window, fixed; repeatable. "
+        "'all' searches whatever fits, with averages, temperatures and a bar for each exit.",
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Of the operating point.")]

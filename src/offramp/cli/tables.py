@@ -120,6 +120,7 @@ def calibrate(
       offramp calibrate tune.table --model my-offramp --max-drop 1%
       offramp calibrate tune.table --model my-offramp --target-speedup 2 --name fast
       offramp calibrate tune.table --model my-offramp --max-drop 1% --confidence 95%
+      offramp calibrate tune.table --max-drop 1% --confidence 95% --policy all
       offramp calibrate a.table b.table --max-disagreement 2% --policy patience --json
     """
     given = dict(locals())
@@ -132,7 +133,8 @@ def calibrate(
     if model is not None:
         table.check_model(fingerprint_of(model))
     given["proof"] = None if proof is None else joined([proof])
-    found = choose(table, **{name: given[name] for name in (*DEMAND, "proof")})
+    demand = {name: given[name] for name in (*DEMAND, "proof")}
+    found = choose(table, **demand, progress=not quiet)
     written = None
     if model is not None:
         written = found.point.save(model)

@@ -25,6 +25,7 @@ from offramp.policies import (
     Gated,
     MaxProbability,
     Patience,
+    PerExit,
     Policy,
     Sample,
 )
@@ -35,7 +36,7 @@ from offramp.table.store import Array
 MOST = 16
 """Policies of a family that are read on test, beside those that a target chose."""
 _ROUNDING = 1e-9
-_NOT_A_FAMILY = (Full.name, Sample.name, Averaged.name)
+_NOT_A_FAMILY = (Full.name, Sample.name, Averaged.name, PerExit.name)
 
 Family = list[Policy]
 """Where its search starts."""

@@ -23,6 +23,7 @@ from offramp.policies.gated import Gated
 from offramp.policies.halting import QExit, Sample
 from offramp.policies.learned import Learned
 from offramp.policies.patience import Patience
+from offramp.policies.per_exit import PerExit
 from offramp.policies.tempered import Tempered
 from offramp.policies.window import Window
 from offramp.registry import import_all
@@ -47,6 +48,7 @@ __all__ = [
     "Margin",
     "MaxProbability",
     "Patience",
+    "PerExit",
     "Policy",
     "QExit",
     "Rows",

@@ -32,6 +32,12 @@ def least(sureness: Tensor) -> Tensor:
     return sureness if sureness.dim() == 1 else sureness.amin(dim=-1)
 
 
+def lead(probabilities: Tensor) -> Tensor:
+    """Of the largest over the next, (..., classes) -> (...)."""
+    top = probabilities.topk(2, dim=-1).values
+    return top[..., 0] - top[..., 1]
+
+
 def entropy_of(probabilities: Tensor) -> Tensor:
     """Entropy in nats, (..., classes) -> (...)."""
     return torch.special.entr(probabilities).sum(dim=-1).clamp_min(0)
@@ -92,8 +98,7 @@ class Margin(Confidence):
     threshold: float = Field(default=0.8, ge=0)
 
     def _sureness(self, probabilities: Tensor) -> Tensor:
-        top = probabilities.topk(2, dim=-1).values
-        return top[..., 0] - top[..., 1]
+        return lead(probabilities)
 
 
 @POLICIES.register("entropy")

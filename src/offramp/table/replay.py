@@ -134,7 +134,14 @@ def _decisions(
 
 @torch.inference_mode()
 def evidence_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.float32]:
-    """Largest evidence so far, (rows, depth): a row has left by layer i if it is above the bar.
+    """Largest evidence so far, (rows, depth): a row has left by layer i if it is above the bar."""
+    by_layer = evidence_of_exits(table, policy).T
+    return np.maximum.accumulate(by_layer, axis=0, out=by_layer).T
+
+
+@torch.inference_mode()
+def evidence_of_exits(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.float32]:
+    """Evidence of each exit for itself, (rows, depth).
 
     A broken score counts as +inf, since its row leaves there. Stored layer by layer, so that
     a column is contiguous.
@@ -145,7 +152,7 @@ def evidence_matrix(table: ExitTable, policy: EvidencePolicy) -> npt.NDArray[np.
         # evidence that is no number passes no bar
         known = evidence.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
         by_layer[layer - 1, rows] = known.masked_fill(broken, torch.inf).numpy()
-    return np.maximum.accumulate(by_layer, axis=0, out=by_layer).T
+    return by_layer.T
 
 
 @torch.inference_mode()

@@ -1,0 +1,72 @@
+"""How many rows a promise hangs on: how many planted or mislabelled ones would have moved it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.calibration.certificate import Procedure, Test
+from offramp.calibration.proving import prove
+
+Floats = npt.NDArray[np.float64]
+
+
+class Influence(NamedTuple):
+    """Rows that would have to be changed, at the least, as the order of rows is.
+
+    Attributes:
+        faster: that lose nothing, or gain, where they lost, until a faster policy would have been
+            chosen; None where there is no faster one.
+        withdrawn: that lose all where they lost nothing, until this one would not have been.
+    """
+
+    faster: int | None
+    withdrawn: int | None
+
+
+def influence(
+    losses: Floats,
+    place: int | None,
+    limit: float,
+    confidence: float,
+    procedure: Procedure,
+    test: Test,
+    lowest: float = 0.0,
+) -> Influence:
+    """What it takes to move the choice of `prove` away from `place`.
+
+    Args:
+        losses, limit, confidence, procedure, test: as `prove` had them.
+        place: what it chose.
+        lowest: what a row can lose at the least.
+    """
+
+    def chosen(rows: npt.NDArray[np.intp], value: float) -> int:
+        changed = losses.copy()
+        changed[rows] = value
+        found = prove(changed, limit, confidence, procedure, test).place
+        return -1 if found is None else found
+
+    now, most = -1 if place is None else place, losses.shape[1] - 1
+    faster = withdrawn = None
+    if now < most:
+        worst = np.argsort(-losses[:, now + 1], kind="stable")
+        faster = _fewest(len(losses), lambda rows: chosen(worst[:rows], lowest) > now)
+    if now >= 0:
+        best = np.argsort(losses[:, now], kind="stable")
+        withdrawn = _fewest(len(losses), lambda rows: chosen(best[:rows], 1.0) < now)
+    return Influence(faster, withdrawn)
+
+
+def _fewest(rows: int, moves: Callable[[int], bool]) -> int | None:
+    """The fewest rows that move the choice, by bisection; None where all of them do not."""
+    if not moves(rows):
+        return None
+    low, high = 0, rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if moves(middle) else (middle, high)
+    return high

@@ -1,0 +1,87 @@
+"""A bar of its own for each exit, under any other policy's evidence."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, field_serializer, field_validator
+from torch import Tensor
+
+from offramp.exits.base import ExitOutput
+from offramp.policies.base import (
+    NEVER,
+    POLICIES,
+    EvidencePolicy,
+    Policy,
+    Rows,
+    State,
+    make_policy,
+    of_exit,
+)
+from offramp.policies.confidence import MaxProbability
+from offramp.policies.patience import Patience
+
+
+@POLICIES.register("per_exit")
+class PerExit(EvidencePolicy):
+    """Leave where the evidence of `policy` is above the bar of the exit.
+
+    `offramp.calibration.per_exit_path` finds bars that go well together. Its own evidence is yes
+    or no, so there is nothing to sweep.
+
+    Args:
+        policy: one with a bar, which is not looked at, by name or with its options.
+        bars: one for each exit before the last, or one for all; at None nobody leaves.
+    """
+
+    name = "per_exit"
+    searched = False
+    policy: EvidencePolicy = MaxProbability()
+    bars: tuple[float | None, ...] = Field(default=(0.9,), min_length=1)
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _build(cls, policy: Any) -> EvidencePolicy:
+        made = make_policy(policy)
+        plain = isinstance(made, EvidencePolicy) and type(made).step is EvidencePolicy.step
+        if not plain or isinstance(made, PerExit):
+            raise ValueError(f"'{made.name}' does not leave by evidence above one bar")
+        return made
+
+    @field_serializer("policy")
+    def _as_document(self, policy: EvidencePolicy) -> dict[str, Any]:
+        return policy.to_dict()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.policy.needs
+
+    @property
+    def bar(self) -> float:
+        return 0.5
+
+    def with_bar(self, bar: float) -> Self:
+        return self
+
+    @classmethod
+    def variants(cls, problem_type: str, depth: int) -> list[Policy]:
+        inner = Patience if problem_type == "regression" else MaxProbability
+        starts = inner.variants(problem_type, depth)
+        bars = [(one, one.bar) for one in starts if isinstance(one, EvidencePolicy)]
+        return [cls(policy=one, bars=(bar,)) for one, bar in bars]
+
+    def check(self, problem_type: str, depth: int) -> None:
+        super().check(problem_type, depth)
+        self.policy.check(problem_type, depth)
+        self._check_per_exit("bars", self.bars, depth)
+
+    def start(self, rows: Rows) -> State:
+        return self.policy.start(rows)
+
+    def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
+        evidence, state = self.policy.evidence(state, layer, output)
+        bar = of_exit(self.bars, layer)
+        return (evidence > (NEVER if bar is None else bar)).float(), state
+
+    def answer(self, state: State, output: ExitOutput) -> Tensor:
+        return self.policy.answer(state, output)
