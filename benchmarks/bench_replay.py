@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from offramp.calibration import calibrate
-from offramp.calibration.frontier import Judge
+from offramp.calibration.judge import Judge
 from offramp.policies import Entropy, EvidencePolicy, Margin, MaxProbability
 from offramp.table import ExitTable, evidence_matrix, replay
 

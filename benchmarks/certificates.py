@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from offramp import ExitTable
 from offramp.calibration import RISKS, measure
-from offramp.calibration.frontier import ALL, Judge, applicable, explore
+from offramp.calibration.frontier import ALL, applicable, explore
+from offramp.calibration.judge import Judge
 from offramp.calibration.proving import losses_under, path_of, prove
 from offramp.storage import write_json
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from offramp.calibration.conformal import conformal_limits, conformal_sets
-from offramp.calibration.frontier import Judge
+from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
 from offramp.comparison.board import Difference, Figure
 from offramp.comparison.families import Choice, Reader

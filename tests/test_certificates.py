@@ -135,7 +135,8 @@ def test_a_promise_is_kept_as_often_as_said_and_a_plain_choice_is_not(
     risk: str, limit: float, procedure: str
 ) -> None:
     """Searched on one table; proof rows drawn from another, whose true risk is known."""
-    from offramp.calibration.frontier import Judge, explore
+    from offramp.calibration.frontier import explore
+    from offramp.calibration.judge import Judge
     from offramp.calibration.proving import losses_under, path_of
 
     confidence, rows, draws = 0.9, 500, 300

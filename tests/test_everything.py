@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.calibration import calibrate, certify, measure, per_exit_path
-from offramp.calibration.frontier import Judge, explore
+from offramp.calibration.frontier import explore
 from offramp.calibration.influence import influence
+from offramp.calibration.judge import Judge
 from offramp.calibration.proving import prove
 from offramp.calibration.risks import RISKS
 from offramp.errors import ConfigError

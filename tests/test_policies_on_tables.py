@@ -16,7 +16,8 @@ from offramp.calibration import (
     frontier,
     measure,
 )
-from offramp.calibration.frontier import Judge, applicable
+from offramp.calibration.frontier import applicable
+from offramp.calibration.judge import Judge
 from offramp.calibration.sentences import policy_text
 from offramp.engines import TorchEngine, rows_of
 from offramp.errors import ConfigError, TableError

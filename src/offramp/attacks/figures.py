@@ -11,7 +11,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from offramp.calibration import Outcome
-from offramp.calibration.frontier import Judge, PolicySpec, explore, fitting_policy
+from offramp.calibration.frontier import PolicySpec, explore, fitting_policy
+from offramp.calibration.judge import Judge
 from offramp.metrics import METRICS, Metric, default_metric, predictions
 from offramp.policies import Fixed, Policy
 from offramp.storage import Strict

@@ -4,7 +4,8 @@ from offramp.calibration.certificate import Certificate
 from offramp.calibration.certifying import certify, choose
 from offramp.calibration.everything import everything, per_exit_path
 from offramp.calibration.fitting import fit_bins, fit_temperatures
-from offramp.calibration.frontier import Outcome, PolicySpec, frontier, measure
+from offramp.calibration.frontier import PolicySpec, frontier, measure
+from offramp.calibration.judge import Outcome
 from offramp.calibration.monitor import Monitor
 from offramp.calibration.point import OperatingPoint, list_points
 from offramp.calibration.risks import RISKS

@@ -10,15 +10,9 @@ import numpy.typing as npt
 
 from offramp.calibration import sentences
 from offramp.calibration.certificate import Certificate, Procedure, Test, rows_needed
-from offramp.calibration.frontier import (
-    Judge,
-    Outcome,
-    PolicySpec,
-    applicable,
-    explore,
-    finite_rows,
-)
+from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
+from offramp.calibration.judge import Judge, Outcome, finite_rows
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
 from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of

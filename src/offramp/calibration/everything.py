@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from offramp.calibration.fitting import FITS
-from offramp.calibration.frontier import BASELINE, Judge, Outcome
+from offramp.calibration.judge import Judge, Outcome
 from offramp.metrics import MULTI, REGRESSION
 from offramp.policies import (
     POLICIES,
     Averaged,
     EvidencePolicy,
+    Fixed,
     Full,
     MaxProbability,
     PerExit,
@@ -26,7 +27,7 @@ from offramp.table.store import Array
 
 LEVELS = 20
 """Bars that an exit may have, each letting 5% more of the rows leave."""
-_APART = (BASELINE, Full.name, Sample.name, Averaged.name, PerExit.name)
+_APART = (Fixed.name, Full.name, Sample.name, Averaged.name, PerExit.name)
 
 
 def everything(judge: Judge) -> Iterator[Iterator[Outcome]]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
 from offramp.calibration.certificate import Procedure, Test
-from offramp.calibration.frontier import Outcome
+from offramp.calibration.judge import Outcome
 from offramp.calibration.risks import Risk, losses_of
 from offramp.policies import Policy
 from offramp.table import ExitTable, replay

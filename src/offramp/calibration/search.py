@@ -7,15 +7,8 @@ from dataclasses import dataclass
 
 from offramp.calibration import sentences
 from offramp.calibration.conformal import Sets, parse_coverage
-from offramp.calibration.frontier import (
-    BASELINE,
-    Judge,
-    Outcome,
-    PolicySpec,
-    applicable,
-    explore,
-    finite_rows,
-)
+from offramp.calibration.frontier import BASELINE, PolicySpec, applicable, explore
+from offramp.calibration.judge import Judge, Outcome, finite_rows
 from offramp.calibration.point import OperatingPoint
 from offramp.calibration.risks import RISKS
 from offramp.calibration.target import Target

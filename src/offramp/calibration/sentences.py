@@ -7,7 +7,7 @@ from typing import Any
 
 from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
-from offramp.calibration.frontier import Outcome
+from offramp.calibration.judge import Outcome
 from offramp.calibration.target import Target
 from offramp.policies import PerExit, Policy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as text_of
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,49 +78,63 @@ def predict(
 
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
-      offramp predict my-offramp --data new.csv --output answers.csv
-      offramp predict my-offramp -d new.jsonl.gz -o answers.parquet --point fast --scores
+      offramp predict my-offramp --data new.jsonl.gz -o answers.parquet --point fast --scores
       offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%
       offramp predict my-offramp -d new.csv -o answers.csv --max-depth 6 --point-column plan
       tail -f texts.log | offramp predict my-offramp -
     """
     given = dict(locals())
     console.setup(quiet, verbose)
-    from offramp.data import load_examples
+    _check(given)
     from offramp.engines import Budget
-    from offramp.errors import ConfigError
-    from offramp.prediction import Predictor, predict_file
-    from offramp.prediction import predict as stream
-    from offramp.prediction.lines import predict_lines
+    from offramp.prediction import Predictor
 
-    if bool(inputs) == (data is not None):
-        raise ConfigError("Give either inputs or --data FILE.")
-    if inputs and str(output or "-") != "-":
-        raise ConfigError("--output is for --data; answers to inputs go to stdout.")
-    if watch is None and (audit, on_alarm) != ("1%", "warn"):
-        raise ConfigError("--audit and --on-alarm need --watch FILE, which keeps what is seen.")
-    if sets and points is not None:
-        raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
-    budget = Budget(max_depth, max_seconds)
-    how: dict[str, Any] = {"scores": scores, "sets": sets, "budget": budget}
     predictor = Predictor.load(
         folder, point, device=device, dtype=dtype, backend=backend, certified=certified
     )
-    columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
+    how = {"scores": scores, "sets": sets, "budget": Budget(max_depth, max_seconds)}
     with _watched(predictor, watch, audit, on_alarm):
-        if inputs == ["-"]:
-            named = {"text": text, "text_pair": text_pair, "image": image, "points": points}
-            for entries in predict_lines(predictor, _STDIN, **how | named):
-                _say(entries)
-                console.flush()
-        elif data is None or output is None or str(output) == "-":
-            _say(stream(predictor, inputs or str(data), **how, **columns))
-        else:
-            summary = predict_file(predictor, data, output, progress=not quiet, **how, **columns)
-            if json:
-                console.say_json(_as_json(summary))
-            elif not quiet:
-                _show(summary)
+        _answer(predictor, how, given)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together. Raises ConfigError."""
+    from offramp.errors import ConfigError
+
+    if bool(given["inputs"]) == (given["data"] is not None):
+        raise ConfigError("Give either inputs or --data FILE.")
+    if given["inputs"] and str(given["output"] or "-") != "-":
+        raise ConfigError("--output is for --data; answers to inputs go to stdout.")
+    if given["watch"] is None and (given["audit"], given["on_alarm"]) != ("1%", "warn"):
+        raise ConfigError("--audit and --on-alarm need --watch FILE, which keeps what is seen.")
+    if given["sets"] and given["points"] is not None:
+        raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
+
+
+def _answer(predictor: Predictor, how: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Lines of stdin, rows to stdout, or a file."""
+    from offramp.data import load_examples
+    from offramp.prediction import predict as stream
+    from offramp.prediction import predict_file
+    from offramp.prediction.lines import predict_lines
+
+    inputs, data, output = given["inputs"], given["data"], given["output"]
+    if inputs == ["-"]:
+        named = {name: given[name] for name in ("text", "text_pair", "image", "points")}
+        for entries in predict_lines(predictor, _STDIN, **how | named):
+            _say(entries)
+            console.flush()
+        return
+    columns: dict[str, Any] = {} if inputs else o.passed(load_examples, given)
+    if data is None or output is None or str(output) == "-":
+        _say(stream(predictor, inputs or data, **how, **columns))
+        return
+    quiet = given["quiet"]
+    summary = predict_file(predictor, data, output, progress=not quiet, **how, **columns)
+    if given["json"]:
+        console.say_json(_as_json(summary))
+    elif not quiet:
+        _show(summary)
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def calibrate(
     Examples:
       offramp calibrate tune.table --model my-offramp --max-drop 1%
       offramp calibrate tune.table --model my-offramp --target-speedup 2 --name fast
-      offramp calibrate tune.table --model my-offramp --max-drop 1% --confidence 95%
-      offramp calibrate tune.table --max-drop 1% --confidence 95% --policy all
+      offramp calibrate tune.table --model my-offramp --max-drop 1% --confidence 95% --policy all
       offramp calibrate a.table b.table --max-disagreement 2% --policy patience --json
     """
     given = dict(locals())

@@ -11,7 +11,8 @@ import torch
 from scipy.stats import rankdata
 
 from offramp.calibration.fitting import FITS
-from offramp.calibration.frontier import BASELINE, Judge, Outcome
+from offramp.calibration.frontier import BASELINE
+from offramp.calibration.judge import Judge, Outcome
 from offramp.comparison import curves
 from offramp.comparison.board import TARGETS
 from offramp.methods import METHODS

@@ -9,7 +9,8 @@ from statistics import fmean, mode
 
 import numpy as np
 
-from offramp.calibration.frontier import BASELINE, Judge
+from offramp.calibration.frontier import BASELINE
+from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
 from offramp.comparison.board import (
     TARGETS,

@@ -7,7 +7,8 @@ from typing import Any
 
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
 from offramp.calibration.conformal import Covered, Sets
-from offramp.calibration.frontier import Judge, fitting_policy
+from offramp.calibration.frontier import fitting_policy
+from offramp.calibration.judge import Judge
 from offramp.policies import Fixed
 from offramp.table import ExitTable
 

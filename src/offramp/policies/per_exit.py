@@ -43,10 +43,10 @@ class PerExit(EvidencePolicy):
     @classmethod
     def _build(cls, policy: Any) -> EvidencePolicy:
         made = make_policy(policy)
-        plain = isinstance(made, EvidencePolicy) and type(made).step is EvidencePolicy.step
-        if not plain or isinstance(made, PerExit):
-            raise ValueError(f"'{made.name}' does not leave by evidence above one bar")
-        return made
+        plain = type(made).step is EvidencePolicy.step and not isinstance(made, PerExit)
+        if isinstance(made, EvidencePolicy) and plain:
+            return made
+        raise ValueError(f"'{made.name}' does not leave by evidence above one bar")
 
     @field_serializer("policy")
     def _as_document(self, policy: EvidencePolicy) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.calibration import OperatingPoint, Outcome, PolicySpec
-from offramp.calibration.frontier import BASELINE, Judge, applicable, explore
+from offramp.calibration.frontier import BASELINE, applicable, explore
+from offramp.calibration.judge import Judge
 from offramp.evaluation import Evaluation, evaluate
 from offramp.metrics import MULTI, REGRESSION, class_recalls, predictions
 from offramp.policies import EvidencePolicy, Policy
