@@ -1,7 +1,10 @@
 """Are promises kept, and what do they cost? Writes docs/results/certificates.md.
 
     python benchmarks/compare.py sst2; ... sick; ... uspto_50k      # makes the exit tables
-    python benchmarks/certificates.py [sst2 sick uspto_50k] [--draws 1000]
+    python benchmarks/certificates.py [sst2 sick uspto_50k simulated] [--draws 1000]
+
+`simulated` is a population of 100,000 rows of which 12 exits get surer, some rows sooner than
+others; each draw is a table of its own of these. On the other sets:
 
 Policies are searched on the tune rows of `auto`, seed 1: the usual ones, and everything at once
 (`--policy all`, for two of the risks). Its test rows are the population, so that the true risk of
@@ -33,7 +36,8 @@ from offramp.calibration.proving import losses_under, path_of, prove
 from offramp.storage import write_json
 
 Floats = npt.NDArray[np.float64]
-SETS = ("sst2", "sick", "uspto_50k")
+SIMULATED = "simulated"
+SETS = ("sst2", "sick", "uspto_50k", SIMULATED)
 LIMITS, CONFIDENCES, ROWS = (0.01, 0.02, 0.05), (0.9, 0.95), (250, 500, 1000, 5000)
 EVERYTHING = ("drop", "disagreement")
 """Risks for which everything is searched as well."""
@@ -57,6 +61,25 @@ def cell_of(work: Path, name: str) -> Path:
         if chosen:
             return chosen[0]
     raise SystemExit(f"{work / name} has no run of auto: python benchmarks/compare.py {name}")
+
+
+def tables_of(work: Path, name: str) -> tuple[ExitTable, ExitTable, str]:
+    """Rows to search on, the population, and where they are from."""
+    if name == SIMULATED:
+        return simulated(2000, seed=1), simulated(100_000, seed=2), name
+    cell = cell_of(work, name)
+    return ExitTable.open(cell / "tune"), ExitTable.open(cell / "test"), cell.name
+
+
+def simulated(rows: int, seed: int, depth: int = 12, classes: int = 3) -> ExitTable:
+    """Exits that get surer and better, some rows sooner than others."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, classes, rows)
+    growth = np.linspace(0.3, 4, depth)[:, None] * random.uniform(0.3, 1.5, (rows, 1, 1))
+    noise = random.normal(size=(rows, depth, classes)).cumsum(axis=1)
+    noise /= np.sqrt(np.arange(1, depth + 1))[:, None]  # neighbours err alike
+    scores = np.eye(classes)[truth][:, None] * growth + noise
+    return ExitTable.from_arrays(scores, problem_type="single_label_classification", labels=truth)
 
 
 def measured(search: ExitTable, pool: ExitTable, draws: int) -> Iterator[dict[str, Any]]:
@@ -236,10 +259,9 @@ def main() -> None:
         file = given.docs / "certificates" / f"{name}.json"
         found = json.loads(file.read_text()) if file.is_file() else {}
         if found.get("draws") != given.draws:
-            cell = cell_of(given.work, name)
-            search, pool = ExitTable.open(cell / "tune"), ExitTable.open(cell / "test")
+            search, pool, run = tables_of(given.work, name)
             cells = list(tqdm(measured(search, pool, given.draws), desc=name))
-            counts = {"searched": search.rows, "population": pool.rows, "run": cell.name}
+            counts = {"searched": search.rows, "population": pool.rows, "run": run}
             found = {"draws": given.draws, **counts, "cells": cells}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, found)
