@@ -116,6 +116,7 @@ def tune(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     sets: float | str | None = None,
+    temperatures: bool = False,
     max_risk: float | str | None = None,
     risk: str | None = None,
     confidence: float | str | None = None,
@@ -152,7 +153,7 @@ def tune(
         output: folder to write, by default `<model's name>-offramp`; a model that has exits
             gets the point in its own folder.
         target_speedup, max_drop, max_disagreement, max_risk: exactly one, see `calibrate`.
-        risk, metric, per_class, policies, name, sets: see `calibrate`.
+        risk, metric, per_class, policies, name, sets, temperatures: see `calibrate`.
         confidence, procedure: promise the limit; half of the rows to choose on are then for the
             proof, see `certify`.
         eval_data, eval_split: rows to choose on, instead of a part of `data`; a split alone

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.calibration import sentences
+from offramp.calibration import probabilities, sentences
 from offramp.calibration.certificate import Certificate, Procedure, Test, rows_needed
 from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
 from offramp.calibration.judge import Judge, Outcome, finite_rows
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
-from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of
+from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of, tempered
 from offramp.calibration.target import Target, parse_share
 from offramp.errors import ConfigError, TableError
 from offramp.policies import Full
@@ -39,6 +39,7 @@ def certify(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     seed: int = 0,
+    temperatures: bool = False,
     progress: bool = False,
 ) -> Calibration:
     """Choose the fastest policy that is proven to lose no more than a limit.
@@ -59,6 +60,7 @@ def certify(
         procedure, test: see `prove`; by default bets, and exact where losses are 0 and 1.
         policies, name: see `calibrate`.
         seed: of the order in which rows are bet on.
+        temperatures: see `calibrate`; fitted on the rows of the search.
         progress: show a bar while candidates are tried.
 
     Raises:
@@ -72,6 +74,8 @@ def certify(
     search, rest, excluded = _parts(table, proof)
     measured.check(search.problem_type, search.labels is not None)
     judge = Judge(search, risk=measured)
+    if temperatures:
+        probabilities.check(search)
     specs = applicable(search) if policies is None else policies
     tried = explore(judge, [*specs, "full"], progress)
     path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]
@@ -100,6 +104,8 @@ def certify(
     )
     left_out = {"rows_excluded": excluded}
     point = point_of(name, target, judged, outcome).model_copy(update=left_out).promising(promised)
+    if temperatures:
+        point = tempered(point, search)
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
@@ -112,6 +118,7 @@ def certify(
 DEMAND = (
     *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
     *("policies", "name", "sets", "confidence", "procedure"),
+    "temperatures",
 )
 """What users ask of `choose`, beside the tables."""
 _OF_CHOICE = {"target_speedup": None, "metric": None, "per_class": False, "sets": None}

@@ -64,18 +64,11 @@ def fit_temperatures(table: ExitTable) -> Tempered:
     logits = [
         questions(torch.from_numpy(scores[:, n]).double(), multi_label) for n in _early(table)
     ]
-    temperatures = [_temperature(asked, torch.from_numpy(truth)) for asked in logits]
+    temperatures = [temperature_of(asked, torch.from_numpy(truth)) for asked in logits]
     return Tempered(temperatures=tuple(temperatures), multi_label=multi_label)
 
 
-FITS: dict[str, Callable[[ExitTable], Policy]] = {
-    Binned.name: fit_bins,
-    Tempered.name: fit_temperatures,
-}
-"""Where a search by name starts from numbers of the table itself."""
-
-
-def _temperature(logits: Tensor, truth: Tensor) -> float:
+def temperature_of(logits: Tensor, truth: Tensor) -> float:
     """The temperature of least cross-entropy, by bisection.
 
     Cross-entropy is convex in b = 1 / temperature, with slope E[logit] - true logit.
@@ -90,6 +83,13 @@ def _temperature(logits: Tensor, truth: Tensor) -> float:
         else:
             low = middle
     return float(np.float32((low * high) ** -0.5))
+
+
+FITS: dict[str, Callable[[ExitTable], Policy]] = {
+    Binned.name: fit_bins,
+    Tempered.name: fit_temperatures,
+}
+"""Where a search by name starts from numbers of the table itself."""
 
 
 def _confidence(table: ExitTable, multi_label: bool) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from offramp import __version__
 from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
 from offramp.calibration.listing import refresh
+from offramp.calibration.probabilities import Temperatures
 from offramp.calibration.target import Target
 from offramp.errors import OfframpError, OutputError, PointError
 from offramp.policies import Policy, make_policy
@@ -41,6 +42,7 @@ class OperatingPoint(Strict):
         exit_histogram: rows that left after layer 1, 2, ..., depth.
         class_drops: drop of recall by class name, for classification with labels.
         sets: what makes sets of classes of its answers; None where they were not asked for.
+        temperatures: what makes its scores true probabilities; None where that was not asked for.
         certificate: what is promised on rows like those of the table; None for a mere choice.
     """
 
@@ -69,6 +71,7 @@ class OperatingPoint(Strict):
     dtype: str
     offramp: str = __version__
     sets: Sets | None = None
+    temperatures: Temperatures | None = None
     certificate: Certificate | None = None
 
     @model_validator(mode="after")
@@ -77,6 +80,8 @@ class OperatingPoint(Strict):
             raise ValueError("exit_histogram does not fit depth and rows")
         if self.sets is not None and len(self.sets.limits) != self.depth:
             raise ValueError("sets do not fit depth")
+        if self.temperatures is not None and len(self.temperatures.values) != self.depth:
+            raise ValueError("temperatures do not fit depth")
         if self.certificate is not None and self.certificate.seal != self.seal():
             raise ValueError("the certificate was made for another policy or model, or changed")
         try:

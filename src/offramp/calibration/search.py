@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.calibration import sentences
+from offramp.calibration import probabilities, sentences
 from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import BASELINE, PolicySpec, applicable, explore
 from offramp.calibration.judge import Judge, Outcome, finite_rows
@@ -53,6 +53,7 @@ def calibrate(
     sets: float | str | None = None,
     max_risk: float | str | None = None,
     risk: str | None = None,
+    temperatures: bool = False,
     progress: bool = False,
 ) -> Calibration:
     """Choose a policy and its threshold on a recorded table.
@@ -79,6 +80,8 @@ def calibrate(
             serves these alone. Needs labels, of one class each.
         max_risk, risk: the cheapest candidate whose mean loss is at most this, and what a row
             loses: the name of one of `RISKS`, to which others can be added.
+        temperatures: also store with the point a temperature for each exit, which makes scores
+            true probabilities. Needs labels.
         progress: show a bar while candidates are tried.
 
     Raises:
@@ -91,6 +94,8 @@ def calibrate(
         table, apart = _halves(table)
     target = Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
     judge = Judge(table, metric, per_class, None if risk is None else RISKS[risk])
+    if temperatures:
+        probabilities.check(judge.table)
     _check_target(target, judge)
     specs = applicable(table) if policies is None else policies
     tried = explore(judge, [*specs, "full"], progress)
@@ -102,6 +107,8 @@ def calibrate(
     point = point_of(name, target, judge, chosen)
     if share is not None:
         point = point.model_copy(update={"sets": Sets.fit(apart, chosen.policy, share)})
+    if temperatures:
+        point = tempered(point, judge.table)
     if pays:
         verdict = sentences.choice(target, chosen, baseline)
     else:
@@ -178,6 +185,12 @@ def _meets(target: Target, outcome: Outcome) -> bool:
         return outcome.risk is not None and outcome.risk <= target.value + _ROUNDING
     drops = [outcome.drop, *(outcome.class_drops or {}).values()]
     return all(drop is not None and drop <= target.value + _ROUNDING for drop in drops)
+
+
+def tempered(point: OperatingPoint, table: ExitTable) -> OperatingPoint:
+    """The point with temperatures from labelled rows of finite scores."""
+    fitted = probabilities.Temperatures.fit(table, point.build_policy())
+    return point.model_copy(update={"temperatures": fitted})
 
 
 def point_of(name: str, target: Target, judge: Judge, chosen: Outcome) -> OperatingPoint:

@@ -303,6 +303,13 @@ Sets = Annotated[
         help="Keep half the rows for sets of classes that hold the right one this often: 90%.",
     ),
 ]
+Temperatures = Annotated[
+    bool,
+    typer.Option(
+        "--temperatures",
+        help="Also fit a temperature for each exit, so that scores are true probabilities.",
+    ),
+]
 Point = Annotated[
     str, typer.Option("--point", help="Operating point of the folder, or 'full' for full depth.")
 ]

@@ -103,6 +103,7 @@ def calibrate(
     policies: o.Policies = None,
     name: o.Name = "default",
     sets: o.Sets = None,
+    temperatures: o.Temperatures = False,
     confidence: o.Confidence = None,
     proof: o.Proof = None,
     procedure: o.Procedure = "fixed_sequence",
@@ -239,7 +240,8 @@ def evaluate(
     predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
-        done = judge(table, predictor.policy, metric, predictor.sets)
+        extras = predictor.extras
+        done = judge(table, predictor.policy, metric, extras.sets, extras.temperatures)
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
@@ -260,15 +262,21 @@ def _show(point: str, problem_type: str, done: Evaluation, clock: Speed | None) 
     )
     report.show_histogram(outcome.exit_histogram)
     console.say("", "Everyone leaving at one exit:")
-    console.columns(
-        ["  exit", outcome.metric or "", "disagreement", "cost reduction"],
+    heads = ["  exit", outcome.metric or "", "disagreement", "cost reduction"]
+    rows = [
         [
-            [
-                f"  layer {layer:>2}",
-                "" if one.score is None else f"{one.score:.4f}",
-                f"{one.disagreement:.4f}",
-                f"{one.cost_reduction:.2f}x",
-            ]
-            for layer, one in enumerate(done.exits, start=1)
-        ],
-    )
+            f"  layer {layer:>2}",
+            "" if one.score is None else f"{one.score:.4f}",
+            f"{one.disagreement:.4f}",
+            f"{one.cost_reduction:.2f}x",
+        ]
+        for layer, one in enumerate(done.exits, start=1)
+    ]
+    for head, errors in (
+        ("calibration error", done.calibration_errors),
+        ("with temperatures", done.calibrated_errors),
+    ):
+        if errors is not None:
+            heads.append(head)
+            rows = [[*row, f"{error:.4f}"] for row, error in zip(rows, errors, strict=True)]
+    console.columns(heads, rows)

@@ -33,6 +33,7 @@ def tune(
     policies: o.Policies = None,
     name: o.Name = "default",
     sets: o.Sets = None,
+    temperatures: o.Temperatures = False,
     confidence: o.Confidence = None,
     procedure: o.Procedure = "fixed_sequence",
     eval_data: o.EvalData = None,

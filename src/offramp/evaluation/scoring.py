@@ -9,6 +9,7 @@ from offramp.calibration import OperatingPoint, Outcome, PolicySpec
 from offramp.calibration.conformal import Covered, Sets
 from offramp.calibration.frontier import fitting_policy
 from offramp.calibration.judge import Judge
+from offramp.calibration.probabilities import Temperatures, calibration_errors
 from offramp.policies import Fixed
 from offramp.table import ExitTable
 
@@ -22,6 +23,9 @@ class Evaluation:
         exits: what answering every row after layer 1, 2, ..., depth would give.
         role: of the table.
         sets: how often sets of classes hold the right one; None without such sets or labels.
+        calibration_errors: of the probabilities after layer 1, 2, ..., depth, see `ece`; None
+            without labels and for regression.
+        calibrated_errors: the same with the temperatures of the point; None without these.
         rows, rows_excluded: those the figures are of, and those with NaN or infinite scores.
     """
 
@@ -31,6 +35,8 @@ class Evaluation:
     rows: int
     rows_excluded: int = 0
     sets: Covered | None = None
+    calibration_errors: tuple[float, ...] | None = None
+    calibrated_errors: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -40,6 +46,8 @@ class Evaluation:
                 "score": exit.score,
                 "disagreement": exit.disagreement,
                 "cost": exit.cost,
+                "calibration_error": _of(self.calibration_errors, layer),
+                "calibrated_error": _of(self.calibrated_errors, layer),
             }
             for layer, exit in enumerate(self.exits, start=1)
         ]
@@ -54,11 +62,16 @@ class Evaluation:
         }
 
 
+def _of(errors: tuple[float, ...] | None, layer: int) -> float | None:
+    return None if errors is None else errors[layer - 1]
+
+
 def evaluate(
     table: ExitTable,
     policy: PolicySpec | OperatingPoint,
     metric: str | None = None,
     sets: Sets | None = None,
+    temperatures: Temperatures | None = None,
 ) -> Evaluation:
     """What a policy or operating point does on the rows of a table; nothing is chosen here.
 
@@ -68,7 +81,7 @@ def evaluate(
         table: of any role; labels are optional.
         policy: a point, a policy, its name, or {"name": ..., its options}.
         metric: a name, see `offramp.metrics.METRICS`; by default the task's own.
-        sets: of classes, made for this policy; a point has its own.
+        sets, temperatures: made for this policy; a point has its own.
 
     Raises:
         PointError: a point that was chosen for another model or way to compute.
@@ -77,13 +90,16 @@ def evaluate(
         policy.check(table.header.model_fingerprint, table.header.processor_fingerprint)
         policy.check_engine(table.header.engine, table.header.dtype)
         metric = metric or (policy.metric if table.labels is not None else None)
-        sets = policy.sets
+        sets, temperatures = policy.sets, policy.temperatures
         policy = policy.build_policy()
     policy = fitting_policy(policy, table)
     judge = Judge(table, metric, per_class=table.labels is not None)
     covered = None
     if sets is not None and table.labels is not None:
         covered = Covered.measure(sets, judge.table, policy)
+    calibrated = None
+    if temperatures is not None:
+        calibrated = calibration_errors(judge.table, policy, temperatures)
     return Evaluation(
         outcome=judge.measure(policy),
         exits=tuple(judge.measure(Fixed(layer=layer)) for layer in range(1, table.depth + 1)),
@@ -91,4 +107,6 @@ def evaluate(
         rows=judge.table.rows,
         rows_excluded=judge.excluded,
         sets=covered,
+        calibration_errors=calibration_errors(judge.table, policy),
+        calibrated_errors=calibrated,
     )

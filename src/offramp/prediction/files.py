@@ -115,7 +115,10 @@ def _settings(
 ) -> dict[str, Any]:
     """All that decides what the rows of the output say."""
     points = examples["point"][:] if "point" in examples.column_names else []
-    of_rows = {name: predictor.policy_of(name).to_dict() for name in sorted({*points} - {None})}
+    chosen = {name: predictor.policy_of(name) for name in sorted({*points} - {None})}
+    of_rows = {
+        name: [own.to_dict(), predictor.temperatures_of(own)] for name, own in chosen.items()
+    }
     return {
         "schema_version": 1,
         "model": predictor.model.fingerprint(),
@@ -124,6 +127,7 @@ def _settings(
         "policy": policy.to_dict(),
         "points": fingerprint(json.dumps([points, of_rows], sort_keys=True)) if points else None,
         "budget": asdict(budget),
+        "temperatures": predictor.temperatures_of(policy),
         "engine": predictor.engine.name,
         "dtype": predictor.engine.dtype,
         "max_length": predictor.max_length,

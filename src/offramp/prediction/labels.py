@@ -85,12 +85,12 @@ class Labels:
         if self.problem_type == "regression":
             return {**said, "score": float(answer.scores[0]), **left}
         if self.problem_type == "multi_label_classification":
-            shares = sigmoid(answer.scores)
+            shares = sigmoid(answer.scores / answer.temperature)
             found = np.flatnonzero(answer.scores > 0)
             said["label"] = [self.names[index] for index in found]
             said["score"] = [float(shares[index]) for index in found]
         else:
-            shares = softmax(answer.scores)
+            shares = softmax(answer.scores / answer.temperature)
             best = int(answer.scores.argmax())
             said["label"], said["score"] = self.names[best], float(shares[best])
         said |= left

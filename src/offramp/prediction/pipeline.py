@@ -121,7 +121,7 @@ class Classifier:
         if answer.bad:
             broken = {"error": BROKEN, "exit_layer": answer.exit_layer}
             return broken if top_k is _UNSET else [broken]
-        scores = apply(answer.scores)
+        scores = apply(answer.scores / answer.temperature)
         best = (-scores).argsort(kind="stable")[: 1 if top_k is _UNSET else top_k]
         said = [
             {

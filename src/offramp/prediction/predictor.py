@@ -16,6 +16,7 @@ import torch
 from offramp.backbones import Batch
 from offramp.calibration import Monitor, OperatingPoint, list_points, parse_share
 from offramp.calibration.conformal import Sets
+from offramp.calibration.probabilities import Temperatures
 from offramp.engines import (
     UNLIMITED,
     Budget,
@@ -55,6 +56,14 @@ class Answer(NamedTuple):
     exit_layer: int
     bad: bool
     forced: bool = False
+    temperature: float = 1.0  # by which scores are divided before they are probabilities
+
+
+class Extras(NamedTuple):
+    """What a point makes of its answers."""
+
+    sets: Sets | None = None
+    temperatures: Temperatures | None = None
 
 
 class Course(NamedTuple):
@@ -106,7 +115,8 @@ class Predictor:
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
-        self.policy, self.sets = self._resolved(point)
+        self._temperatures: dict[Policy, tuple[float, ...]] = {}  # of points with some
+        self.policy, self.extras = self._resolved(point)
         self._point = point
         self.watched: Watch | None = None
 
@@ -175,7 +185,7 @@ class Predictor:
         Raises:
             PointError: the point was chosen without.
         """
-        sets = self.sets if point is None else self._resolved(point)[1]
+        sets = (self.extras if point is None else self._resolved(point)[1]).sets
         if sets is None:
             raise PointError(
                 "This point was chosen without sets of classes. Choose one with them: `offramp "
@@ -183,22 +193,29 @@ class Predictor:
             )
         return sets
 
-    def _resolved(self, point: Point) -> tuple[Policy, Sets | None]:
-        """The policy and the sets that a point stands for."""
-        sets = None
+    def _resolved(self, point: Point) -> tuple[Policy, Extras]:
+        """The policy that a point stands for, and what else it holds."""
+        extras = Extras()
         if isinstance(point, str):
             named = self._named(point)
             if named is None:
-                return Full(), None
+                return Full(), extras
             point = named
         if self._certified and not promises(point):
             raise PointError("This point has no certificate, and only such with one are wanted.")
         if isinstance(point, OperatingPoint):
             point.check(self.model.fingerprint(), self.processor_fingerprint)
             point.check_engine(self.engine.name, self.engine.dtype)
-            sets, point = point.sets, point.build_policy()
+            extras, point = Extras(point.sets, point.temperatures), point.build_policy()
         point.check(self.model.problem_type, self.model.depth)
-        return point, sets
+        self._temperatures.pop(point, None)  # another point may have this policy
+        if extras.temperatures is not None:
+            self._temperatures[point] = extras.temperatures.values
+        return point, extras
+
+    def temperatures_of(self, policy: Policy) -> tuple[float, ...]:
+        """By exit layer, of a policy whose point has some; else 1."""
+        return self._temperatures.get(policy, (1.0,) * self.model.depth)
 
     def watch(
         self,
@@ -370,7 +387,11 @@ class Predictor:
             determinism=determinism,
             budget=budget,
         )
-        return ((position, Answer(row.scores.cpu().numpy(), *row[1:])) for position, row in results)
+        warm = self.temperatures_of(course.policy)
+        return (
+            (position, Answer(row.scores.cpu().numpy(), *row[1:], warm[row.exit_layer - 1]))
+            for position, row in results
+        )
 
     def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
         first = 0
@@ -417,4 +438,6 @@ class Predictor:
         answers = self.engine.run(inputs, policy, Rows(ids, lengths), budget)
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         forced = [False] * len(batch) if answers.forced is None else answers.forced.tolist()
-        return list(map(Answer, scores, layers, answers.bad.tolist(), forced))
+        by_exit = self.temperatures_of(policy)
+        warm = [by_exit[layer - 1] for layer in layers]
+        return list(map(Answer, scores, layers, answers.bad.tolist(), forced, warm))
