@@ -31,7 +31,7 @@ class Certificate(Strict):
         tested: candidates of the procedure.
         seed: of the order of the rows, on which the test `betting` depends.
         faster_after, withdrawn_after: so many of the rows, had they been planted or mislabelled,
-            would have given a faster point, or taken this one away; see `influence`.
+            would have given a faster point, or taken this one away; fewer may do, see `Influence`.
         population: fingerprint of the rows.
         seal: fingerprint of all this and of what it is said of, see `OperatingPoint`.
     """
@@ -74,7 +74,7 @@ class Certificate(Strict):
         return (
             f"Guaranteed with {percent(self.confidence)} confidence: {what}, at most "
             f"{percent(self.limit)}, from {self.rows:,} rows ({self.estimate:.2%} on these), "
-            "while the rows to come are like those."
+            f"while the rows to come are like those, population {self.population[:8]}."
         )
 
 
