@@ -102,6 +102,13 @@ def test_what_has_no_probabilities_or_no_labels_is_refused() -> None:
         calibrate(bare, max_disagreement=0.1, temperatures=True)
 
 
+@pytest.mark.parametrize("risk", ["brier", "hellinger"])
+@pytest.mark.parametrize("choose", [calibrate, certify])
+def test_what_is_promised_of_probabilities_is_not_said_of_others(choose: Any, risk: str) -> None:
+    with pytest.raises(ConfigError, match="temperatures change"):
+        choose(table_of(), max_risk=0.1, risk=risk, temperatures=True)
+
+
 def test_answers_are_given_with_them_and_name_the_same_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -75,7 +75,7 @@ def certify(
     measured.check(search.problem_type, search.labels is not None)
     judge = Judge(search, risk=measured)
     if temperatures:
-        probabilities.check(search)
+        probabilities.check(search, measured)
     specs = applicable(search) if policies is None else policies
     tried = explore(judge, [*specs, "full"], progress)
     path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]

@@ -14,6 +14,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from offramp.calibration.fitting import temperature_of
+from offramp.calibration.risks import Risk
 from offramp.errors import ConfigError, TableError
 from offramp.metrics import MULTI, REGRESSION, predictions
 from offramp.policies import EvidencePolicy, Policy
@@ -57,8 +58,13 @@ class Temperatures(Strict):
         return cls(values=tuple(values), rows=table.rows)
 
 
-def check(table: ExitTable) -> None:
-    """Refuse a table that no temperature can be fitted on."""
+def check(table: ExitTable, risk: Risk | None = None) -> None:
+    """Refuse a table that no temperature can be fitted on, and a risk of other probabilities."""
+    if risk is not None and not risk.whole:
+        raise ConfigError(
+            f"Risk '{risk.name}' is of the probabilities that the model itself gives, which "
+            "temperatures change. Leave one of the two out."
+        )
     if table.problem_type == REGRESSION:
         raise ConfigError("Temperatures are for probabilities, which regression has none of.")
     if table.labels is None:

@@ -81,7 +81,7 @@ def calibrate(
         max_risk, risk: the cheapest candidate whose mean loss is at most this, and what a row
             loses: the name of one of `RISKS`, to which others can be added.
         temperatures: also store with the point a temperature for each exit, which makes scores
-            true probabilities. Needs labels.
+            true probabilities. Needs labels; not for a risk of probabilities as they are.
         progress: show a bar while candidates are tried.
 
     Raises:
@@ -95,7 +95,7 @@ def calibrate(
     target = Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
     judge = Judge(table, metric, per_class, None if risk is None else RISKS[risk])
     if temperatures:
-        probabilities.check(judge.table)
+        probabilities.check(judge.table, judge.risk)
     _check_target(target, judge)
     specs = applicable(table) if policies is None else policies
     tried = explore(judge, [*specs, "full"], progress)
