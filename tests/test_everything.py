@@ -111,6 +111,23 @@ def test_a_bar_for_each_exit_is_never_worse_on_the_rows_it_was_found_on() -> Non
         assert best <= one.cost + 0.01
 
 
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
+def test_a_bar_for_each_exit_is_searched_by_its_name_alone(problem_type: str) -> None:
+    found = explore(Judge(table_of(problem_type)), ["per_exit"])
+    assert len(found) > 50
+    assert all(isinstance(outcome.policy, PerExit) for outcome in found)
+
+
+def test_layers_that_cost_nothing_are_no_obstacle() -> None:
+    plain = table_of(rows=100)
+    cost = np.tile([1.0, 1, 2, 2, 3, 3], (100, 1))
+    table = ExitTable.from_arrays(
+        plain.scores, problem_type=SINGLE, labels=plain.labels, layer_cost=cost
+    )
+    path = list(per_exit_path(Judge(table), MaxProbability()))
+    assert path[-1].cost < 0.5
+
+
 def test_an_exit_without_a_bar_lets_nobody_leave() -> None:
     table = table_of()
     policy = PerExit(policy=MaxProbability(), bars=(None, 0.5, None, 0.9, None))
@@ -125,6 +142,8 @@ def test_an_exit_without_a_bar_lets_nobody_leave() -> None:
         ({"policy": "full_", "bars": (0.5,)}, "full"),
         ({"policy": "max_probability", "bars": ()}, "at least 1"),
         ({"policy": "sample", "bars": (0.5,)}, "above one bar"),
+        ({"policy": 3, "bars": (0.5,)}, "needs a 'name'"),
+        ({"policy": None, "bars": (0.5,)}, "needs a 'name'"),
     ],
 )
 def test_bars_under_what_has_none_are_refused(options: dict[str, Any], said: str) -> None:
@@ -163,7 +182,7 @@ def test_the_winner_of_everything_is_proven_on_rows_it_was_not_chosen_on() -> No
     procedure=st.sampled_from(("fixed_sequence", "holm", "bonferroni", "expectation")),
     test=st.sampled_from(("binomial", "betting")),
 )
-def test_so_many_rows_move_the_choice_and_fewer_do_not(
+def test_so_many_rows_move_the_choice_and_one_less_does_not(
     seed: int, procedure: Any, test: Any
 ) -> None:
     random = np.random.default_rng(seed)
@@ -184,6 +203,24 @@ def test_so_many_rows_move_the_choice_and_fewer_do_not(
             other = prove(changed, 0.1, 0.9, procedure, test).place
             there = -1 if other is None else other
             assert ((there - now) * up > 0) == moves
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+def test_no_fewer_rows_give_a_faster_point_where_counts_are_tested_in_turn(
+    seed: int, share: float
+) -> None:
+    random = np.random.default_rng(seed)
+    losses = (random.random((200, 5)) < np.sort(random.uniform(0, 0.2, 5))).astype(float)
+    place = prove(losses, 0.1, 0.9, "fixed_sequence", "binomial").place
+    fewest = influence(losses, place, 0.1, 0.9, "fixed_sequence", "binomial").faster
+    if fewest is None:
+        return
+    now = -1 if place is None else place
+    likely = np.argsort(-losses.max(axis=1) * (random.random(200) < share), kind="stable")
+    losses[likely[: fewest - 1]] = 0
+    other = prove(losses, 0.1, 0.9, "fixed_sequence", "binomial").place
+    assert (-1 if other is None else other) <= now
 
 
 def test_a_certificate_says_how_few_rows_would_have_moved_it() -> None:

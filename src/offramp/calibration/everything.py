@@ -27,6 +27,7 @@ from offramp.table.store import Array
 
 LEVELS = 20
 """Bars that an exit may have, each letting 5% more of the rows leave."""
+_NOTHING = 1e-200
 _APART = (Fixed.name, Full.name, Sample.name, Averaged.name, PerExit.name)
 
 
@@ -90,7 +91,8 @@ class _Rows:
             if left:
                 there = rows, self._where[rows]
                 lost = (self._losses[rows, place] - self._losses[there]).sum()
-                prices[place] = lost / (self._costs[there] - self._costs[rows, place]).sum()
+                saved = (self._costs[there] - self._costs[rows, place]).sum()
+                prices[place] = lost / max(saved, _NOTHING)
         return min(prices, key=lambda place: prices[place], default=None)
 
     def lower(self, place: int, bar: float) -> Array:

@@ -7,11 +7,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from offramp.calibration.everything import everything
+from offramp.calibration.everything import everything, per_exit_path
 from offramp.calibration.fitting import FITS
 from offramp.calibration.judge import Judge, Outcome
 from offramp.errors import ConfigError
-from offramp.policies import POLICIES, Fixed, Policy, make_policy
+from offramp.policies import POLICIES, Fixed, PerExit, Policy, make_policy
 from offramp.table import ExitTable
 
 PolicySpec = str | Mapping[str, Any] | Policy
@@ -73,8 +73,7 @@ def explore(judge: Judge, specs: Sequence[PolicySpec], progress: bool = False) -
     """
     searches: list[Iterable[Outcome]] = []
     for spec in specs:
-        starts = () if spec == ALL else _starts(spec, judge.table)
-        searches += everything(judge) if spec == ALL else (judge.search(*one) for one in starts)
+        searches += everything(judge) if spec == ALL else _searches(judge, spec)
     outcomes: dict[Policy, Outcome] = {}
     with tqdm(searches, desc="search", unit="policy", disable=None if progress else True) as bar:
         for found in bar:
@@ -82,6 +81,14 @@ def explore(judge: Judge, specs: Sequence[PolicySpec], progress: bool = False) -
                 outcomes.setdefault(outcome.policy, outcome)
             bar.set_postfix_str(f"{len(outcomes):,} candidates", refresh=False)
     return list(outcomes.values())
+
+
+def _searches(judge: Judge, spec: PolicySpec) -> Iterator[Iterator[Outcome]]:
+    for policy, bars in _starts(spec, judge.table):
+        if bars and isinstance(policy, PerExit):
+            yield per_exit_path(judge, policy.policy)
+        else:
+            yield judge.search(policy, bars)
 
 
 def _starts(spec: PolicySpec, table: ExitTable) -> Iterator[tuple[Policy, bool]]:

@@ -15,7 +15,11 @@ Floats = npt.NDArray[np.float64]
 
 
 class Influence(NamedTuple):
-    """Rows that would have to be changed, at the least, as the order of rows is.
+    """So many changed rows suffice, as the order of rows is.
+
+    Of `faster`, no fewer do where losses are 0 and 1 and `binomial` tests one candidate after the
+    other. Bets depend on which row comes when, and where all candidates are tested another may be
+    nearer: there a cleverer choice of rows can do with fewer.
 
     Attributes:
         faster: that lose nothing, or gain, where they lost, until a faster policy would have been
@@ -62,7 +66,7 @@ def influence(
 
 
 def _fewest(rows: int, moves: Callable[[int], bool]) -> int | None:
-    """The fewest rows that move the choice, by bisection; None where all of them do not."""
+    """So many rows move the choice and one less does not; None where all of them do not."""
     if not moves(rows):
         return None
     low, high = 0, rows

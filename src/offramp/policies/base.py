@@ -197,7 +197,7 @@ def make_policy(spec: Mapping[str, Any] | str | Policy) -> Policy:
     """Build a policy from its name, or from {"name": ..., its options}."""
     if isinstance(spec, Policy):
         return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"A policy needs a 'name', one of: {', '.join(POLICIES)}.")
