@@ -19,6 +19,7 @@ from offramp.errors import ConfigError
 from offramp.metrics import MULTI, REGRESSION, SINGLE
 from offramp.policies import Averaged, EvidencePolicy, MaxProbability, Patience, PerExit, Tempered
 from offramp.table import ExitTable, replay
+from offramp.table.replay import evidence_of_exits
 
 
 def table_of(
@@ -134,6 +135,13 @@ def test_an_exit_without_a_bar_lets_nobody_leave() -> None:
     layers = replay(table, policy).exit_layers
     assert set(np.unique(layers)) == {2, 4, 6}
     assert PerExit.model_validate(policy.model_dump(exclude={"name"})) == policy
+
+
+def test_who_is_just_at_the_bar_of_an_exit_goes_on() -> None:
+    table = table_of(rows=50)
+    sure = evidence_of_exits(table, MaxProbability())[7, :-1]
+    tied = PerExit(policy=MaxProbability(), bars=tuple(sure.tolist()))
+    assert replay(table, tied).exit_layers[7] == table.depth
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,16 @@ def _rows(part: slice) -> Rows:
     return Rows(ids, ids + 1)
 
 
+BETWEEN = ("patience", "fixed", "full", "per_exit")
+"""Whose evidence is whole numbers, with the bar between these."""
+
+
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
 def test_ties_go_on_under_every_policy(problem_type):
     outputs = random_outputs(problem_type, rows=20, depth=4, signals=all_signals())
     for policy in spread_policies(problem_type, outputs):
-        if not isinstance(policy, EvidencePolicy) or policy.name in ("patience", "fixed", "full"):
-            continue  # their bars lie between whole numbers
+        if not isinstance(policy, EvidencePolicy) or policy.name in BETWEEN:
+            continue
         evidence, _ = policy.evidence(policy.start(rows_like(outputs)), 1, outputs[0])
         for row, bar in enumerate(evidence.tolist()):
             if math.isfinite(bar):
