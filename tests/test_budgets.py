@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine_support import TableModel, numbered, outputs_of
@@ -19,6 +20,7 @@ from offramp.engines import Answers, Budget, TorchEngine, rows_of
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel
 from offramp.policies import Fixed, Full, MaxProbability, Patience, Policy, Rows, decide
+from offramp.table import ExitTable, replay
 from offramp.testing import echo_batch, spread_policies, tiny_batch_for, tiny_model, walk
 from offramp.testing.strategies import policies, problem_types, score_tables
 
@@ -200,6 +202,9 @@ def test_no_layer_beyond_the_depth_is_run(arch: str, monkeypatch: pytest.MonkeyP
     ("make", "said"),
     [
         (lambda: Budget(depth=0), "runs no layer"),
+        (lambda: Budget(depth=True), "runs no layer"),
+        (lambda: Budget(seconds=True), "no time"),
+        (lambda: Budget(seconds=float("inf")), "no time"),
         (lambda: Budget(seconds=0.0), "no time"),
         (lambda: Budget(seconds=float("nan")), "no time"),
     ],
@@ -207,6 +212,30 @@ def test_no_layer_beyond_the_depth_is_run(arch: str, monkeypatch: pytest.MonkeyP
 def test_a_budget_of_nothing_is_refused(make: Callable[[], Budget], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+@given(st.data())
+def test_a_budget_within_another_is_never_more(data: st.DataObject) -> None:
+    budgets = st.builds(
+        Budget, st.none() | st.integers(1, 9), st.none() | st.floats(0.1, 9, allow_nan=False)
+    )
+    one, other = data.draw(budgets), data.draw(budgets)
+    both = one.within(other)
+    assert both == other.within(one)
+    assert one.within(Budget()) == one
+    for asked in (one, other):
+        assert both.within(asked) == both
+    assert both.depth in (one.depth, other.depth)
+    assert both.seconds in (one.seconds, other.seconds)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5, "3"])
+def test_a_replay_within_no_depth_is_refused(depth: Any) -> None:
+    table = ExitTable.from_arrays(
+        np.zeros((4, 3, 2), np.float32), problem_type="single_label_classification"
+    )
+    with pytest.raises(ConfigError, match="runs no layer"):
+        replay(table, Full(), depth)
 
 
 def test_the_clock_does_not_go_with_answers_that_are_always_the_same(slow: Slow) -> None:

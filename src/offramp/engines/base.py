@@ -51,14 +51,25 @@ class Budget:
 
     def __post_init__(self) -> None:
         depth, seconds = self.depth, self.seconds
-        if depth is not None and not (isinstance(depth, int) and depth >= 1):
-            raise ConfigError(f"A depth of {depth!r} runs no layer. Give a number, 1 or more.")
-        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
-            raise ConfigError(f"{seconds!r} seconds are no time. Give a number above 0.")
+        # True is an int, and would be one layer or one second
+        whole = isinstance(depth, int) and not isinstance(depth, bool)
+        if depth is not None and not (whole and depth >= 1):
+            raise ConfigError(
+                f"A depth of {depth!r} runs no layer. Give a whole number, 1 or more."
+            )
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (number and 0 < seconds < math.inf):
+            raise ConfigError(f"{seconds!r} seconds are no time. Give a finite number above 0.")
 
     def deepest(self, depth: int) -> int:
         """The last layer that runs in a model of so many."""
         return depth if self.depth is None else min(self.depth, depth)
+
+    def within(self, other: Budget) -> Budget:
+        """What is left of this one by another: the lesser of both."""
+        depths = [each.depth for each in (self, other) if each.depth is not None]
+        seconds = [each.seconds for each in (self, other) if each.seconds is not None]
+        return Budget(min(depths, default=None), min(seconds, default=None))
 
     def deadline(self) -> float:
         """Of what begins now, on the clock `time.perf_counter`."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.errors import TableError
+from offramp.errors import ConfigError, TableError
 from offramp.exits.base import ExitOutput
 from offramp.policies import Decision, EvidencePolicy, Policy, State, decide
 from offramp.table.store import Array, ExitTable
@@ -97,7 +97,13 @@ def replay(table: ExitTable, policy: Policy, max_depth: int | None = None) -> Re
 
     Args:
         max_depth: the most layers that a row may run; who has run them leaves, see `Budget`.
+
+    Raises ConfigError for a depth that runs no layer.
     """
+    if max_depth is not None and not (isinstance(max_depth, int) and max_depth >= 1):
+        raise ConfigError(
+            f"A depth of {max_depth!r} runs no layer. Give a whole number, 1 or more."
+        )
     deepest = table.depth if max_depth is None else min(max_depth, table.depth)
     exit_layers = np.zeros(table.rows, dtype=np.int64)
     answers = np.zeros((table.rows, table.header.num_scores), dtype=np.float32)
