@@ -81,7 +81,7 @@ def test_a_column_names_points_for_files_of_all_kinds(
 def test_lines_of_json_name_points(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    pairs = zip(TEXTS, TIERS, strict=True)
+    pairs = zip(TEXTS, [tier or (None, "")[row % 2] for row, tier in enumerate(TIERS)], strict=True)
     lines = "".join(json.dumps({"text": text, "plan": tier}) + "\n" for text, tier in pairs)
     source = tmp_path / "lines"
     source.write_text(lines)
@@ -97,6 +97,68 @@ def test_rows_may_have_budgets_of_their_own(folder: Path) -> None:
     found = classify(asked)
     assert layers(found) == [min(4, 1 + row % 6) for row in range(len(TEXTS))]
     assert ["forced" in entry for entry in found] == [row % 6 < 3 for row in range(len(TEXTS))]
+
+
+def test_a_row_cannot_ask_for_more_than_the_call_allows(folder: Path) -> None:
+    predictor, allowed = Predictor.load(folder, "full"), Budget(depth=3, seconds=600)
+    asked = [{"text": text, "max_depth": depth} for depth, text in enumerate(TEXTS[:6], start=1)]
+    assert layers(predict(predictor, asked, budget=allowed)) == [1, 2, 3, 3, 3, 3]
+
+
+def test_a_stream_refuses_rows_that_ask_for_themselves(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    with pytest.raises(ConfigError, match="one asks for max_depth"):
+        list(predictor.stream([{"text": "fine"}, {"text": "a", "max_depth": 1}]))
+
+
+@pytest.fixture(scope="module", name="tempered")
+def tempered_fixture(folder: Path) -> Path:
+    """Points of one policy, `plain` and with temperatures, `true`; and `deep` of full depth."""
+    rows = {"text": tiny_texts(300), "label": [row % 3 for row in range(300)]}
+    dataset, _ = encode(Dataset.from_dict(rows), tiny_tokenizer())
+    place = folder.parent / "labelled"
+    table = record(tiny_model(), dataset, place, "tune", processor=tiny_tokenizer())
+    for name, policy, more in (
+        ("plain", Fixed(layer=4), {"sets": 0.9}),
+        ("true", Fixed(layer=4), {"temperatures": True}),
+        ("deep", Full(), {"temperatures": True}),
+    ):
+        found = calibrate(table, max_disagreement=0.99, policies=[policy], name=name, **more)
+        found.point.save(folder)
+    return folder
+
+
+def scores(entries: Any) -> list[float]:
+    return [entry["score"] for entry in entries]
+
+
+def test_points_of_one_policy_keep_their_own_temperatures(tempered: Path) -> None:
+    names, texts = ("plain", "true", "full", "deep"), TEXTS[:5]
+    fresh = {name: scores(predict(tempered, texts, point=name)) for name in names}
+    assert fresh["plain"] != fresh["true"]
+    assert fresh["full"] != fresh["deep"]
+    shared = Predictor.load(tempered)
+    for name in (*names, *reversed(names)):
+        assert scores(predict(shared, texts, point=name)) == pytest.approx(fresh[name])
+    mixed = [{"text": text, "point": name} for text in texts for name in names]
+    wanted = [fresh[name][row] for row in range(len(texts)) for name in names]
+    assert scores(predict(shared, mixed)) == pytest.approx(wanted)
+
+
+def test_sets_are_of_one_point(tempered: Path, tmp_path: Path) -> None:
+    asked = [{"text": "a", "point": "fast"}]
+    with pytest.raises(ConfigError, match="Sets belong to one point"):
+        list(predict(tempered, asked, point="plain", sets=True))
+    rows = Dataset.from_list([{"text": "a", "plan": "fast"}])
+    out = tmp_path / "out.csv"
+    with pytest.raises(ConfigError, match="Sets belong to one point"):
+        predict_file(tempered, rows, out, point="plain", sets=True, points="plan")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_set_of_a_forced_answer_leaves_nothing_out(tempered: Path) -> None:
+    said = predict(tempered, TEXTS, point="plain", sets=True, budget=Budget(depth=2))
+    assert {len(entry["set"]) for entry in said} == {3}
 
 
 def test_a_budget_of_the_call_is_kept_and_told(folder: Path, tmp_path: Path) -> None:
@@ -142,6 +204,7 @@ def test_a_killed_run_does_not_go_on_under_another_budget(folder: Path, tmp_path
         ({"text": "a", "max_depth": 0}, ConfigError, "runs no layer"),
         ({"text": "a", "max_depth": "3"}, ConfigError, "runs no layer"),
         ({"text": "a", "max_seconds": -1}, ConfigError, "no time"),
+        ({"text": "a", "point": 5}, PointError, "Not an operating point: 5"),
         ({"text": "a", "depth": 3}, DataError, "Not a text"),
     ],
 )
@@ -161,6 +224,17 @@ def test_an_unknown_point_in_a_column_is_found_before_the_work(
     assert main(["predict", str(folder), *options]) == 2
     assert "no operating point 'fats'. Did you mean 'fast'?" in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_points_stand_in_a_column_of_names(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["predict", str(folder), "a text", "--point-column", "plan"]) == 2
+    assert "--point-column is for --data" in capsys.readouterr().err
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "plan": ["fast"]}\n')
+    assert main(["predict", str(folder), "--data", str(path), "--point-column", "plan"]) == 2
+    assert "column 'plan' holds no names" in capsys.readouterr().err
 
 
 def test_only_certified_points_are_run_where_that_is_asked(

@@ -13,7 +13,7 @@ from datasets import Dataset
 from offramp.calibration import Monitor, OperatingPoint, calibrate
 from offramp.cli.main import main
 from offramp.data import encode
-from offramp.engines import record
+from offramp.engines import Budget, record
 from offramp.errors import ConfigError
 from offramp.policies import Fixed, Full
 from offramp.prediction import Predictor, predict
@@ -57,6 +57,22 @@ def test_what_is_lost_is_what_full_depth_says(folder: Path) -> None:
     others = sum(one != other for one, other in zip(early, full, strict=True))
     assert seen.monitor.audited == len(TEXTS)  # those of another point are not counted
     assert seen.monitor.lost == others > 0
+
+
+@pytest.mark.parametrize("budget", [Budget(depth=1), Budget(seconds=1e-9)])
+def test_a_point_is_not_judged_by_answers_that_a_budget_forced(
+    folder: Path, tmp_path: Path, budget: Budget
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "tiny")
+    point = OperatingPoint.load(folder)
+    point.model_copy(update={"policy": Fixed(layer=4).to_dict()}).save(place)
+    free, bound = Predictor.load(place), Predictor.load(place)
+    seen, wanted = bound.watch(share=1), free.watch(share=1)
+    list(predict(free, TEXTS))
+    forced = list(predict(bound, TEXTS, budget=budget))
+    assert all(entry["forced"] and entry["exit_layer"] == 1 for entry in forced)
+    assert seen.monitor == wanted.monitor
+    assert set(seen.monitor.recent) == {4}
 
 
 def test_a_share_is_audited(folder: Path) -> None:

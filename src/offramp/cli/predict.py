@@ -89,10 +89,10 @@ def predict(
     from offramp.engines import Budget
     from offramp.prediction import Predictor
 
+    how = {"scores": scores, "sets": sets, "budget": Budget(max_depth, max_seconds)}
     predictor = Predictor.load(
         folder, point, device=device, dtype=dtype, backend=backend, certified=certified
     )
-    how = {"scores": scores, "sets": sets, "budget": Budget(max_depth, max_seconds)}
     with _watched(predictor, watch, audit, on_alarm):
         _answer(predictor, how, given)
 
@@ -107,8 +107,12 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ConfigError("--output is for --data; answers to inputs go to stdout.")
     if given["watch"] is None and (given["audit"], given["on_alarm"]) != ("1%", "warn"):
         raise ConfigError("--audit and --on-alarm need --watch FILE, which keeps what is seen.")
+    if given["points"] is not None and given["inputs"] not in ([], None, ["-"]):
+        raise ConfigError("--point-column is for --data and for lines of JSON; give --point.")
     if given["sets"] and given["points"] is not None:
         raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
+    if given["max_seconds"] is not None and given["backend"] != "torch":
+        raise ConfigError("--max-seconds needs --backend torch: a graph has no clock.")
 
 
 def _answer(predictor: Predictor, how: dict[str, Any], given: Mapping[str, Any]) -> None:

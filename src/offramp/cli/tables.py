@@ -240,8 +240,8 @@ def evaluate(
     predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
-        extras = predictor.extras
-        done = judge(table, predictor.policy, metric, extras.sets, extras.temperatures)
+        ready = predictor.point
+        done = judge(table, ready.policy, metric, ready.sets, ready.temperatures)
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})

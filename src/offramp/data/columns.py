@@ -173,7 +173,10 @@ def read_text(source: Source, column: str) -> pa.ChunkedArray:
 
 def read_names(source: Source, column: str) -> pa.ChunkedArray:
     """A column of names, (rows,); an empty or missing one is null."""
-    names = as_arrow(source, column).cast(pa.string())
+    values = as_arrow(source, column)
+    if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
+        raise DataError(f"{source.name}: column '{column}' holds no names, but {values.type}.")
+    names = values.cast(pa.string())
     return pc.if_else(pc.equal(names, ""), None, names)
 
 

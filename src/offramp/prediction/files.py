@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 
 from offramp.data import data_fingerprint, load_examples
 from offramp.engines import UNLIMITED, Budget
-from offramp.errors import OutputError
-from offramp.policies import Policy
+from offramp.errors import ConfigError, OutputError
 from offramp.prediction.formats import columns as output_columns
 from offramp.prediction.formats import writer_for
 from offramp.prediction.labels import Labels
 from offramp.prediction.partial import PartialFile
 from offramp.prediction.predictor import Answer, Point, Predictor
+from offramp.prediction.ready import ReadyPoint
 from offramp.prediction.stream import ahead, blocks, labels_of, opened, rows_of_examples
 from offramp.storage import fingerprint, whole_file
 
@@ -93,13 +93,13 @@ def predict_file(
             f"{output} holds the examples and would be overwritten. Name another file."
         )
     examples = load_examples(data, **columns)
-    predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    labels = labels_of(predictor, point, scores, sets, budget)
-    settings = _settings(predictor, policy, examples, labels, budget)
+    predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
+    labels = labels_of(predictor, ready, scores, sets, budget)
+    settings = _settings(predictor, ready, examples, labels, budget)
     start = time.perf_counter()
     with PartialFile(output, settings) as part:
         summary = Summary(str(output), resumed=part.rows)
-        _run(part, predictor, policy, examples, labels, budget, progress)
+        _run(part, predictor, ready, examples, labels, budget, progress)
         summary.exit_histogram = [0] * predictor.model.depth
         fields = output_columns(labels)
         with whole_file(output) as staged:
@@ -111,23 +111,23 @@ def predict_file(
 
 
 def _settings(
-    predictor: Predictor, policy: Policy, examples: Dataset, labels: Labels, budget: Budget
+    predictor: Predictor, point: ReadyPoint, examples: Dataset, labels: Labels, budget: Budget
 ) -> dict[str, Any]:
     """All that decides what the rows of the output say."""
     points = examples["point"][:] if "point" in examples.column_names else []
-    chosen = {name: predictor.policy_of(name) for name in sorted({*points} - {None})}
-    of_rows = {
-        name: [own.to_dict(), predictor.temperatures_of(own)] for name, own in chosen.items()
-    }
+    if points and labels.sets is not None:
+        raise ConfigError("Sets belong to one point, so they do not go with a column of points.")
+    of_rows = {name: _told(predictor.ready(name)) for name in sorted({*points} - {None})}
+    policy, temperatures = _told(point)
     return {
         "schema_version": 1,
         "model": predictor.model.fingerprint(),
         "processor": predictor.processor_fingerprint,
         "data": data_fingerprint(examples),
-        "policy": policy.to_dict(),
+        "policy": policy,
         "points": fingerprint(json.dumps([points, of_rows], sort_keys=True)) if points else None,
         "budget": asdict(budget),
-        "temperatures": predictor.temperatures_of(policy),
+        "temperatures": temperatures,
         "engine": predictor.engine.name,
         "dtype": predictor.engine.dtype,
         "max_length": predictor.max_length,
@@ -136,10 +136,16 @@ def _settings(
     }
 
 
+def _told(point: ReadyPoint) -> tuple[dict[str, Any], tuple[float, ...] | None]:
+    """What of a point decides what is said of its rows."""
+    warm = point.temperatures
+    return point.policy.to_dict(), None if warm is None else warm.values
+
+
 def _run(
     part: PartialFile,
     predictor: Predictor,
-    policy: Policy,
+    point: ReadyPoint,
     examples: Dataset,
     labels: Labels,
     budget: Budget,
@@ -162,7 +168,7 @@ def _run(
 
     with bar:
         rows = ahead(predictor, rows_of_examples(examples, first=part.rows))
-        for block in blocks(predictor, rows, policy, labels, budget, show):
+        for block in blocks(predictor, rows, point, labels, budget, show):
             part.append(block)
 
 

@@ -133,6 +133,13 @@ class ImageItems:
         return self._inputs.collate(_columns(rows), device)
 
 
+def options_of(item: Item) -> dict[str, Any]:
+    """What an item asks for itself, by the names of `OPTIONS`."""
+    if not isinstance(item, Mapping):
+        return {}
+    return {name: item[name] for name in OPTIONS if item.get(name) is not None}
+
+
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
 

@@ -43,9 +43,9 @@ def predict_lines(
 
     Raises DataError for a line that is none of these, after the answers to those before it.
     """
-    predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
-    labels = labels_of(predictor, point, scores, sets, budget)
-    return blocks(predictor, _Rows(**columns).of(_arriving(handle)), policy, labels, budget)
+    predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
+    labels = labels_of(predictor, ready, scores, sets, budget)
+    return blocks(predictor, _Rows(**columns).of(_arriving(handle)), ready, labels, budget)
 
 
 def _arriving(handle: int) -> Iterator[Sequence[bytes]]:
@@ -128,7 +128,9 @@ class _Rows:
         return None
 
     def _text(self, value: Any, name: str) -> str | None:
-        if isinstance(value, str) or (name == "point" and value is None):
+        if name == "point" and value in (None, ""):
+            return None  # as an empty cell of a file
+        if isinstance(value, str):
             return value
         raise DataError(f"stdin: line {self._lines} has no {name}: {repr(value)[:80]}.")
 

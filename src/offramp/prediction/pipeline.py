@@ -80,7 +80,7 @@ class Classifier:
             5 for images, a list of them per item. A row whose scores are not finite has `error`
             instead.
         """
-        chosen = self.predictor.policy if point is None else self.predictor.policy_of(point)
+        ready = self.predictor.ready(point)
         apply = self._function if function_to_apply is None else function(function_to_apply)
 
         items = self.predictor.items
@@ -88,7 +88,7 @@ class Classifier:
             top_k = items.usual_top_k
 
         def answers(asked: list[Item]) -> list[Any]:
-            answered = self.predictor.answer(asked, chosen, budget=budget)[0]
+            answered = self.predictor.answer(asked, ready, budget=budget)[0]
             return [self._said(answer, apply, top_k) for answer in answered]
 
         if items.is_one(inputs):

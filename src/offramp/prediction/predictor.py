@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,7 +16,6 @@ import torch
 from offramp.backbones import Batch
 from offramp.calibration import Monitor, OperatingPoint, list_points, parse_share
 from offramp.calibration.conformal import Sets
-from offramp.calibration.probabilities import Temperatures
 from offramp.engines import (
     UNLIMITED,
     Budget,
@@ -39,7 +38,8 @@ from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
-from offramp.prediction.items import OPTIONS, Item, Row, items_of
+from offramp.prediction.items import Item, Row, items_of, options_of
+from offramp.prediction.ready import Course, ReadyPoint
 from offramp.prediction.watching import Watch
 
 logger = logging.getLogger("offramp")
@@ -57,20 +57,6 @@ class Answer(NamedTuple):
     bad: bool
     forced: bool = False
     temperature: float = 1.0  # by which scores are divided before they are probabilities
-
-
-class Extras(NamedTuple):
-    """What a point makes of its answers."""
-
-    sets: Sets | None = None
-    temperatures: Temperatures | None = None
-
-
-class Course(NamedTuple):
-    """How a row runs."""
-
-    policy: Policy
-    budget: Budget
 
 
 def promises(point: OperatingPoint | Policy) -> bool:
@@ -115,9 +101,8 @@ class Predictor:
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
-        self._temperatures: dict[Policy, tuple[float, ...]] = {}  # of points with some
-        self.policy, self.extras = self._resolved(point)
-        self._point = point
+        self.point = self.ready(point)
+        self._given = point
         self.watched: Watch | None = None
 
     @classmethod
@@ -169,23 +154,22 @@ class Predictor:
             certified=certified,
         )
 
+    @property
+    def policy(self) -> Policy:
+        """Where rows leave unless a call says otherwise."""
+        return self.point.policy
+
     def policy_of(self, point: Point) -> Policy:
-        """The policy a point stands for, checked against the model.
+        """The policy a point stands for, checked against the model; raises as `ready`."""
+        return self.ready(point).policy
 
-        Raises:
-            PointError: no such point, or one that was chosen for another model, processor or
-                way to compute.
-            ConfigError: a policy that does not fit the task.
-        """
-        return self._resolved(point)[0]
-
-    def sets_of(self, point: Point | None = None) -> Sets:
+    def sets_of(self, point: Point | ReadyPoint | None = None) -> Sets:
         """What makes sets of classes at a point; None is the predictor's own.
 
         Raises:
             PointError: the point was chosen without.
         """
-        sets = (self.extras if point is None else self._resolved(point)[1]).sets
+        sets = self.ready(point).sets
         if sets is None:
             raise PointError(
                 "This point was chosen without sets of classes. Choose one with them: `offramp "
@@ -193,29 +177,33 @@ class Predictor:
             )
         return sets
 
-    def _resolved(self, point: Point) -> tuple[Policy, Extras]:
-        """The policy that a point stands for, and what else it holds."""
-        extras = Extras()
+    def ready(self, point: Point | ReadyPoint | None) -> ReadyPoint:
+        """What a point stands for, checked against the model; None is the predictor's own.
+
+        Raises:
+            PointError: no such point, or one that was chosen for another model, processor or
+                way to compute.
+            ConfigError: a policy that does not fit the task.
+        """
+        if point is None or isinstance(point, ReadyPoint):
+            return self.point if point is None else point
         if isinstance(point, str):
             named = self._named(point)
             if named is None:
-                return Full(), extras
+                return ReadyPoint(Full())
             point = named
+        if not isinstance(point, OperatingPoint | Policy):
+            raise PointError(f"Not an operating point: {point!r:.80}. Give its name, or a policy.")
         if self._certified and not promises(point):
             raise PointError("This point has no certificate, and only such with one are wanted.")
-        if isinstance(point, OperatingPoint):
-            point.check(self.model.fingerprint(), self.processor_fingerprint)
-            point.check_engine(self.engine.name, self.engine.dtype)
-            extras, point = Extras(point.sets, point.temperatures), point.build_policy()
-        point.check(self.model.problem_type, self.model.depth)
-        self._temperatures.pop(point, None)  # another point may have this policy
-        if extras.temperatures is not None:
-            self._temperatures[point] = extras.temperatures.values
-        return point, extras
+        found = ReadyPoint(point) if isinstance(point, Policy) else self._checked(point)
+        found.policy.check(self.model.problem_type, self.model.depth)
+        return found
 
-    def temperatures_of(self, policy: Policy) -> tuple[float, ...]:
-        """By exit layer, of a policy whose point has some; else 1."""
-        return self._temperatures.get(policy, (1.0,) * self.model.depth)
+    def _checked(self, point: OperatingPoint) -> ReadyPoint:
+        point.check(self.model.fingerprint(), self.processor_fingerprint)
+        point.check_engine(self.engine.name, self.engine.dtype)
+        return ReadyPoint(point.build_policy(), point.sets, point.temperatures)
 
     def watch(
         self,
@@ -237,7 +225,7 @@ class Predictor:
             ConfigError: there is no operating point to watch, or an option makes no sense.
             PointError: no such point, or a file of another one.
         """
-        point = self._named(self._point) if isinstance(self._point, str) else self._point
+        point = self._named(self._given) if isinstance(self._given, str) else self._given
         if not isinstance(point, OperatingPoint):
             raise ConfigError("There is nothing to watch: rows run under no operating point.")
         audited = parse_share(share)
@@ -247,7 +235,7 @@ class Predictor:
         monitor = Monitor.load(str(path), point) if known else Monitor.of(point, level)
         if monitor.level != level:
             raise ConfigError(f"{path} was begun with level={monitor.level:g}, not {level:g}.")
-        instead = None if on_alarm == WARN else self.policy_of(on_alarm)
+        instead = None if on_alarm == WARN else self.ready(on_alarm)
         place = None if path is None else Path(path)
         kind = self.model.problem_type
         self.watched = Watch(monitor, audited, self.policy, instead, place, kind)
@@ -280,7 +268,7 @@ class Predictor:
     def answer(
         self,
         items: Sequence[Item],
-        policy: Policy | None = None,
+        point: Point | ReadyPoint | None = None,
         seen: Callable[[Sequence[Answer]], object] | None = None,
         budget: Budget = UNLIMITED,
     ) -> tuple[list[Answer], int]:
@@ -288,15 +276,14 @@ class Predictor:
 
         Args:
             items: a dict among them may name its own `point`, `max_depth` and `max_seconds`.
-            policy: None is the predictor's own.
+            point: None is the predictor's own.
             seen: called with the answers of each batch as it is done, in any order.
-            budget: of each row.
+            budget: of each row; what a row asks for itself is never more.
         """
-        courses = self._courses(items, Course(policy or self.policy, budget))
+        courses = self._courses(items, Course(self.ready(point), budget))
         rows, cut = self.items.read(items)
         answers: dict[int, Answer] = {}
-        for course in dict.fromkeys(courses):
-            places = [place for place, other in enumerate(courses) if other == course]
+        for course, places in courses:
             part = self._along(course, [rows[place] for place in places], seen)
             answers.update(zip(places, part, strict=True))
         return [answers[place] for place in range(len(rows))], cut
@@ -320,21 +307,16 @@ class Predictor:
 
         return in_batches(rows, length, run, *self._limits)
 
-    def _courses(self, items: Sequence[Item], usual: Course) -> list[Course]:
-        """How each item runs."""
-        known: dict[str, Course] = {}
-        courses = []
-        for item in items:
-            asked = item if isinstance(item, Mapping) else {}
-            own = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
-            if not own:
-                courses.append(usual)
-                continue
+    def _courses(self, items: Sequence[Item], usual: Course) -> list[tuple[Course, list[int]]]:
+        """How items run, and the places of those that run so."""
+        alike: dict[str, tuple[Course, list[int]]] = {}
+        for place, item in enumerate(items):
+            own = options_of(item)
             key = repr(own)
-            if key not in known:
-                known[key] = self._course(usual, **own)
-            courses.append(known[key])
-        return courses
+            if key not in alike:
+                alike[key] = (self._course(usual, **own), [])
+            alike[key][1].append(place)
+        return list(alike.values())
 
     def _course(
         self,
@@ -343,15 +325,13 @@ class Predictor:
         max_depth: int | None = None,
         max_seconds: float | None = None,
     ) -> Course:
-        depth = usual.budget.depth if max_depth is None else max_depth
-        seconds = usual.budget.seconds if max_seconds is None else max_seconds
-        policy = usual.policy if point is None else self.policy_of(point)
-        return Course(policy, Budget(depth, seconds))
+        ready = usual.point if point is None else self.ready(point)
+        return Course(ready, usual.budget.within(Budget(max_depth, max_seconds)))
 
     def stream(
         self,
         items: Iterable[Item],
-        policy: Policy | None = None,
+        point: Point | ReadyPoint | None = None,
         *,
         ordered: bool = False,
         determinism: Determinism | None = None,
@@ -363,7 +343,8 @@ class Predictor:
         other than torch have no pool: they read some batches ahead and answer one after the other.
 
         Args:
-            policy: None is the predictor's own.
+            items: all run alike; none may ask for a point or a budget of its own.
+            point: None is the predictor's own.
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backend torch.
@@ -371,7 +352,7 @@ class Predictor:
 
         Raises ConfigError where an option makes no sense.
         """
-        course = Course(policy or self.policy, budget)
+        course = Course(self.ready(point), budget)
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             if determinism is not None:
                 raise ConfigError(
@@ -382,20 +363,20 @@ class Predictor:
             return in_order(found) if ordered else found
         results = self.engine.stream(
             self._alone(items),
-            course.policy,
+            course.point.policy,
             ordered=ordered,
             determinism=determinism,
             budget=budget,
         )
-        warm = self.temperatures_of(course.policy)
+        warm = course.point.temperature
         return (
-            (position, Answer(row.scores.cpu().numpy(), *row[1:], warm[row.exit_layer - 1]))
+            (position, Answer(row.scores.cpu().numpy(), *row[1:], warm(row.exit_layer)))
             for position, row in results
         )
 
     def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
         first = 0
-        for window in windows(items, self.items.ahead * self.max_rows):
+        for window in windows(_alike(items), self.items.ahead * self.max_rows):
             rows = self.items.read(window)[0]
             lengths = [row.length for row in rows]
             for places in plan_batches(lengths, *self._limits):
@@ -409,35 +390,55 @@ class Predictor:
         return self.max_rows, self.max_tokens, most_padding(self.engine, self.model.device)
 
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
-        for window in windows(items, self.max_rows):
+        for window in windows(_alike(items), self.max_rows):
             for row in self.items.read(window)[0]:
                 yield row.id, self.items.batch([row], "cpu", few_lengths=True)
 
     def _run(self, batch: Sequence[Row], course: Course) -> list[Answer]:
-        watch = self.watched
-        if watch is None or course.policy != watch.policy:
-            return self._answers(batch, *course)
+        watch, (point, budget) = self.watched, course
+        if watch is None or point.policy != watch.policy:
+            return self._answers(batch, point, budget)
         if watch.instead is not None:
-            return self._answers(batch, watch.instead, course.budget)
-        answers = self._answers(batch, *course)
+            return self._answers(batch, watch.instead, budget)
+        answers = self._answers(batch, point, budget)
+
+        def said(rows: Sequence[Row], point: ReadyPoint) -> tuple[npt.NDArray[Any], list[int]]:
+            return _said(self._answers(rows, point))
+
         watch.saw(
             batch,
-            np.stack([answer.scores for answer in answers]),
-            [answer.exit_layer for answer in answers],
-            lambda rows: np.stack([answer.scores for answer in self._answers(rows, Full())]),
+            *_said(answers),
+            lambda rows: said(rows, ReadyPoint(Full()))[0],
+            None if budget == UNLIMITED else lambda rows: said(rows, point),
         )
         return answers
 
     def _answers(
-        self, batch: Sequence[Row], policy: Policy, budget: Budget = UNLIMITED
+        self, batch: Sequence[Row], point: ReadyPoint, budget: Budget = UNLIMITED
     ) -> list[Answer]:
         device = self.model.device
         ids = torch.tensor([row.id for row in batch], device=device)
         lengths = torch.tensor([row.length for row in batch], device=device)
         inputs = self.items.batch(batch, device, getattr(self.engine, "few_shapes", False))
-        answers = self.engine.run(inputs, policy, Rows(ids, lengths), budget)
+        answers = self.engine.run(inputs, point.policy, Rows(ids, lengths), budget)
         scores, layers = answers.scores.cpu().numpy(), answers.exit_layers.tolist()
         forced = [False] * len(batch) if answers.forced is None else answers.forced.tolist()
-        by_exit = self.temperatures_of(policy)
-        warm = [by_exit[layer - 1] for layer in layers]
+        warm = map(point.temperature, layers)
         return list(map(Answer, scores, layers, answers.bad.tolist(), forced, warm))
+
+
+def _said(answers: Sequence[Answer]) -> tuple[npt.NDArray[Any], list[int]]:
+    """Scores (rows, classes) and exit layers."""
+    return np.stack([one.scores for one in answers]), [one.exit_layer for one in answers]
+
+
+def _alike(items: Iterable[Item]) -> Iterator[Item]:
+    """Items of a stream. Raises ConfigError for one that asks for a way of its own."""
+    for item in items:
+        own = options_of(item)
+        if own:
+            raise ConfigError(
+                f"Rows of a stream run alike, but one asks for {', '.join(own)}. Use `answer` or "
+                "`predict`, or give `stream` a point and a budget."
+            )
+        yield item

@@ -13,10 +13,11 @@ from datasets import Dataset, DatasetDict
 from offramp.data import load_examples
 from offramp.data.images import lazy_images
 from offramp.engines import UNLIMITED, Budget, windows
-from offramp.policies import Policy
-from offramp.prediction.items import Item
+from offramp.errors import ConfigError
+from offramp.prediction.items import Item, options_of
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
+from offramp.prediction.ready import ReadyPoint
 
 logger = logging.getLogger("offramp")
 
@@ -52,15 +53,15 @@ def predict(
         budget: of each row; entries then say which were `forced` to leave by it.
         columns: `text`, `text_pair`, `image`, `split`, `points` ... as of `load_examples`.
     """
-    predictor, policy = opened(model, point, device=device, dtype=dtype, backend=backend)
+    predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
     rows = ahead(predictor, numbered(data, columns))
-    labels = labels_of(predictor, point, scores, sets, budget)
-    found = blocks(predictor, rows, policy, labels, budget)
+    labels = labels_of(predictor, ready, scores, sets, budget)
+    found = blocks(predictor, rows, ready, labels, budget)
     return (entry for block in found for entry in block)
 
 
 def labels_of(
-    predictor: Predictor, point: Point | None, scores: bool, sets: bool, budget: Budget
+    predictor: Predictor, point: ReadyPoint, scores: bool, sets: bool, budget: Budget
 ) -> Labels:
     """What names the answers of a call."""
     of_sets = predictor.sets_of(point) if sets else None
@@ -69,12 +70,12 @@ def labels_of(
 
 def opened(
     model: Predictor | str | os.PathLike[str], point: Point | None, **how: Any
-) -> tuple[Predictor, Policy]:
-    """A predictor, loaded if need be, and the policy for this call."""
+) -> tuple[Predictor, ReadyPoint]:
+    """A predictor, loaded if need be, and the point of this call."""
     if isinstance(model, Predictor):
-        return model, model.policy if point is None else model.policy_of(point)
-    loaded = Predictor.load(model, point or DEFAULT, **how)
-    return loaded, loaded.policy
+        return model, model.ready(point)
+    loaded = Predictor.load(model, DEFAULT if point is None else point, **how)
+    return loaded, loaded.point
 
 
 def numbered(data: Data, columns: dict[str, Any]) -> Iterable[Numbered]:
@@ -110,15 +111,21 @@ def ahead(predictor: Predictor, rows: Iterable[Numbered]) -> Iterator[list[Numbe
 def blocks(
     predictor: Predictor,
     arriving: Iterable[Sequence[Numbered]],
-    policy: Policy,
+    point: ReadyPoint,
     labels: Labels,
     budget: Budget = UNLIMITED,
     seen: Callable[[Sequence[Answer]], object] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Entries of the rows that arrive together; says at the end how many texts were cut."""
+    """Entries of the rows that arrive together; says at the end how many texts were cut.
+
+    Raises ConfigError where sets are asked for, and a row names a point of its own.
+    """
     cut, total = 0, 0
     for window in arriving:
-        answers, long = predictor.answer([item for _, item in window], policy, seen, budget)
+        items = [item for _, item in window]
+        if labels.sets is not None and any("point" in options_of(item) for item in items):
+            raise ConfigError("Sets belong to one point, but rows name points of their own.")
+        answers, long = predictor.answer(items, point, seen, budget)
         cut, total = cut + long, total + len(window)
         pairs = zip(window, answers, strict=True)
         yield [labels.entry(row, answer) for (row, _), answer in pairs]

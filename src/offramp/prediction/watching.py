@@ -14,6 +14,7 @@ from offramp.calibration.risks import Answered
 from offramp.errors import OutputError
 from offramp.policies import Policy
 from offramp.prediction.items import Row
+from offramp.prediction.ready import ReadyPoint
 
 logger = logging.getLogger("offramp")
 
@@ -28,7 +29,7 @@ class Watch:
         monitor: what was seen so far.
         share: of rows to audit, at random.
         policy: whose rows are watched, and nobody else's.
-        instead: the policy after an alarm; None keeps the first.
+        instead: the point after an alarm; None keeps the first.
         path: where the monitor is saved after every audit; None keeps it in memory.
         problem_type: of the model.
     """
@@ -38,7 +39,7 @@ class Watch:
         monitor: Monitor,
         share: float,
         policy: Policy,
-        instead: Policy | None,
+        instead: ReadyPoint | None,
         path: Path | None,
         problem_type: str,
     ) -> None:
@@ -51,8 +52,8 @@ class Watch:
             logger.warning("%s", monitor.words())
 
     @property
-    def instead(self) -> Policy | None:
-        """The policy that rows run under since the alarm; None where nothing has changed."""
+    def instead(self) -> ReadyPoint | None:
+        """The point that rows run under since the alarm; None where nothing has changed."""
         return self._instead if self.monitor.alarmed else None
 
     def saw(
@@ -61,18 +62,24 @@ class Watch:
         scores: np.ndarray,
         exit_layers: Sequence[int],
         full_depth: Callable[[Sequence[Row]], np.ndarray],
+        unforced: Callable[[Sequence[Row]], tuple[np.ndarray, list[int]]] | None = None,
     ) -> None:
         """Take note of a batch that was answered, and audit some of it.
 
         Args:
             scores: of the exits that answered, (rows, classes).
             full_depth: gives the scores of some rows at full depth.
+            unforced: where rows have a budget, gives scores and exit layers of some without. The
+                point is judged by these, and by audited rows alone, since a forced answer is
+                nothing that it promised.
         """
         audited = np.flatnonzero(self._drawn.random(len(rows)) < self.share).tolist()
-        losses: list[float] = []
-        if audited:
-            full = full_depth([rows[place] for place in audited])
-            losses = self._losses(scores[audited], full)
+        some = [rows[place] for place in audited]
+        early, losses = scores[audited], list[float]()
+        if unforced is not None:
+            early, exit_layers = unforced(some) if some else (early, [])
+        if some:
+            losses = self._losses(early, full_depth(some))
         with self._lock:
             before = self.monitor
             after = self.monitor = before.after(losses, exit_layers)
