@@ -94,13 +94,16 @@ def calibration_errors(
 def ece(confidence: npt.ArrayLike, right: npt.ArrayLike) -> float:
     """Expected calibration error: mean gap of confidence and accuracy, in bins of equal mass.
 
+    Answers of one confidence share their accuracy, so that the order of rows says nothing.
+
     Args:
         confidence, right: of answers, of any one shape.
     """
     sure, true = np.ravel(confidence).astype(np.float64), np.ravel(right).astype(np.float64)
-    order = np.argsort(sure, kind="stable")
-    parts = np.array_split((sure - true)[order], min(BINS, len(order)))
-    return float(sum(abs(part.sum()) for part in parts) / len(order))
+    _, ranks, counts = np.unique(sure, return_inverse=True, return_counts=True)
+    gaps = np.bincount(ranks, weights=sure - true) / counts
+    parts = np.array_split(gaps[np.sort(ranks)], min(BINS, len(sure)))
+    return float(sum(abs(part.sum()) for part in parts) / len(sure))
 
 
 def _answers(table: ExitTable, policy: Policy) -> npt.NDArray[np.float32]:
@@ -110,4 +113,4 @@ def _answers(table: ExitTable, policy: Policy) -> npt.NDArray[np.float32]:
 
 def _asked(scores: npt.NDArray[np.float32], problem_type: str) -> torch.Tensor:
     """Logits of what a row is asked, of a label set each label."""
-    return questions(torch.from_numpy(np.ascontiguousarray(scores)).double(), problem_type == MULTI)
+    return questions(torch.from_numpy(scores.astype(np.float64)), problem_type == MULTI)
