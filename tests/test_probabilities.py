@@ -21,7 +21,7 @@ from offramp.data import encode
 from offramp.engines import record
 from offramp.errors import ConfigError, TableError
 from offramp.evaluation import evaluate
-from offramp.metrics import MULTI, REGRESSION, SINGLE
+from offramp.metrics import MULTI, REGRESSION, SINGLE, predictions
 from offramp.policies import Averaged, Full, MaxProbability
 from offramp.prediction import Predictor, predict
 from offramp.table import ExitTable
@@ -51,6 +51,14 @@ def test_temperatures_make_probabilities_truer_on_other_rows(
     assert after is not None
     assert max(after) < 0.06
     assert np.mean(after) < np.mean(before) / 2
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
+def test_where_every_answer_is_right_nobody_gets_surer(problem_type: str) -> None:
+    table = table_of(problem_type, rows=1)
+    labels = predictions(table.scores[:, -1], problem_type)
+    easy = ExitTable.from_arrays(table.scores, problem_type=problem_type, labels=labels)
+    assert Temperatures.fit(easy, Full()).values[-1] == 1
 
 
 @given(

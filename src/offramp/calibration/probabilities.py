@@ -41,6 +41,9 @@ class Temperatures(Strict):
     def fit(cls, table: ExitTable, policy: Policy) -> Self:
         """Those that make the labels most likely, of what a policy answers after each layer.
 
+        Where all answers are right, the smaller the likelier: how sure they may be cannot be told,
+        and the temperature is 1.
+
         Args:
             table: labelled, with finite scores.
 
@@ -50,11 +53,13 @@ class Temperatures(Strict):
         """
         check(table)
         answers = _answers(table, policy)
-        truth = torch.from_numpy(np.asarray(table.labels).astype(np.int64))
-        values = [
-            temperature_of(_asked(answers[:, place], table.problem_type), truth)
-            for place in range(table.depth)
-        ]
+        labels = np.asarray(table.labels).astype(np.int64)
+        truth, values = torch.from_numpy(labels), []
+        for place in range(table.depth):
+            said = answers[:, place]
+            known = (predictions(said, table.problem_type) != labels).any()
+            asked = _asked(said, table.problem_type)
+            values.append(temperature_of(asked, truth) if known else 1.0)
         return cls(values=tuple(values), rows=table.rows)
 
 
