@@ -26,7 +26,7 @@ from offramp.errors import ConfigError, PointError
 from offramp.storage import Strict, read_document, write_document
 
 BETS = 16
-PATIENCE = 500
+PATIENCE = 2000
 """Audited rows until half of the money that is kept back is bet."""
 WINDOW = 1000
 """Rows of the exit histogram that is compared with that of the point."""
