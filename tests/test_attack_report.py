@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -183,6 +184,23 @@ def test_a_killed_search_goes_on_with_what_it_had(
     assert len(asked) == again > 0
     with pytest.raises(ConfigError, match="another --output"):
         attack(predictor(), ROWS, tmp_path, **{**options, "share": 0.5})
+    file.write_text(kept[0] + "\n3\n")
+    with pytest.raises(ConfigError, match="no row"):
+        attack(predictor(), ROWS, tmp_path, **options)
+
+
+def test_words_that_the_model_cannot_see_are_not_asked_about(tmp_path: Path) -> None:
+    text = "great bad film " * 400
+    rows = Dataset.from_dict({"text": [text]})
+    options = {"kinds": ["characters"], "policies": ["margin"], "quiet": True}
+    report = attack(predictor(), rows, tmp_path, **options)
+    seen = predictor().items.longest
+    assert seen is not None
+    assert report.attacks[0].queries <= 1 + (seen + 1) * 5
+    (line,) = (tmp_path / "characters.jsonl").read_text().splitlines()[1:]
+    found = json.loads(line)
+    assert found["words_changed"] > 0
+    assert found["attacked"]["text"].endswith(text[len(text) // 2 :])
 
 
 def test_pairs_are_changed_in_both_texts(tmp_path: Path) -> None:
@@ -234,6 +252,7 @@ def test_an_attack_of_ones_own_is_one_class(monkeypatch: pytest.MonkeyPatch) -> 
         ({"max_depth": 0}, "1 to 6"),
         ({"max_depth": 7}, "1 to 6"),
         ({"policies": []}, "no policy to attack"),
+        ({"target_speedup": math.inf}, "above 1"),
         ({"policies": ["q_exit"]}, "halt"),
         ({"metric": "pearson"}, "pearson"),
     ],

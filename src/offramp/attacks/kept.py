@@ -33,6 +33,8 @@ class Kept:
                 f"{path} holds an attack with other options, rows or weights. Give the same again "
                 "to go on, or another --output."
             )
+        if not all(isinstance(line, dict) and type(line.get("row")) is int for line in lines[1:]):
+            raise ConfigError(f"{path}: not the texts of an attack: a line that is no row.")
         self.rows = {line["row"]: line for line in lines[1:]}
         self._write()  # without what a kill left of a last line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -94,8 +95,8 @@ def attack(
         DataError, ModelError, PointError: what is wrong with rows or synonyms, model or point.
         OutputError: the folder cannot be written.
     """
-    if not target_speedup > 1:
-        raise ConfigError(f"target_speedup must be above 1, not {target_speedup:g}.")
+    if not 1 < target_speedup < math.inf:
+        raise ConfigError(f"target_speedup must be above 1 and finite, not {target_speedup:g}.")
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = Predictor.load(predictor, "full", device=device)

@@ -76,6 +76,15 @@ def replaced(parts: Parts, changes: Mapping[Spot, str]) -> Parts:
     return tuple(texts)
 
 
+def in_sight(text: str, tokens: int | None) -> int:
+    """Where that part of a text ends that a model of so many tokens can see, at the latest: a word
+    has one token at least."""
+    if tokens is None:
+        return len(text)
+    words = list(islice(_WORD.finditer(text), tokens + 1))
+    return words[-1].end() if len(words) > tokens else len(text)
+
+
 def search(parts: Parts, candidates: Callable[[str], Sequence[str]], share: float) -> Search:
     """Change at most `share` of the words, but always one if that helps.
 
@@ -144,7 +153,7 @@ class TextAttack(Attack):
     """An attack that puts other words in the place of some.
 
     Args:
-        share: of a row's words that may change; one always may.
+        share: of a row's words that may change, of those that the model can see; one always may.
     """
 
     searches: ClassVar[bool] = True
@@ -160,7 +169,10 @@ class TextAttack(Attack):
         parts = zip(*(rows[name][:] for name in names), strict=True)
         texts: dict[int, Parts] = dict(zip(rows["row"][:], parts, strict=True))
         left = [row for row in texts if row not in kept.rows]
-        searches = ((row, search(texts[row], self.candidates, self.share)) for row in left)
+        from_left = getattr(victim.processor, "truncation_side", "right") == "left"
+        seen = None if from_left else victim.items.longest
+        heads = {row: tuple(text[: in_sight(text, seen)] for text in texts[row]) for row in left}
+        searches = ((row, search(heads[row], self.candidates, self.share)) for row in left)
 
         def ask(questions: Sequence[Parts]) -> list[float]:
             return victim.score(questions, self.objective)
@@ -170,7 +182,7 @@ class TextAttack(Attack):
         with tqdm(total=len(texts), initial=len(texts) - len(left), desc=self.name,
                   unit="row", disable=quiet) as bar:  # fmt: skip
             for row, found in side_by_side(searches, ask):
-                kept.add(row, _told(names, texts[row], found))
+                kept.add(row, _told(names, texts[row], heads[row], found))
                 bar.update()
         victim.queries += sum(found["queries"] for found in kept.rows.values())
         if not victim.queries:
@@ -183,10 +195,13 @@ class TextAttack(Attack):
         return with_columns(rows, columns), TorchEngine(victim.model)
 
 
-def _told(names: Sequence[str], parts: Parts, found: Found) -> dict[str, Any]:
+def _told(names: Sequence[str], texts: Parts, heads: Parts, found: Found) -> dict[str, Any]:
+    """What is kept of a row of these texts, whose heads were searched."""
+    tails = (text[len(head) :] for text, head in zip(texts, heads, strict=True))
+    attacked = [head + tail for head, tail in zip(found.parts, tails, strict=True)]
     return {
-        "original": dict(zip(names, parts, strict=True)),
-        "attacked": dict(zip(names, found.parts, strict=True)),
+        "original": dict(zip(names, texts, strict=True)),
+        "attacked": dict(zip(names, attacked, strict=True)),
         "words_changed": found.changed,
         "objective": [found.before, found.after],
         "queries": found.queries,
