@@ -177,7 +177,7 @@ def test_a_step_of_a_stream_asks_once_for_all_its_groups(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(arch)
-    rows = [Waiting(n, n, row, math.inf) for n, row in alone(8)]
+    rows = [Waiting(n, n, row) for n, row in alone(8)]
     exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
     script = Scripted(layers=(1, 2, 3, 4) * 2, inner=Patience())
     stepper = Stepper(model.backbone, exits, script, model.remembers, 8, False, set())

@@ -175,6 +175,8 @@ def _show(summary: Summary) -> None:
     facts = {"written": f"{summary.rows:,} rows to {summary.output}"}
     if summary.errors:
         facts["errors"] = f"{summary.errors:,} rows with scores that are NaN or infinite"
+    if summary.forced:
+        facts["forced"] = f"{summary.forced:,} rows to leave by their budget"
     if summary.resumed:
         facts["from before"] = f"{summary.resumed:,} rows"
     if summary.mean_exit_layer is not None:

@@ -40,8 +40,8 @@ class Budget:
 
     Attributes:
         depth: layers.
-        seconds: from when the batch of a row is begun, or a row of a stream is read; looked at
-            after each layer, and on a GPU where it is asked who has left. For backend torch.
+        seconds: from when the first layer of a row's batch is begun; looked at after each layer,
+            and on a GPU where it is asked who has left. For backend torch.
 
     Raises ConfigError for a budget of nothing.
     """
@@ -87,7 +87,7 @@ class Answers:
         scores: (rows, classes) fp32, from the exit that answered.
         exit_layers: (rows,) int64, 1-based.
         bad: (rows,) bool, rows whose scores were NaN or infinite; their scores mean nothing.
-        forced: (rows,) bool, rows that left because of their budget; None where no row did.
+        forced: (rows,) bool, rows that left because of their budget; None stands for no row.
     """
 
     scores: Tensor

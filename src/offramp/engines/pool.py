@@ -166,7 +166,7 @@ class Stream:
         pool = self._pools.get(shape)
         if pool is None:
             pool = self._pools[shape] = Pool(self._stepper)
-        pool.add(Waiting(position, id, batch, self._stepper.budget.deadline()))
+        pool.add(Waiting(position, id, batch))
         self._where[position] = pool
         self._read = position + 1
         self._note(pool)

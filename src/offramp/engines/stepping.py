@@ -34,7 +34,6 @@ class Waiting(NamedTuple):
     position: int
     id: int
     batch: Batch
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class Stepper:
         known = rows_of(batch)
         ids = self._sent(torch.tensor([row.id for row in rows]))
         state = self.policy.start(Rows(ids, known.lengths))
-        positions, deadlines = [row.position for row in rows], [row.deadline for row in rows]
+        positions, deadlines = [row.position for row in rows], [self.budget.deadline()] * len(rows)
         return Group(0, positions, deadlines, self.backbone.embed(batch), state)
 
     def _sent(self, leaf: Tensor) -> Tensor:

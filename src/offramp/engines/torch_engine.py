@@ -143,7 +143,7 @@ class TorchEngine:
                 threads and machine.
             slots: rows of a full batch.
             ahead: rows read before their answers are there, by default 16 times the slots.
-            budget: of each row; its seconds begin when it is read.
+            budget: of each row; its seconds begin with its first layer.
 
         Returns:
             The position of each row, from 0, and its answer.

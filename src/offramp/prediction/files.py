@@ -32,7 +32,8 @@ class Summary:
     """What a run wrote.
 
     Attributes:
-        rows: in the output; `errors` of them have an error instead of an answer.
+        rows: in the output; `errors` of them have an error instead of an answer, and `forced` the
+            one that their budget left them.
         resumed: rows that an earlier, interrupted run had done.
         seconds: of this run, from the first text to the finished file.
         exit_histogram: rows answered after layer 1, 2, ..., depth.
@@ -41,6 +42,7 @@ class Summary:
     output: str
     rows: int = 0
     errors: int = 0
+    forced: int = 0
     resumed: int = 0
     seconds: float = 0.0
     exit_histogram: list[int] = field(default_factory=list)
@@ -182,5 +184,6 @@ def _counted(entries: Iterator[dict[str, Any]], summary: Summary) -> Iterator[di
         if "error" in entry:
             summary.errors += 1
         else:
+            summary.forced += entry.get("forced", False)
             summary.exit_histogram[entry["exit_layer"] - 1] += 1
         yield entry

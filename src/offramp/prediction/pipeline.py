@@ -12,7 +12,7 @@ import torch
 from offramp.engines import UNLIMITED, Budget, windows
 from offramp.errors import DataError
 from offramp.prediction.items import Item
-from offramp.prediction.labels import BROKEN, Labels, Scores, function
+from offramp.prediction.labels import BROKEN, Labels, Scores, function, none
 from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
 
 _UNSET: Any = object()
@@ -121,7 +121,8 @@ class Classifier:
         if answer.bad:
             broken = {"error": BROKEN, "exit_layer": answer.exit_layer}
             return broken if top_k is _UNSET else [broken]
-        scores = apply(answer.scores / answer.temperature)
+        raw = apply is none  # as transformers gives them
+        scores = answer.scores if raw else apply(answer.scores / answer.temperature)
         best = (-scores).argsort(kind="stable")[: 1 if top_k is _UNSET else top_k]
         said = [
             {

@@ -348,7 +348,7 @@ class Predictor:
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backend torch.
-            budget: of each row; its seconds begin when it is read.
+            budget: of each row; its seconds begin with its first layer.
 
         Raises ConfigError where an option makes no sense.
         """

@@ -65,6 +65,11 @@ def labels_of(
 ) -> Labels:
     """What names the answers of a call."""
     of_sets = predictor.sets_of(point) if sets else None
+    if sets and predictor.watched is not None and predictor.watched.changes_policy:
+        raise ConfigError(
+            "Sets belong to one point, and an alarm takes another. Watch with on_alarm='warn', or "
+            "leave the sets out."
+        )
     return Labels(predictor.model, scores, of_sets, forced=budget != UNLIMITED)
 
 

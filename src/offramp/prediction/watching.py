@@ -52,6 +52,11 @@ class Watch:
             logger.warning("%s", monitor.words())
 
     @property
+    def changes_policy(self) -> bool:
+        """Whether rows run under another policy after an alarm."""
+        return self._instead is not None
+
+    @property
     def instead(self) -> ReadyPoint | None:
         """The point that rows run under since the alarm; None where nothing has changed."""
         return self._instead if self.monitor.alarmed else None
