@@ -12,6 +12,7 @@ from offramp.calibration.certificate import Procedure, Test
 from offramp.calibration.proving import prove
 
 Floats = npt.NDArray[np.float64]
+FEW = 20
 
 
 class Influence(NamedTuple):
@@ -66,10 +67,14 @@ def influence(
 
 
 def _fewest(rows: int, moves: Callable[[int], bool]) -> int | None:
-    """So many rows move the choice and one less does not; None where all of them do not."""
-    if not moves(rows):
-        return None
-    low, high = 0, rows
+    """So many rows move the choice and one less does not; None where all of them do not.
+
+    Few rows are counted up to, since with bets one more row may help less; many are bisected.
+    """
+    first = next((count for count in range(1, min(rows, FEW) + 1) if moves(count)), None)
+    if first is not None or not moves(rows):
+        return first
+    low, high = min(rows, FEW), rows
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if moves(middle) else (middle, high)

@@ -19,6 +19,7 @@ from offramp.policies.base import (
     of_exit,
 )
 from offramp.policies.confidence import MaxProbability
+from offramp.policies.fixed import Fixed, Full
 from offramp.policies.patience import Patience
 
 
@@ -43,8 +44,8 @@ class PerExit(EvidencePolicy):
     @classmethod
     def _build(cls, policy: Any) -> EvidencePolicy:
         made = make_policy(policy)
-        plain = type(made).step is EvidencePolicy.step and not isinstance(made, PerExit)
-        if isinstance(made, EvidencePolicy) and plain:
+        plain = type(made).step is EvidencePolicy.step
+        if isinstance(made, EvidencePolicy) and plain and not isinstance(made, _NO_BARS):
             return made
         raise ValueError(f"'{made.name}' does not leave by evidence above one bar")
 
@@ -85,3 +86,7 @@ class PerExit(EvidencePolicy):
 
     def answer(self, state: State, output: ExitOutput) -> Tensor:
         return self.policy.answer(state, output)
+
+
+_NO_BARS = (PerExit, Fixed, Full)
+"""Their evidence says nothing of an exit."""
