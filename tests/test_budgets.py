@@ -107,7 +107,7 @@ def test_streams_keep_to_it(data: st.DataObject, problem_type: str, slots: int) 
     assert alike(found, expected(policy, table, rows, deepest))
 
 
-@pytest.mark.parametrize("deepest", [1, 2, 3])
+@pytest.mark.parametrize("deepest", [1, 2])
 def test_files_keep_to_it_as_torch_does(bert_model: MultiExitModel, deepest: int) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
@@ -116,14 +116,14 @@ def test_files_keep_to_it_as_torch_does(bert_model: MultiExitModel, deepest: int
     batch = tiny_batch_for(bert_model.stock, 12, seed=4)
     engine, budget = OnnxEngine(bert_model, progress=False), Budget(depth=deepest)
     forced = 0
-    for policy in (MaxProbability(threshold=0.45), Patience(patience=1), Fixed(layer=3), Full()):
+    for policy in (MaxProbability(threshold=0.45), Patience(patience=1), Full()):
         ours = engine.run(batch, policy, budget=budget)
         theirs = TorchEngine(bert_model).run(batch, policy, budget=budget)
         torch.testing.assert_close(ours.scores, theirs.scores, atol=5e-5, rtol=0)
         assert torch.equal(ours.exit_layers, theirs.exit_layers)
         assert torch.equal(told(ours), told(theirs))
         forced += int(told(ours).sum())
-    assert (forced > 0) == (deepest < 3)
+    assert forced > 0
 
 
 class Slow(TableModel):

@@ -26,7 +26,7 @@ import offramp
 from offramp.calibration import Calibration, calibrate
 from offramp.data import data_fingerprint, load_examples
 from offramp.engines import record
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, OutputError
 from offramp.evaluation import Evaluation, Speed, evaluate
 from offramp.policies import Policy
 from offramp.prediction import Predictor, pipeline
@@ -41,7 +41,7 @@ logger = logging.getLogger("offramp")
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 SPLITS = {"train": "train", "tune": "validation", "test": "test"}
 MEASURED = ("tune", "test")
-START, MODEL, REPORT = "untrained", "model", "report.html"
+START, MODEL, REPORT, RECIPE = "untrained", "model", "report.html", "demo.json"
 OURS = (START, MODEL, f"{MODEL}.work", *MEASURED)
 
 
@@ -131,6 +131,7 @@ def run(folder: str | Path, settings: DemoSettings | None = None, fresh: bool = 
     began = time.monotonic()
     settings = settings or DemoSettings()
     folder = Path(folder)
+    _claim(folder)  # before the minute that the rows take
     splits = {
         role: load_examples("docstrings", split=split, max_rows=settings.max_rows)
         for role, split in SPLITS.items()
@@ -184,6 +185,16 @@ def tfidf_baseline(train_rows: Dataset, test_rows: Dataset) -> float:
     return float(baseline.score(test_rows["text"][:], test_rows["label"][:]))
 
 
+def _claim(folder: Path) -> None:
+    """Make the folder. Raises ConfigError where it holds something else."""
+    if folder.is_dir() and not (folder / RECIPE).is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds something else than a demo. Give another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OutputError(f"{folder} cannot be written: {problem.strerror}.") from None
+
+
 def _open(folder: Path, settings: DemoSettings, rows: Dataset, fresh: bool) -> bool:
     """Whether the folder holds the finished model of this recipe; otherwise it is begun."""
     recipe = _Recipe(
@@ -191,9 +202,7 @@ def _open(folder: Path, settings: DemoSettings, rows: Dataset, fresh: bool) -> b
         data=data_fingerprint(rows),
         version=f"offramp {offramp.__version__}, torch {torch.__version__}",
     )
-    path = folder / "demo.json"
-    if folder.is_dir() and not path.is_file() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} holds something else than a demo. Give another folder.")
+    path = folder / RECIPE
     if path.is_file() and (fresh or _recipe_in(path) != recipe):
         logger.info("%s is begun anew.", folder)
         for name in OURS:
