@@ -254,6 +254,7 @@ def test_an_attack_of_ones_own_is_one_class(monkeypatch: pytest.MonkeyPatch) -> 
         ({"policies": []}, "no policy to attack"),
         ({"target_speedup": math.inf}, "above 1"),
         ({"policies": ["q_exit"]}, "halt"),
+        ({"policies": ["tempered"]}, "takes numbers from rows"),
         ({"metric": "pearson"}, "pearson"),
     ],
 )

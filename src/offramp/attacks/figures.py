@@ -11,8 +11,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from offramp.calibration import Outcome
-from offramp.calibration.frontier import PolicySpec, explore, fitting_policy
+from offramp.calibration.fitting import FITS
+from offramp.calibration.frontier import ALL, PolicySpec, explore, fitting_policy
 from offramp.calibration.judge import Judge
+from offramp.errors import ConfigError
 from offramp.metrics import METRICS, Metric, default_metric, predictions
 from offramp.policies import Fixed, Policy
 from offramp.storage import Strict
@@ -90,6 +92,12 @@ def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> 
 
     Costs choose and nothing else, so that labels favour no policy.
     """
+    fitted = [name for name in names if isinstance(name, str) and name in (ALL, *FITS)]
+    if fitted:
+        raise ConfigError(
+            f"Policy '{fitted[0]}' takes numbers from rows that may choose, which the attacked "
+            "ones may not. Calibrate a point with it and give that as --point."
+        )
     judge = Judge(clean)
 
     def distance(outcome: Outcome) -> tuple[float, float]:
