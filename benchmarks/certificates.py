@@ -172,8 +172,8 @@ The fixed sequence against the plain choice, which breaks its promise: at 500 ro
 5 %, 95 % confidence, its cost reduction is at least 90 % of the plain choice's; at 1,000 rows and
 2 %, 90 % confidence, it costs at most half a layer of twelve more, 4.2 % of full depth. Of a
 single policy no test of losses of 0 and 1 is more powerful than the exact binomial one, so where
-`disagreement` misses this, more rows are needed rather than another test. The plain choice gains most where its promise is
-broken most.
+`disagreement` misses this, more rows are needed rather than another test. The plain choice gains
+most where its promise is broken most.
 
 | set | search | risk | 500 rows, 5 % | of plain | 1,000 rows, 2 % | more than plain |
 |---|---|---|---|---|---|---|
