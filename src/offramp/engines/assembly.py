@@ -23,8 +23,9 @@ Names = dict[str, str]
 """What a value is -> what it is called in the file."""
 
 PLACE = "place"
-ANSWERS = {"scores": "answers", "exit_layer": "exit_layer", "bad": "bad"}
-"""Outputs, and what they are inside."""
+"""Where each running row stands in the batch, (rows, 1)."""
+CODE = "code"
+"""The layer at which each row of the batch left, negative for a bad one: one value to write."""
 _FROM_OUTSIDE = ("bar", "shared/")
 
 
@@ -63,7 +64,7 @@ class _File:
 
     def __init__(self, embedding: onnx.ModelProto, forces: bool = False) -> None:
         self.forces = forces
-        self.answers = ANSWERS | ({"forced": "forced"} if forces else {})
+        self.written = ["answers", CODE, *(["forced"] if forces else [])]
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
         self.outputs: list[ValueInfoProto] = []
@@ -87,7 +88,8 @@ class _File:
         later: set[str] = set()
         for layer, decision in zip(reversed(layers), reversed(decisions), strict=True):
             self.needs.insert(0, set(later))
-            later |= _reads(layer) | (set() if decision is None else _reads(decision))
+            later |= set() if decision is None else _reads(decision)
+            later = (later - _made_by(layer)) | _reads(layer)
         self._outer_inputs(decisions)
         last = decisions[-1]
         assert last is not None  # every row leaves at the last layer
@@ -96,20 +98,19 @@ class _File:
         rows, out = self._shape_of_rows(), self.nodes
         self.constant("classes", [classes])
         out.append(helper.make_node("Concat", [rows, "classes"], ["answers.shape"], axis=0))
-        self._filled("scores.0", "answers.shape", FLOAT, 0.0)
-        self._filled("exit_layer.0", rows, INT64, 0)
-        self._filled("bad.0", rows, BOOL, False)
+        self._filled("answers.0", "answers.shape", FLOAT, 0.0)
+        self._filled("code.0", rows, INT64, 0)
         if self.forces:
             self._filled("forced.0", rows, BOOL, False)
-        self.now |= {what: f"{name}.0" for name, what in self.answers.items()}
-        self.kinds |= {"answers": (FLOAT, 2), "exit_layer": (INT64, 1)}
-        self.kinds |= {"bad": (BOOL, 1), "forced": (BOOL, 1)}
+        self.now |= {name: f"{name}.0" for name in self.written}
+        self.kinds |= {"answers": (FLOAT, 2), CODE: (INT64, 1), "forced": (BOOL, 1)}
+        self.kinds |= {"exit_layer": (INT64, 1), "bad": (BOOL, 1), PLACE: (INT64, 2)}
         out += [
             helper.make_node("Squeeze", [rows], ["rows.count"]),
-            helper.make_node("Range", ["zero", "rows.count", "one"], ["place.0"]),
+            helper.make_node("Range", ["zero", "rows.count", "one"], ["places"]),
+            helper.make_node("Unsqueeze", ["places", "axis.1"], ["place.0"]),
         ]
         self.now[PLACE] = "place.0"
-        self.kinds[PLACE] = (INT64, 1)
 
     def _outer_inputs(self, decisions: Sequence[onnx.ModelProto | None]) -> None:
         """`bar` and what a policy starts on; unread ones are dropped."""
@@ -161,20 +162,18 @@ class _File:
     def _write(self, nodes: list[NodeProto], number: int, said: Names) -> None:
         """The answers of all running rows, in their places."""
         mine = f"write{number}."
-        self.constant(f"{mine}layer", [number])
-        nodes += [
-            helper.make_node("Unsqueeze", [self.now[PLACE], "axis.1"], [f"{mine}at"]),
-            helper.make_node("Shape", [self.now[PLACE]], [f"{mine}shape"]),
-            helper.make_node("Expand", [f"{mine}layer", f"{mine}shape"], [f"{mine}here"]),
-        ]
-        values = {"answers": said["answer"], "exit_layer": f"{mine}here", "bad": said["bad"]}
+        self.constant(f"{mine}good", [number])
+        self.constant(f"{mine}bad", [-number])
+        code = [said["bad"], f"{mine}bad", f"{mine}good"]
+        nodes.append(helper.make_node("Where", code, [f"{mine}left"]))
+        values = {"answers": said["answer"], CODE: f"{mine}left"}
         if number == self.depth and self.forces:
             nodes.append(helper.make_node("Not", [said["leave"]], [f"{mine}forced.now"]))
             values["forced"] = f"{mine}forced.now"
         for name, value in values.items():
-            new = f"{mine}{name}"
-            nodes.append(helper.make_node("ScatterND", [self.now[name], f"{mine}at", value], [new]))
-            self.now[name] = new
+            inputs = [self.now[name], self.now[PLACE], value]
+            nodes.append(helper.make_node("ScatterND", inputs, [mine + name]))
+            self.now[name] = mine + name
 
     def _compact(self, nodes: list[NodeProto], number: int, leave: str) -> None:
         mine = f"keep{number}."
@@ -203,7 +202,7 @@ class _File:
     ) -> None:
         inside: list[NodeProto] = []
         self._run(inside, number, layer, decision)
-        kept = [*self.answers.values()]
+        kept = [*self.written]
         if number < self.depth:
             kept += [PLACE, *sorted(self._of_rows(number))]
         changed = [name for name in kept if self.now[name] != before.get(name)]
@@ -242,8 +241,14 @@ class _File:
 
     def finish(self) -> onnx.ModelProto:
         """The file with its outputs."""
-        for name, what in self.answers.items():
-            self.give(name, what)
+        self.nodes += [
+            helper.make_node("Abs", [self.now[CODE]], ["left.at"]),
+            helper.make_node("Less", [self.now[CODE], "zero"], ["left.bad"]),
+        ]
+        self.now |= {"exit_layer": "left.at", "bad": "left.bad"}
+        self.give("scores", "answers")
+        for name in ["exit_layer", "bad", *self.written[2:]]:
+            self.give(name, name)
         return self.model()
 
     # -- every exit -------------------------------------------------------------------------
@@ -332,6 +337,10 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> _Needed:
             kept.append(node)
             read.update(node.input)
     return _Needed(kept[::-1], read)
+
+
+def _made_by(part: onnx.ModelProto) -> set[str]:
+    return {value.name.removeprefix(OUT) for value in part.graph.output}
 
 
 def _used(part: onnx.ModelProto) -> set[str]:

@@ -31,7 +31,7 @@ from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, who
 
 logger = logging.getLogger("offramp")
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the files; another number leaves those in the cache alone."""
 
 DTYPES = ("float32", "int8")
@@ -134,12 +134,13 @@ class Graphs:
         bar = tqdm(total=parts, desc="onnx", unit="part", disable=None if self._progress else True)
         with bar:
             traced = trace_model(self.model, lambda part: _tell(bar, part))
-        if self.dtype == "float32":
-            return traced
         from offramp.engines.quantisation import quantise
+        from offramp.engines.slimming import slim
 
-        hidden = [f"{OUT}hidden"]
-        return traced._replace(layers=tuple(quantise(layer, hidden) for layer in traced.layers))
+        layers = tuple(map(slim, traced.layers))
+        if self.dtype == "int8":
+            layers = tuple(quantise(layer, [f"{OUT}hidden"]) for layer in layers)
+        return traced._replace(layers=layers)
 
 
 def _tell(bar: Any, part: str) -> None:

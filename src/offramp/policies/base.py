@@ -257,7 +257,7 @@ def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
 def _bad_rows(scores: Tensor, look: bool) -> Tensor | None:
     """Rows with a non-finite score, or None where every row is known to be finite."""
     if not look or torch.compiler.is_exporting():  # nor can a graph look at values
-        return ~torch.isfinite(scores).all(dim=-1)
+        return (scores * 0).sum(dim=-1).isnan()  # fewer steps than asking each score
     # one sum says that all is finite in nearly every case
     if math.isfinite(scores.sum().item()):
         return None
