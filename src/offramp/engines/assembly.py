@@ -319,6 +319,7 @@ class _File:
         versions = [helper.make_opsetid(*pair) for pair in self.domains.items()]
         model = helper.make_model(graph, opset_imports=versions, ir_version=10)
         _share_weights(model.graph)
+        _bring_home(model.graph)
         return model
 
 
@@ -404,6 +405,20 @@ def _share_weights(graph: onnx.GraphProto) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     read_instead(graph.node, same)
+
+
+def _bring_home(graph: onnx.GraphProto) -> None:
+    """Put a weight that one body alone reads into it: a run hands over all else, one by one."""
+    outside = {name for node in graph.node for name in node.input}
+    bodies = [body for node in graph.node for body in _graphs(node)]
+    reads = [_all_read(body.node) for body in bodies]
+    kept: list[TensorProto] = []
+    for weight in graph.initializer:
+        homes = [body for body, read in zip(bodies, reads, strict=True) if weight.name in read]
+        at_home = len(homes) == 1 and weight.name not in outside
+        (homes[0].initializer if at_home else kept).append(weight)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def read_instead(nodes: Iterable[NodeProto], other: Names) -> None:
