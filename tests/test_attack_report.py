@@ -13,7 +13,7 @@ from cli_support import Said, write_csv
 from datasets import Dataset
 
 import offramp as library
-from offramp.attacks import ATTACKS, AttackReport, Kept, Victim, attack
+from offramp.attacks import ATTACKS, AttackReport, Kept, Victim, attack, running
 from offramp.attacks.base import make_attacks
 from offramp.attacks.characters import Characters
 from offramp.attacks.embedding import Embedding
@@ -23,7 +23,7 @@ from offramp.calibration import measure
 from offramp.errors import ConfigError, DataError, OutputError, PointError
 from offramp.policies import POLICIES, Fixed
 from offramp.prediction import Predictor
-from offramp.storage import read_document
+from offramp.storage import alone_in, read_document
 from offramp.table import ExitTable, executed_cost, replay
 from offramp.testing import (
     save_tiny,
@@ -279,6 +279,21 @@ def test_a_point_that_is_not_there_and_a_file_in_the_way_are_named(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         attack(folder, ROWS, tmp_path / "file")
+
+
+def test_two_attacks_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path / "out", "Another attack"),
+        pytest.raises(ConfigError, match="Another attack is at work"),
+    ):
+        attack(predictor(), ROWS.select(range(3)), tmp_path / "out", quiet=True)
+
+
+def test_mistakes_are_found_before_any_row_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "record", lambda *_, **__: pytest.fail("rows were run"))
+    for wrong in ({"max_depth": 7}, {"policies": []}, {"policies": [{"name": "patince"}]}):
+        with pytest.raises(ConfigError):
+            attack(predictor(), ROWS.select(range(3)), kinds=["embedding"], quiet=True, **wrong)
 
 
 def test_synonyms_for_no_word_of_the_rows_are_an_error(tmp_path: Path) -> None:

@@ -214,6 +214,10 @@ def test_a_budget_of_nothing_is_refused(make: Callable[[], Budget], said: str) -
         make()
 
 
+def test_the_integers_of_numpy_are_whole_numbers() -> None:
+    assert Budget(depth=np.int64(3)) == Budget(depth=3)
+
+
 @given(st.data())
 def test_a_budget_within_another_is_never_more(data: st.DataObject) -> None:
     budgets = st.builds(

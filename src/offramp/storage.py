@@ -33,6 +33,7 @@ class Strict(BaseModel):
 
 
 D = TypeVar("D", bound=Strict)
+LOCK = ".lock"
 
 
 def parse_document(
@@ -143,6 +144,33 @@ def whole_folder(
         raise OutputError(f"{path}: cannot be written: {problem}.") from problem
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, who: str) -> Iterator[None]:
+    """No other process is in here for the same folder meanwhile; makes the folder.
+
+    Args:
+        who: would be at work there, as in 'Another comparison'.
+
+    Raises ConfigError where another one is, OutputError where a folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{who} is at work in {folder}. Wait for it, or give another --output."
+        ) from None
+    except OSError as problem:
+        raise OutputError(f"{folder}: cannot be written: {problem}.") from problem
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def recover(path: Path) -> None:

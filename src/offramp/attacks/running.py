@@ -34,7 +34,7 @@ from offramp.metrics import REGRESSION
 from offramp.model import MultiExitModel
 from offramp.policies import Policy, make_policy
 from offramp.prediction import Predictor
-from offramp.storage import whole_file, write_document
+from offramp.storage import alone_in, whole_file, write_document
 from offramp.table import ExitTable, replay
 
 logger = logging.getLogger("offramp")
@@ -101,6 +101,8 @@ def attack(
     if not isinstance(predictor, Predictor):
         predictor = Predictor.load(predictor, "full", device=device)
     tried = _wanted(predictor, kinds, options, seed)
+    _check_depth(max_depth, predictor.model)
+    judged = _named(predictor, points, policies)
     columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
     rows = load_examples(data, split=split, **cast(Any, columns))
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
@@ -108,18 +110,22 @@ def attack(
         logger.info(
             "Attacked is a sample of %d of %d rows; max_rows takes more.", len(sample), len(rows)
         )
-    wishes = Wishes(target_speedup, policies, tuple(points), max_depth, metric)
+    wishes = Wishes(target_speedup, judged, policies, max_depth, metric)
     with _place(output) as folder:
         return _Run(predictor, sample, folder, output is not None, wishes, quiet).all(tried)
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What policies are judged, and within which budget; as in `attack`."""
+    """What policies are judged, and within which budget; as in `attack`.
+
+    Attributes:
+        named: policies that are judged as they are, with the point's name for those of points.
+    """
 
     target_speedup: float
+    named: Sequence[tuple[str | None, Policy]]
     policies: Sequence[PolicySpec] | None
-    points: tuple[str, ...]
     max_depth: int | None
     metric: str | None
 
@@ -140,8 +146,6 @@ class _Run:
         depth = self.wishes.max_depth
         if depth is None:
             depth = budget_for(clean, self.wishes.target_speedup)
-        if not 1 <= depth <= model.depth:
-            raise ConfigError(f"max_depth={depth}: give a layer of the model, 1 to {model.depth}.")
         named = None if clean.labels is None else metric_of(clean, self.wishes.metric).name
         tried, found = [], []
         for one in attacks:
@@ -172,18 +176,9 @@ class _Run:
         specs = self.wishes.policies
         if specs is None:
             specs = [name for name in applicable(clean) if name != "full"]
-        judged: list[tuple[str | None, Policy]] = [
-            (name, self.predictor.policy_of(name)) for name in self.wishes.points
-        ]
-        for spec in specs:
-            if isinstance(spec, str):
-                (policy,) = at_savings(clean, [spec], self.wishes.target_speedup)
-            else:
-                policy = make_policy(spec)
-            judged.append((None, policy))
-        if not judged:
-            raise ConfigError("There is no policy to attack. Name a policy or a point.")
-        return judged
+        names = [spec for spec in specs if isinstance(spec, str)]
+        found = at_savings(clean, names, self.wishes.target_speedup)
+        return [*self.wishes.named, *((None, policy) for policy in found)]
 
     def _attack(
         self, one: Attack, clean: ExitTable, policies: Sequence[Policy]
@@ -262,6 +257,22 @@ def _wanted(
     return made
 
 
+def _named(
+    predictor: Predictor, points: Sequence[str], policies: Sequence[PolicySpec] | None
+) -> list[tuple[str | None, Policy]]:
+    """What is judged as it is. Raises ConfigError where nothing is judged at all."""
+    if policies is not None and not (policies or points):
+        raise ConfigError("There is no policy to attack. Name a policy or a point.")
+    judged: list[tuple[str | None, Policy]] = [(one, predictor.policy_of(one)) for one in points]
+    given = [spec for spec in policies or () if not isinstance(spec, str)]
+    return [*judged, *((None, make_policy(spec)) for spec in given)]
+
+
+def _check_depth(max_depth: int | None, model: MultiExitModel) -> None:
+    if max_depth is not None and not 1 <= max_depth <= model.depth:
+        raise ConfigError(f"max_depth={max_depth}: give a layer of the model, 1 to {model.depth}.")
+
+
 def _check(one: Attack, model: MultiExitModel) -> None:
     if model.problem_type == REGRESSION:
         raise ConfigError(
@@ -288,7 +299,8 @@ def _place(output: str | os.PathLike[str] | None) -> Iterator[Path]:
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the name of a folder.")
-    yield folder
+    with alone_in(folder, "Another attack"):
+        yield folder
 
 
 def _write(report: AttackReport, folder: Path) -> None:

@@ -6,14 +6,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from filelock import FileLock, Timeout
 
 from offramp.comparison.board import Board, Missing
 from offramp.comparison.leaderboard import Run, build_board
@@ -38,13 +36,13 @@ from offramp.comparison.recipe import recipe, share_of
 from offramp.comparison.rows import check_labels, check_scores, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
-from offramp.errors import ConfigError, NonFiniteError, OfframpError, OutputError
+from offramp.errors import ConfigError, NonFiniteError, OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS, default_metric
 from offramp.model import Head
 from offramp.model.folder import is_ours, resolve
 from offramp.registry import nearest
-from offramp.storage import fingerprint_of_files, whole_file, write_document
+from offramp.storage import LOCK, alone_in, fingerprint_of_files, whole_file, write_document
 from offramp.table import ExitTable
 from offramp.training.preparing import Columns, Data, check_pooling, head_for, read_examples
 
@@ -53,7 +51,7 @@ logger = logging.getLogger("offramp")
 RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
 TUNE, TEST = 0.2, 0.2
-LEADERBOARD, LOCK = "leaderboard", ".lock"
+LEADERBOARD = "leaderboard"
 ALL, NOT_YET = "all", "not done yet"
 
 
@@ -184,7 +182,7 @@ def compare(
     told = _told(left_out, metric, plan.problem_type)
     deadline = None if budget is None else time.monotonic() + budget
     crew = Workers(folder, workers, deadline, plugins, quiet)
-    with _alone(folder):
+    with alone_in(folder, "Another comparison"):
         open_plan(folder, plan)
         _check_recipes(folder, grid.methods)
         keep(folder, parts)
@@ -229,25 +227,6 @@ def _others(data: Data, given: Data | None, split: str | None, columns: Columns)
     if given is None and split is None:
         return None
     return read_examples(data if given is None else given, replace(columns, split=split))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other comparison works in the folder meanwhile. Raises ConfigError."""
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"Another comparison is at work in {folder}. Wait for it, or give another --output."
-        ) from None
-    except OSError as problem:
-        raise OutputError(f"{folder}: cannot be written: {problem}.") from problem
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _told(left_out: Sequence[str], metric: str | None, problem_type: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         depth, seconds = self.depth, self.seconds
-        # True is an int, and would be one layer or one second
-        whole = isinstance(depth, int) and not isinstance(depth, bool)
+        # True is an int, and would be one layer or one second; numpy's integers are no `int`
+        whole = isinstance(depth, int | np.integer) and not isinstance(depth, bool)
         if depth is not None and not (whole and depth >= 1):
             raise ConfigError(
                 f"A depth of {depth!r} runs no layer. Give a whole number, 1 or more."
