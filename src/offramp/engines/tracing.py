@@ -21,6 +21,7 @@ from offramp.backbones import Backbone, Flow
 from offramp.engines.alike import Values
 from offramp.engines.base import Exitable
 from offramp.engines.exporting import Exports, Part
+from offramp.engines.masks import Embed, with_thin_masks
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
 from offramp.policies import EvidencePolicy, Policy, Rows, decide
@@ -67,10 +68,11 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     backbone = model.backbone
     longest = backbone.max_length or _SIZES[1][1]
     batches = [_batch(backbone, rows, min(tokens, longest)) for rows, tokens in _SIZES]
-    flows = [backbone.embed(batch) for batch in batches]
+    embed = with_thin_masks(backbone, batches)
+    flows = [embed(batch) for batch in batches]
     exports = Exports(model)
     progress("embedding")
-    embedding, _ = exports.graph(_embed(backbone), batches, "the embedding")
+    embedding, _ = exports.graph(_embedding(embed), batches, "the embedding")
     layers, outputs = [], []
     values = [_values(flow) for flow in flows]
     for number in range(1, model.depth + 1):
@@ -139,8 +141,8 @@ def _decision(policy: Policy, layer: int, last: bool) -> Part:
     return run
 
 
-def _embed(backbone: Backbone) -> Part:
-    return lambda batch: _values(backbone.embed(batch))
+def _embedding(embed: Embed) -> Part:
+    return lambda batch: _values(embed(batch))
 
 
 def _layer(model: Exitable, number: int, constants: Any) -> Part:
