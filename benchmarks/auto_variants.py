@@ -221,3 +221,18 @@ variant(
     full=1.0,
 )
 variant("fast-shared", "v-fast with one correctness output", exits=SHARED, rate=3.0)
+variant(
+    "faster-simple",
+    "v-fast-simple with exits at ten times the rate",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=10.0,
+)
+variant(
+    "first-simple",
+    "v-fast-simple, exits learn alone first",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.25,
+)

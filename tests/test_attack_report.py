@@ -21,7 +21,7 @@ from offramp.attacks.figures import at_savings, budget_for, compare
 from offramp.attacks.search import TextAttack
 from offramp.calibration import measure
 from offramp.errors import ConfigError, DataError, OutputError, PointError
-from offramp.policies import POLICIES, Fixed
+from offramp.policies import POLICIES, Fixed, MaxProbability
 from offramp.prediction import Predictor
 from offramp.storage import alone_in, read_document
 from offramp.table import ExitTable, executed_cost, replay
@@ -291,7 +291,8 @@ def test_two_attacks_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_mistakes_are_found_before_any_row_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "record", lambda *_, **__: pytest.fail("rows were run"))
-    for wrong in ({"max_depth": 7}, {"policies": []}, {"policies": [{"name": "patince"}]}):
+    named = ([], ["patince"], [{"name": "patince"}], ["all"], [MaxProbability(multi_label=True)])
+    for wrong in ({"max_depth": 7}, {"metric": "acuracy"}, *({"policies": one} for one in named)):
         with pytest.raises(ConfigError):
             attack(predictor(), ROWS.select(range(3)), kinds=["embedding"], quiet=True, **wrong)
 

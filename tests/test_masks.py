@@ -23,7 +23,7 @@ def batch(rows: int, tokens: int) -> dict[str, Tensor]:
     return {"attention_mask": mask, "x": torch.rand(rows, tokens, 4)}
 
 
-BATCHES = [batch(3, 6), batch(2, 9)]
+BATCHES, LONGEST = [batch(3, 6), batch(2, 9)], batch(2, 30)
 
 
 def attend(hidden: Tensor, table: Tensor) -> Tensor:
@@ -49,9 +49,13 @@ def padding(mask: Tensor) -> Tensor:
     return mask.bool()[:, None, None].expand(rows, 1, tokens, tokens)
 
 
-def window(mask: Tensor) -> Tensor:
-    near = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).triu(-2).tril(2)
+def window(mask: Tensor, reach: int = 2) -> Tensor:
+    near = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).triu(-reach).tril(reach)
     return padding(mask) & near
+
+
+def wide_window(mask: Tensor) -> Tensor:
+    return window(mask, reach=20)
 
 
 def added(mask: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ def rows_of(table: Tensor) -> int:
 
 def test_a_table_that_says_padding_is_one_row_of_it() -> None:
     plain = backbone(padding)
-    embed = with_thin_masks(plain, BATCHES)
+    embed = with_thin_masks(plain, BATCHES, LONGEST)
     for one in BATCHES:
         thin, full = embed(one), plain.embed(one)
         assert rows_of(thin.inputs[NAME]) == 1
@@ -74,9 +78,9 @@ def test_a_table_that_says_padding_is_one_row_of_it() -> None:
         assert torch.allclose(thin.hidden[real], full.hidden[real], atol=1e-6)
 
 
-@pytest.mark.parametrize("table", [window, added], ids=["window", "numbers to add"])
+@pytest.mark.parametrize("table", [window, wide_window, added])
 def test_a_table_that_says_more_or_is_no_yes_and_no_stays(table: Table) -> None:
-    embed = with_thin_masks(backbone(table), BATCHES)
+    embed = with_thin_masks(backbone(table), BATCHES, LONGEST)
     assert rows_of(embed(BATCHES[0]).inputs[NAME]) == 6
 
 
@@ -90,11 +94,16 @@ def how_many_tokens(hidden: Tensor, table: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layer", [second_token, how_many_tokens])
 def test_layers_that_look_into_the_table_keep_it(layer: Any) -> None:
-    embed = with_thin_masks(backbone(padding, layer), BATCHES)
+    embed = with_thin_masks(backbone(padding, layer), BATCHES, LONGEST)
+    assert rows_of(embed(BATCHES[0]).inputs[NAME]) == 6
+
+
+def test_where_texts_may_have_any_length_a_window_may_be_beyond_what_was_seen() -> None:
+    embed = with_thin_masks(backbone(padding), BATCHES, None)
     assert rows_of(embed(BATCHES[0]).inputs[NAME]) == 6
 
 
 def test_a_model_without_masks_is_left_as_it_is() -> None:
     plain = SimpleNamespace(depth=1, embed=lambda given: Flow(given["pixel_values"], None, {}))
     images = [{"pixel_values": torch.zeros(rows, 3, 8, 8)} for rows in (2, 3)]
-    assert with_thin_masks(plain, images) is plain.embed  # type: ignore[arg-type]
+    assert with_thin_masks(plain, images, images[0]) is plain.embed  # type: ignore[arg-type]

@@ -17,13 +17,13 @@ from offramp.engines.slimming import slim  # noqa: E402
 WIDTH = 6
 
 
-def graph(widths, biased=True, extra=()):
+def graph(widths, biased=True, extra=(), biases=None):
     """A value times one matrix for each width, and a vector added to each product."""
     draw = np.random.default_rng(0).normal
     nodes, stored = [], []
     for number, width in enumerate(widths):
         names = f"w{number}", f"b{number}"
-        shapes = (WIDTH, width), (width,)
+        shapes = (WIDTH, width), ((biases or widths)[number],)
         stored += [
             numpy_helper.from_array(draw(size=shape).astype(np.float32), name)
             for name, shape in zip(names, shapes, strict=True)
@@ -42,6 +42,14 @@ def model(nodes, outputs, stored=(), shapes=()):
     given = helper.make_tensor_value_info("x", float32, ["rows", "tokens", WIDTH])
     made = helper.make_graph(nodes, "g", [given], values, list(stored), value_info=inside)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def inside_a_body(name):
+    """An `If` whose branches read a value of the graph around it."""
+    value = helper.make_tensor_value_info("read", onnx.TensorProto.FLOAT, None)
+    node = helper.make_node("Identity", [name], ["read"])
+    body = helper.make_graph([node], "body", [], [value])
+    return helper.make_node("If", ["yes"], ["z"], then_branch=body, else_branch=body)
 
 
 def answers(graph, rows=3, tokens=4):
@@ -85,8 +93,18 @@ def test_the_given_graph_is_not_changed():
         graph([4]),
         graph([2, 3], biased=False),
         graph([2, 3], extra=[helper.make_node("Identity", ["p0"], ["z"])]),
+        graph([2, 3], extra=[helper.make_node("MatMul", ["x", "w0"], ["z"])]),
+        graph([1, 3], biases=[3, 3]),
+        graph([2, 3], extra=[inside_a_body("p0")]),
     ],
-    ids=["a single one", "no vector to add", "a product read twice"],
+    ids=[
+        "a single one",
+        "no vector to add",
+        "a product read twice",
+        "a weight read twice",
+        "a vector of another width",
+        "a product that a body reads",
+    ],
 )
 def test_what_cannot_be_joined_stays(full):
     assert "Split" not in kinds(slim(full))

@@ -148,7 +148,7 @@ def whole_folder(
 
 @contextlib.contextmanager
 def alone_in(folder: Path, who: str) -> Iterator[None]:
-    """No other process is in here for the same folder meanwhile; makes the folder.
+    """Nobody else is in here for the same folder meanwhile; makes the folder.
 
     Args:
         who: would be at work there, as in 'Another comparison'.
@@ -163,7 +163,7 @@ def alone_in(folder: Path, who: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"{who} is at work in {folder}. Wait for it, or give another --output."
+            f"{who} is at work in {folder}. Wait for it, or give another folder."
         ) from None
     except OSError as problem:
         raise OutputError(f"{folder}: cannot be written: {problem}.") from problem

@@ -87,17 +87,22 @@ def efficacy(costs: npt.ArrayLike, lowest: npt.ArrayLike, highest: npt.ArrayLike
     return float(np.mean((highest - costs) / (highest - lowest)))
 
 
-def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> list[Policy]:
-    """Each policy with the bar whose cost on clean rows is nearest to 1 / `target`.
-
-    Costs choose and nothing else, so that labels favour no policy.
-    """
-    fitted = [name for name in names if isinstance(name, str) and name in (ALL, *FITS)]
+def refuse_fitted(specs: Sequence[PolicySpec]) -> None:
+    """Raise ConfigError for a policy whose options are taken from rows, not only its bar."""
+    fitted = [spec for spec in specs if isinstance(spec, str) and spec in (ALL, *FITS)]
     if fitted:
         raise ConfigError(
             f"Policy '{fitted[0]}' takes numbers from rows that may choose, which the attacked "
             "ones may not. Calibrate a point with it and give that as --point."
         )
+
+
+def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> list[Policy]:
+    """Each policy with the bar whose cost on clean rows is nearest to 1 / `target`.
+
+    Costs choose and nothing else, so that labels favour no policy.
+    """
+    refuse_fitted(names)
     judge = Judge(clean)
 
     def distance(outcome: Outcome) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from offramp.attacks.figures import (
     budget_for,
     compare,
     metric_of,
+    refuse_fitted,
     score_of,
 )
 from offramp.attacks.kept import Kept
@@ -30,9 +31,9 @@ from offramp.calibration.frontier import PolicySpec, applicable
 from offramp.data import data_fingerprint, load_examples
 from offramp.engines import record
 from offramp.errors import ConfigError, OutputError
-from offramp.metrics import REGRESSION
+from offramp.metrics import METRICS, REGRESSION
 from offramp.model import MultiExitModel
-from offramp.policies import Policy, make_policy
+from offramp.policies import POLICIES, Policy, make_policy
 from offramp.prediction import Predictor
 from offramp.storage import alone_in, whole_file, write_document
 from offramp.table import ExitTable, replay
@@ -102,7 +103,12 @@ def attack(
         predictor = Predictor.load(predictor, "full", device=device)
     tried = _wanted(predictor, kinds, options, seed)
     _check_depth(max_depth, predictor.model)
-    judged = _named(predictor, points, policies)
+    if metric is not None:
+        METRICS[metric].check(predictor.model.problem_type)
+    if policies is not None and not (policies or points):
+        raise ConfigError("There is no policy to attack. Name a policy or a point.")
+    known = [(point, predictor.policy_of(point)) for point in points]
+    wanted = None if policies is None else _policies(policies, predictor.model)
     columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
     rows = load_examples(data, split=split, **cast(Any, columns))
     sample = load_examples(rows, max_rows=max_rows, seed=seed, **_own(rows))
@@ -110,7 +116,7 @@ def attack(
         logger.info(
             "Attacked is a sample of %d of %d rows; max_rows takes more.", len(sample), len(rows)
         )
-    wishes = Wishes(target_speedup, judged, policies, max_depth, metric)
+    wishes = Wishes(target_speedup, known, wanted, max_depth, metric)
     with _place(output) as folder:
         return _Run(predictor, sample, folder, output is not None, wishes, quiet).all(tried)
 
@@ -120,12 +126,14 @@ class Wishes:
     """What policies are judged, and within which budget; as in `attack`.
 
     Attributes:
-        named: policies that are judged as they are, with the point's name for those of points.
+        points: their names and policies.
+        policies: names of those whose bars are to be set, or policies as they are; None is all
+            that fit the model.
     """
 
     target_speedup: float
-    named: Sequence[tuple[str | None, Policy]]
-    policies: Sequence[PolicySpec] | None
+    points: Sequence[tuple[str, Policy]]
+    policies: Sequence[str | Policy] | None
     max_depth: int | None
     metric: str | None
 
@@ -173,12 +181,16 @@ class _Run:
 
     def _judged(self, clean: ExitTable) -> list[tuple[str | None, Policy]]:
         """Points, and policies at the savings asked for."""
-        specs = self.wishes.policies
-        if specs is None:
-            specs = [name for name in applicable(clean) if name != "full"]
-        names = [spec for spec in specs if isinstance(spec, str)]
-        found = at_savings(clean, names, self.wishes.target_speedup)
-        return [*self.wishes.named, *((None, policy) for policy in found)]
+        wanted = self.wishes.policies
+        if wanted is None:
+            wanted = [name for name in applicable(clean) if name != "full"]
+        judged: list[tuple[str | None, Policy]] = [*self.wishes.points]
+        for one in wanted:
+            if isinstance(one, str):
+                (one,) = at_savings(clean, [one], self.wishes.target_speedup)
+            one.check_signals(clean.header.signals)
+            judged.append((None, one))
+        return judged
 
     def _attack(
         self, one: Attack, clean: ExitTable, policies: Sequence[Policy]
@@ -257,15 +269,19 @@ def _wanted(
     return made
 
 
-def _named(
-    predictor: Predictor, points: Sequence[str], policies: Sequence[PolicySpec] | None
-) -> list[tuple[str | None, Policy]]:
-    """What is judged as it is. Raises ConfigError where nothing is judged at all."""
-    if policies is not None and not (policies or points):
-        raise ConfigError("There is no policy to attack. Name a policy or a point.")
-    judged: list[tuple[str | None, Policy]] = [(one, predictor.policy_of(one)) for one in points]
-    given = [spec for spec in policies or () if not isinstance(spec, str)]
-    return [*judged, *((None, make_policy(spec)) for spec in given)]
+def _policies(specs: Sequence[PolicySpec], model: MultiExitModel) -> list[str | Policy]:
+    """Names, and policies as they are. Raises ConfigError for what is not for the model's task."""
+    refuse_fitted(specs)
+    judged: list[str | Policy] = []
+    for spec in specs:
+        if isinstance(spec, str):
+            POLICIES[spec]  # raises for an unknown name
+            judged.append(spec)
+        else:
+            policy = make_policy(spec)
+            policy.check(model.problem_type, model.depth)
+            judged.append(policy)
+    return judged
 
 
 def _check_depth(max_depth: int | None, model: MultiExitModel) -> None:

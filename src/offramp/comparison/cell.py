@@ -50,7 +50,7 @@ from offramp.errors import OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import default_metric
 from offramp.model import MultiExitModel
-from offramp.storage import read_document, write_document, write_json
+from offramp.storage import LOCK, read_document, write_document, write_json
 from offramp.table import ExitTable
 from offramp.training import TrainOptions, attach, train
 from offramp.training.preparing import encoded_rows, task_of
@@ -205,7 +205,7 @@ def run_cell(folder: Path, cell: Cell) -> Result:
     run.place.mkdir(parents=True, exist_ok=True)
     kind = {START: _start, PLAIN: _plain, TRUNCATED: _truncated}.get(cell.method, _method)
     # where a comparison was killed and goes on at once, the run it had begun may not be over yet
-    with FileLock(run.place / ".lock"):
+    with FileLock(run.place / LOCK):
         result = kind(run)
         write_document(run.place / RESULT, result)
     if cell.method != START:

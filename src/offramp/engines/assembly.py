@@ -247,7 +247,7 @@ class _File:
         ]
         self.now |= {"exit_layer": "left.at", "bad": "left.bad"}
         self.give("scores", "answers")
-        for name in ["exit_layer", "bad", *self.written[2:]]:
+        for name in ["exit_layer", "bad", *(["forced"] if self.forces else [])]:
             self.give(name, name)
         return self.model()
 
@@ -308,7 +308,7 @@ class _File:
 
     def model(self) -> onnx.ModelProto:
         """The file, each weight once."""
-        read = _all_read(self.nodes) | {value.name for value in self.outputs}
+        read = all_read(self.nodes) | {value.name for value in self.outputs}
         graph = helper.make_graph(
             self.nodes,
             "offramp",
@@ -376,16 +376,18 @@ def _renamed(node: NodeProto, names: Names, prefix: str) -> NodeProto:
     return copied
 
 
-def _all_read(nodes: Iterable[NodeProto]) -> set[str]:
+def all_read(nodes: Iterable[NodeProto]) -> set[str]:
+    """What nodes and those of their bodies read."""
     read: set[str] = set()
     for node in nodes:
         read.update(node.input)
-        for graph in _graphs(node):
-            read |= _all_read(graph.node) | {value.name for value in graph.output}
+        for graph in bodies(node):
+            read |= all_read(graph.node) | {value.name for value in graph.output}
     return read
 
 
-def _graphs(node: NodeProto) -> list[onnx.GraphProto]:
+def bodies(node: NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node."""
     return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
 
 
@@ -410,11 +412,11 @@ def _share_weights(graph: onnx.GraphProto) -> None:
 def _bring_home(graph: onnx.GraphProto) -> None:
     """Put a weight that one body alone reads into it: a run hands over all else, one by one."""
     outside = {name for node in graph.node for name in node.input}
-    bodies = [body for node in graph.node for body in _graphs(node)]
-    reads = [_all_read(body.node) for body in bodies]
+    inside = [body for node in graph.node for body in bodies(node)]
+    reads = [all_read(body.node) for body in inside]
     kept: list[TensorProto] = []
     for weight in graph.initializer:
-        homes = [body for body, read in zip(bodies, reads, strict=True) if weight.name in read]
+        homes = [body for body, read in zip(inside, reads, strict=True) if weight.name in read]
         at_home = len(homes) == 1 and weight.name not in outside
         (homes[0].initializer if at_home else kept).append(weight)
     del graph.initializer[:]
@@ -426,5 +428,5 @@ def read_instead(nodes: Iterable[NodeProto], other: Names) -> None:
     for node in nodes:
         for place, name in enumerate(node.input):
             node.input[place] = other.get(name, name)
-        for graph in _graphs(node):
+        for graph in bodies(node):
             read_instead(graph.node, other)

@@ -17,15 +17,20 @@ from offramp.engines.alike import Values
 Embed = Callable[[Values], Flow]
 
 
-def with_thin_masks(backbone: Backbone, batches: Sequence[Values]) -> Embed:
+def with_thin_masks(backbone: Backbone, batches: Sequence[Values], longest: Values | None) -> Embed:
     """What comes before the first layer, with thin masks where that changes no state.
 
     Args:
         batches: to see it on; rows of different lengths, as `Backbone.embed` takes them.
+        longest: one as long as texts may be, where a window would be seen whatever its width;
+            without it masks stay as they are.
     """
+    if longest is None:
+        return backbone.embed
     flows = [backbone.embed(batch) for batch in batches]
     pairs = list(zip(flows, batches, strict=True))
-    names = set[str].intersection(*(_only_padding(*pair) for pair in pairs))
+    names = _only_padding(backbone.embed(longest), longest)
+    names = names.intersection(*(_only_padding(*pair) for pair in pairs))
     if not names or not all(_same_states(backbone, *pair, names) for pair in pairs):
         return backbone.embed
     return lambda batch: _thin(backbone.embed(batch), batch, names)

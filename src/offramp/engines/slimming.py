@@ -9,40 +9,56 @@ Two things that a traced layer does step by step can be said at once:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
+
+from offramp.engines.assembly import all_read, bodies
 
 __all__ = ["slim"]
 
 Dims = tuple[int | str, ...]
-Branch = tuple[NodeProto, NodeProto]
-"""A product with a stored matrix, and the sum with a stored vector after it."""
+
+
+class _Branch(NamedTuple):
+    """A product with a stored matrix, and the sum with a stored vector after it."""
+
+    product: NodeProto
+    added: NodeProto
+    weight: TensorProto
+    bias: TensorProto
 
 
 def slim(model: ModelProto) -> ModelProto:
     """The same function of the same inputs; the given model is not changed.
 
-    Nodes that nobody needs any more stay, for `assemble` to leave out.
+    Nodes and weights that nobody needs any more stay, for `assemble` to leave out.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    _join_products(copy)
-    _fix_shapes(copy)
+    _join_products(copy.graph)
+    _fix_shapes(copy.graph)
     return copy
 
 
 # Products of one value
 
 
-def _join_products(model: ModelProto) -> None:
-    graph = model.graph
-    stored = {weight.name: weight for weight in graph.initializer}
-    for branches in list(_side_by_side(model, stored)):
-        joined, weights = _joined(branches, stored)
-        gone = {node.output[0] for branch in branches for node in branch}
-        first = branches[0][0].output[0]
+def _join_products(graph: GraphProto) -> None:
+    for branches in _side_by_side(graph):
+        joined, weights = _joined(branches)
+        gone = {node.output[0] for one in branches for node in (one.product, one.added)}
+        first = branches[0].product.output[0]
         nodes: list[NodeProto] = []
         for node in graph.node:
             nodes += joined if node.output[0] == first else []
@@ -52,29 +68,43 @@ def _join_products(model: ModelProto) -> None:
         graph.node.extend(nodes)
 
 
-def _side_by_side(model: ModelProto, stored: dict[str, TensorProto]) -> Iterator[list[Branch]]:
+def _side_by_side(graph: GraphProto) -> list[list[_Branch]]:
     """Products of the same value, where there are several."""
+    stored = {weight.name: weight for weight in graph.initializer}
     readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
+    for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    told = {value.name for value in model.graph.output}
-    found: dict[str, list[Branch]] = {}
-    for node in model.graph.node:
+    elsewhere = {value.name for value in graph.output}
+    elsewhere |= all_read(node for top in graph.node for body in bodies(top) for node in body.node)
+    found: dict[str, list[_Branch]] = {}
+    for node in graph.node:
         after = readers.get(node.output[0], [])
-        alone = len(after) == 1 and node.output[0] not in told
-        if alone and _is_product(node, stored) and _bias(after[0], stored) is not None:
-            found.setdefault(node.input[0], []).append((node, after[0]))
-    return (branches for branches in found.values() if len(branches) > 1)
+        alone = len(after) == 1 and node.output[0] not in elsewhere
+        branch = _branch(node, after[0], stored) if alone else None
+        # a weight with other readers would stand in the file twice
+        if branch is not None and len(readers[branch.weight.name]) == 1:
+            found.setdefault(node.input[0], []).append(branch)
+    return [branches for branches in found.values() if len(branches) > 1]
 
 
-def _joined(
-    branches: Sequence[Branch], stored: dict[str, TensorProto]
-) -> tuple[list[NodeProto], list[TensorProto]]:
+def _branch(product: NodeProto, added: NodeProto, stored: dict[str, TensorProto]) -> _Branch | None:
+    """What two nodes are together, if that is a product and a number for each of its columns."""
+    if (product.op_type, added.op_type) != ("MatMul", "Add"):
+        return None
+    weight = stored.get(product.input[1])
+    vectors = [stored[name] for name in added.input if name in stored]
+    if weight is None or len(weight.dims) != 2 or len(vectors) != 1:
+        return None
+    fits = list(vectors[0].dims) == [weight.dims[1]]
+    return _Branch(product, added, weight, vectors[0]) if fits else None
+
+
+def _joined(branches: Sequence[_Branch]) -> tuple[list[NodeProto], list[TensorProto]]:
     """The nodes in the place of all branches, and what they store."""
-    weights = [numpy_helper.to_array(stored[product.input[1]]) for product, _ in branches]
-    biases = [numpy_helper.to_array(stored[_bias(added, stored) or ""]) for _, added in branches]
-    outputs = [added.output[0] for _, added in branches]
+    weights = [numpy_helper.to_array(one.weight) for one in branches]
+    biases = [numpy_helper.to_array(one.bias) for one in branches]
+    outputs = [one.added.output[0] for one in branches]
     stem = f"{outputs[0]}.joined"
     values = {
         "weight": np.concatenate(weights, axis=1),
@@ -83,31 +113,18 @@ def _joined(
     }
     made = [numpy_helper.from_array(value, f"{stem}.{name}") for name, value in values.items()]
     weight, bias, sizes = (value.name for value in made)
+    given = branches[0].product.input[0]
     return [
-        helper.make_node("MatMul", [branches[0][0].input[0], weight], [f"{stem}.product"], stem),
+        helper.make_node("MatMul", [given, weight], [f"{stem}.product"], stem),
         helper.make_node("Add", [f"{stem}.product", bias], [stem], f"{stem}.add"),
         helper.make_node("Split", [stem, sizes], outputs, f"{stem}.split", axis=-1),
     ], made
 
 
-def _is_product(node: NodeProto, stored: dict[str, TensorProto]) -> bool:
-    weight = stored.get(node.input[1]) if node.op_type == "MatMul" else None
-    return weight is not None and len(weight.dims) == 2
-
-
-def _bias(node: NodeProto, stored: dict[str, TensorProto]) -> str | None:
-    """The stored vector that a node adds, if that is what it does."""
-    if node.op_type != "Add":
-        return None
-    vectors = [name for name in node.input if name in stored and len(stored[name].dims) == 1]
-    return vectors[0] if len(vectors) == 1 else None
-
-
 # Shapes
 
 
-def _fix_shapes(model: ModelProto) -> None:
-    graph = model.graph
+def _fix_shapes(graph: GraphProto) -> None:
     known = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     for node in graph.node:
         if node.op_type != "Reshape":

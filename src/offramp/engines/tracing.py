@@ -66,9 +66,10 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     Raises ModelError for a layer or exit that cannot be traced, by number.
     """
     backbone = model.backbone
-    longest = backbone.max_length or _SIZES[1][1]
-    batches = [_batch(backbone, rows, min(tokens, longest)) for rows, tokens in _SIZES]
-    embed = with_thin_masks(backbone, batches)
+    most = backbone.max_length
+    batches = [_batch(backbone, rows, min(tokens, most or tokens)) for rows, tokens in _SIZES]
+    longest = None if most is None else _batch(backbone, 2, most)
+    embed = with_thin_masks(backbone, batches, longest)
     flows = [embed(batch) for batch in batches]
     exports = Exports(model)
     progress("embedding")
