@@ -11,13 +11,15 @@ import torch
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
 from onnx.reference import ReferenceEvaluator
+from transformers import AutoModelForSequenceClassification
 
 from offramp.engines import exporting
 from offramp.engines.alike import Values, follow
-from offramp.engines.assembly import assemble_all
+from offramp.engines.assembly import assemble, assemble_all, bodies
 from offramp.engines.exporting import Exports
 from offramp.engines.tracing import Traced, trace_model, trace_policy
 from offramp.errors import ModelError
+from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.policies import MaxProbability, Patience
 from offramp.testing.tiny import tiny_batch_for, tiny_model
@@ -167,3 +169,31 @@ def test_constants_are_told_apart_by_their_values() -> None:
     assert _steps(lambda one: one["x"] * A) != _steps(lambda one: one["x"] * B)
     again = A.clone()
     assert _steps(lambda one: one["x"] * A) == _steps(lambda one: one["x"] * again)
+
+
+def test_a_wide_window_is_kept_for_texts_that_are_longer_than_it(traces: list[Any]) -> None:
+    """One that is wider than both batches a model is traced on."""
+    config = tiny_model("modernbert", layers=4).stock.config
+    config.local_attention, config.max_position_embeddings = 400, 512
+    torch.manual_seed(0)
+    stock = AutoModelForSequenceClassification.from_config(config)
+    model = MultiExitModel.from_stock(stock, ExitSpec(pooling="mean")).eval()
+    traced = trace_model(model)
+    tables = [v for v in traced.embedding.graph.output if "attention_mask" in v.name]
+    sizes = [table.type.tensor_type.shape.dim[2].dim_value for table in tables]
+    assert sorted(sizes) == [0, 1]  # free for the window, one for the layers that see all
+    _is_right(traced, model, tokens=450)
+
+
+def test_a_weight_stands_in_the_body_that_reads_it_and_padding_once_for_a_row() -> None:
+    model = tiny_model("bert", layers=3)
+    traced = trace_model(model)
+    decisions = trace_policy(MaxProbability(threshold=0.5), traced.outputs)
+    file = assemble(traced.embedding, traced.layers, decisions).graph
+    ifs = [bodies(node) for node in file.node if node.op_type == "If"]
+    inside = [{weight.name for body in two for weight in body.initializer} for two in ifs]
+    assert len(inside) == 2
+    assert "layer2.owner.exits.2.classifier.weight" in inside[0]
+    assert not any(weight.name.startswith(("layer2", "layer3")) for weight in file.initializer)
+    (mask,) = [value for value in traced.embedding.graph.output if "attention_mask" in value.name]
+    assert mask.type.tensor_type.shape.dim[2].dim_value == 1
