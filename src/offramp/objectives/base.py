@@ -60,11 +60,13 @@ class Objective(nn.Module):
             rate of what starts from nothing.
         apart: names of the parts of the loss whose gradients `combine` gets by themselves.
         fine_tuned: the stock model has learnt the task already, see `ahead`.
+        reads: what the model reads, `text` or `image`.
     """
 
     learning_rate: float | None = None
     apart: tuple[str, ...] = ()
     fine_tuned: bool = False
+    reads: str = "text"
 
     def prepare(self, depth: int) -> None:
         """Make what depends on the number of layers; called once, before training."""

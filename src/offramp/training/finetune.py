@@ -117,6 +117,7 @@ def train(
     if fine_tuned:
         _check_finished(path, head, layers)
     material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
+    objective.reads = material.model.backbone.reads
     if method != PLAIN:
         METHODS[method].check(material.model.problem_type)
     own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
