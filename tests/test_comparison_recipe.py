@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_comparison_grid import plan, result
 
 from offramp.comparison.cell import Work
 from offramp.comparison.plan import RESULT, Cell, Grid, results
-from offramp.comparison.recipe import recipe, share_of
+from offramp.comparison.recipe import recipe, share_of, trained_alike
 from offramp.comparison.running import _check_recipes, _exceptions
 from offramp.errors import ConfigError
 from offramp.exits import ExitSpec
@@ -74,6 +75,42 @@ def test_a_name_and_a_paper_make_no_other_recipe(monkeypatch: pytest.MonkeyPatch
     before = recipe("mine")
     monkeypatch.setitem(METHODS._items, "mine", replace(MINE, name="other", paper="published"))
     assert recipe("mine") == before
+
+
+def test_methods_that_differ_in_their_policy_alone_are_trained_alike() -> None:
+    same = ("pabee", "pcee_bert", "f_pabee", "beem")
+    for one, other in combinations(METHODS, 2):
+        assert trained_alike(one, other) == (one in same and other in same), (one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exits": ExitSpec(pooling="mean")},
+        {"objective": EqualWeights},
+        {"measures_pooling": False},
+    ],
+)
+def test_another_training_is_not_alike(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(METHODS._items, "theirs", replace(MINE, name="theirs", policy="entropy"))
+    assert trained_alike("mine", "theirs")
+    monkeypatch.setitem(METHODS._items, "theirs", replace(MINE, **change))
+    assert not trained_alike("mine", "theirs")
+
+
+def test_of_runs_that_are_trained_alike_the_others_wait_for_the_first() -> None:
+    grid = Grid(plan(fine_tunes=False), ("plain", "pabee", "cosee", "beem"), (1,))
+    start = result(Cell("start", None, 1))
+    done = {start.cell: start}
+    assert {cell.method for cell in grid.next(done)} == {"plain", "pabee", "cosee"}
+    first, other = Cell("pabee", 1e-4, 1), Cell("pabee", 3e-4, 1)
+    done[first] = result(first)
+    waiting = [cell for cell in grid.next(done) if cell.method == "beem"]
+    assert waiting == [Cell("beem", 1e-4, 1)]
+    failed = [cell for cell in grid.next(done, [other]) if cell.method == "beem"]
+    assert failed == [Cell("beem", 1e-4, 1), Cell("beem", 3e-4, 1)]
 
 
 def test_what_is_no_method_has_no_recipe() -> None:

@@ -122,6 +122,32 @@ def test_the_same_command_does_nothing_twice_and_more_methods_only_add(
     assert {row["name"] for row in said.document["board"]["methods"]} == {"attach", "deebert"}
 
 
+def test_methods_that_differ_in_their_policy_alone_are_trained_once(
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(cell_module, "train")
+    said = offramp(*command(place, done, "pabee,beem", "--seeds", 2, "--json"))
+    assert inline == [Cell("beem", 1e-3, seed) for seed in (1, 2)]
+    pabee, beem = said.document["board"]["methods"]
+    assert {pabee.pop("name"), beem.pop("name")} == {"pabee", "beem"}
+    for shared in ("full_score", "parameters_added", "learning_rate"):
+        assert pabee[shared] == beem[shared]
+    assert {pabee["own"], beem["own"]} == {"patience", "accumulated"}
+
+
+def test_a_method_that_has_changed_lends_its_training_to_nobody(
+    offramp: Offramp, inline: list[Cell], place: Path, done: Path
+) -> None:
+    for file in done.glob("cells/pabee*/result.json"):
+        kept = json.loads(file.read_text())
+        file.write_text(json.dumps({**kept, "recipe": "of before"}))
+    assert offramp(*command(place, done, "beem", "--seeds", 1)).code == 0
+    cell = Cell("beem", 1e-3, 1)
+    assert "tables are taken" not in (done / "cells" / cell.name / "log.txt").read_text()
+    assert inline == [cell]
+    assert (done / "cells" / cell.name / "seconds.json").is_file()
+
+
 def test_a_folder_holds_one_comparison_and_says_what_differs(
     offramp: Offramp, inline: list[Cell], place: Path, done: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from offramp.model import MultiExitModel
 from offramp.testing import save_tiny_stock, tiny_batch, tiny_texts
 from offramp.training import TrainOptions, attach, train
+from offramp.training.options import warn_of_slow_bf16
 
 SHORT = TrainOptions(max_steps=4, batch_size=8, quiet=True)
 KINDS = {
@@ -55,3 +57,26 @@ def test_an_attached_model_answers_at_full_depth_bit_for_bit_like_its_source(
         assert torch.equal(model(**batch).logits, wanted)
         again = MultiExitModel.from_pretrained(tmp_path / "out")
         assert torch.equal(again(**batch).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("has", "choice", "warned"),
+    [
+        ({"architecture": "x86_64"}, True, True),
+        ({"architecture": "x86_64", "avx512_bf16": True}, True, False),
+        ({"architecture": "x86_64"}, "auto", False),
+        ({"architecture": "aarch64"}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has: dict[str, Any],
+    choice: bool | str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    warn_of_slow_bf16(choice)
+    assert ("slower than in fp32" in caplog.text) == warned

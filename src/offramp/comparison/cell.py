@@ -39,6 +39,7 @@ from offramp.comparison.plan import (
     Grid,
     Plan,
     Result,
+    alike,
     plug_in,
     results,
 )
@@ -256,6 +257,8 @@ def _plain(run: Work) -> Result:
 def _method(run: Work) -> Result:
     path = run.place / "model"
     name = run.cell.method
+    if before := _trained_before(run):
+        return before
     if name == ATTACH:
         run.attach(path)
     else:
@@ -268,6 +271,26 @@ def _method(run: Work) -> Result:
     return run.result(
         _tune_area(name, tune), parameters_added=added, pooling=model.config.exits.get("pooling")
     )
+
+
+def _trained_before(run: Work) -> Result | None:
+    """The result of a run that differs in its policy alone, with its tables, if there is one."""
+    before = next((one for one in results(run.folder).values() if _serves(one, run.cell)), None)
+    if before is None:
+        return None
+    logger.info("%s has trained the same exits; its tables are taken.", before.cell.name)
+    for role in ROLES:
+        table = ExitTable.open(run.folder / "cells" / before.cell.name / role)
+        check_scores(table)
+        if not (run.place / role).is_dir():
+            table.save(run.place / role)
+    return before.model_copy(update={"method": run.cell.method, "recipe": recipe(run.cell.method)})
+
+
+def _serves(result: Result, cell: Cell) -> bool:
+    """Whether what a run trained, with its method as it is now, is what another would train."""
+    same = result.cell != cell and alike(result.cell, cell)
+    return same and result.recipe == recipe(result.method)
 
 
 def _truncated(run: Work) -> Result:

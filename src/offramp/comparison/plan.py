@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from offramp.comparison.recipe import trained_alike
 from offramp.errors import ConfigError
 from offramp.storage import Strict, read_document, write_document
 
@@ -105,6 +106,12 @@ class Result(Strict):
         return Cell(self.method, self.rate, self.seed)
 
 
+def alike(one: Cell, other: Cell) -> bool:
+    """Whether two runs train the same exits in the same way."""
+    same = (one.rate, one.seed) == (other.rate, other.seed)
+    return same and trained_alike(one.method, other.method)
+
+
 def plug_in(name: str) -> None:
     """Import a module, from here too, that registers methods. Raises ConfigError."""
     if os.getcwd() not in sys.path:
@@ -151,9 +158,16 @@ class Grid:
     seeds: tuple[int, ...]
 
     def next(self, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()) -> list[Cell]:
-        """Runs that are neither done nor failed, and have all that they start from."""
+        """Runs that are neither done nor failed, and have all that they start from.
+
+        Of runs that are trained alike one comes first, the others wait for its tables.
+        """
         over = {*done, *failed}
-        return [cell for cell in self.wanted(done, failed) if cell not in over]
+        found: list[Cell] = []
+        for cell in self.wanted(done, failed):
+            if cell not in over and not any(alike(cell, one) for one in found):
+                found.append(cell)
+        return found
 
     def wanted(self, done: Mapping[Cell, Result], failed: Iterable[Cell] = ()) -> list[Cell]:
         """Its runs as far as they are known by now, those that are over among them."""

@@ -26,6 +26,19 @@ def recipe(method: str) -> str | None:
     return fingerprint(json.dumps(parts, sort_keys=True))
 
 
+def trained_alike(one: str, other: str) -> bool:
+    """Whether two methods differ in their policy alone, so one training serves both."""
+    if one not in METHODS or other not in METHODS:
+        return one == other
+    a, b = METHODS[one], METHODS[other]
+    return (type(a.exits), a.exits.to_dict(), a.measures_pooling, a.objective) == (
+        type(b.exits),
+        b.exits.to_dict(),
+        b.measures_pooling,
+        b.objective,
+    )
+
+
 def _settings(objective: Objective) -> dict[str, Any]:
     """Class and plain attributes of an objective and its parts, by their place in it."""
     return {

@@ -44,6 +44,7 @@ from offramp.model.folder import is_ours, resolve
 from offramp.registry import nearest
 from offramp.storage import LOCK, alone_in, fingerprint_of_files, whole_file, write_document
 from offramp.table import ExitTable
+from offramp.training.options import warn_of_slow_bf16
 from offramp.training.preparing import Columns, Data, check_pooling, head_for, read_examples
 
 logger = logging.getLogger("offramp")
@@ -161,6 +162,7 @@ def compare(
     parts, left_out = cut(
         read_examples(data, columns), given, {"tune": tune_share, "test": test_share}, max_rows
     )
+    warn_of_slow_bf16(bf16)
     source = resolve(model)
     plan = _plan(
         source,

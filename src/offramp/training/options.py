@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from offramp.errors import ConfigError
 from offramp.storage import Strict
 
 GIB = 2**30
+logger = logging.getLogger("offramp")
 
 
 class TrainOptions(Strict):
@@ -29,7 +31,8 @@ class TrainOptions(Strict):
         warmup: share of the updates over which the rate rises.
         weight_decay: on matrices, not on biases and norms.
         gradient_accumulation: batches per update.
-        bf16: autocast; `auto` where a GPU supports it.
+        bf16: autocast; `auto` where a GPU supports it. On processors without instructions for it
+            it is slower than fp32.
         seed: of new weights, the order of rows and dropout.
         checkpoint_minutes: a killed run loses at most about this much.
         save_steps: checkpoint every so many updates instead.
@@ -119,12 +122,26 @@ def training_arguments(
 
 def check_here(options: TrainOptions) -> None:
     """Raise ConfigError now for what this machine cannot do, not when training starts."""
+    warn_of_slow_bf16(options.bf16)
     arguments = training_arguments(options, Path("unused"), epochs=1.0)
     try:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()
     except (ValueError, RuntimeError, ImportError) as problem:
         raise ConfigError(f"Trackers {', '.join(options.report_to)}: {problem}") from problem
+
+
+def warn_of_slow_bf16(choice: bool | str | None) -> None:
+    """Warn where bf16 was asked for and the processor has no instructions for it."""
+    if choice is not True or torch.accelerator.is_available():
+        return
+    known: Any = getattr(torch.cpu, "get_capabilities", dict)  # not in every version of torch
+    has = known()
+    if has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+        logger.warning(
+            "This processor has no instructions for bf16: training will be slower than in fp32. "
+            "Leave --bf16 out."
+        )
 
 
 def _wants_bf16(choice: bool | str) -> bool:
