@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,14 @@ def shared_path(*parts: str) -> Path:
 @pytest.fixture(name="shared_path", scope="session")
 def shared_path_fixture() -> Callable[..., Path]:
     return shared_path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_updates() -> Iterator[None]:
+    """Exits of few rows need not be good ones here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("offramp.training.attachment.FEWEST_UPDATES", 20)
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,6 +10,7 @@ from offramp.backbones.encoders import (
     BACKBONES,
     EncoderBackbone,
     Layout,
+    check_architecture,
     make_backbone,
     register_layout,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "EncoderBackbone",
     "Flow",
     "Layout",
+    "check_architecture",
     "join_rows",
     "make_backbone",
     "register_layout",

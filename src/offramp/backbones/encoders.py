@@ -33,14 +33,18 @@ HOW_TO_ADD = "docs/howto/backbone.md"
 
 def make_backbone(stock: PreTrainedModel) -> Backbone:
     """Cut a stock `...ForSequenceClassification` model into layers; weights are shared."""
-    model_type = stock.config.model_type
+    check_architecture(stock.config.model_type)
+    return BACKBONES[stock.config.model_type](stock)
+
+
+def check_architecture(model_type: str) -> None:
+    """Raise ModelError for what nobody has registered; large models need not be made for that."""
     if model_type not in BACKBONES:
         known = BACKBONES.names()
         raise ModelError(
             f"Architecture '{model_type}' is not supported.{nearest(model_type, known)} "
             f"Supported: {', '.join(known)}. One file adds another: see {HOW_TO_ADD}."
         )
-    return BACKBONES[model_type](stock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from offramp.backbones import Batch, make_backbone
+from offramp.backbones import Batch, check_architecture, make_backbone
 from offramp.errors import ConfigError, ModelError
 from offramp.exits import ExitKind, ExitOutput, ExitSpec
 from offramp.model import folder
@@ -69,6 +69,7 @@ class MultiExitModel(PreTrainedModel):
         super().__init__(config)
         if stock is None:
             inner = config.stock_config()
+            check_architecture(inner.model_type)
             stock = auto_class(inner).from_config(inner)
         self.stock = stock
         self.main_input_name = stock.main_input_name

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from offramp.backbones import check_architecture
 from offramp.errors import ModelError
 from offramp.model.bounds import UNUSABLE, Building, Extent
 from offramp.storage import Strict, read_json
@@ -58,6 +59,7 @@ def load_stock(path: Path, head: Head | None = None) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(
                 path, trust_remote_code=False, **(head.config() if head else {})
             )
+            check_architecture(config.model_type)
             stock, info = auto_class(config).from_pretrained(
                 path,
                 config=config,
