@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binom
+from scipy.special import bdtr, betaincinv
 
 Floats = npt.NDArray[np.float64]
 _HALVINGS = 40
@@ -18,13 +18,14 @@ _HALVINGS = 40
 def binomial(losses: Floats, limit: float, alpha: float = 0.05) -> Floats:
     """Chance of so few losses of 1, or fewer, if their mean were `limit`; `alpha` plays no part."""
     counts = np.asarray(losses).sum(axis=0)
-    return np.asarray(binom.cdf(counts, len(losses), limit))
+    return np.asarray(bdtr(counts, len(losses), limit))
 
 
 def binomial_bound(losses: Floats, alpha: float) -> Floats:
     """The mean is above this with a chance of at most `alpha` (Clopper and Pearson)."""
     counts, rows = np.asarray(losses).sum(axis=0), len(losses)
-    return np.where(counts < rows, beta.ppf(1 - alpha, counts + 1, np.maximum(rows - counts, 1)), 1)
+    others = np.maximum(rows - counts, 1)
+    return np.where(counts < rows, betaincinv(counts + 1, others, 1 - alpha), 1)
 
 
 def betting(losses: Floats, limit: float, alpha: float = 0.05) -> Floats:

@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from sklearn.datasets import load_digits
 
 from offramp.data.hashing import split_examples
 from offramp.data.images import needs_pillow
@@ -17,6 +16,8 @@ SPLIT_SEED = 0
 
 def load() -> DatasetDict:
     """The splits train, validation and test, cut by input hash; columns image and label."""
+    from sklearn.datasets import load_digits  # seconds that nobody else should wait
+
     needs_pillow()
     digits = load_digits()
     grey = (digits.images * (255 / digits.images.max())).round().astype(np.uint8)
