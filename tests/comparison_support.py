@@ -10,9 +10,7 @@ import pytest
 
 from offramp.comparison.cell import run_cell
 from offramp.comparison.plan import Cell
-from offramp.engines import CostModel, cost_model
 from offramp.errors import OfframpError
-from offramp.model import MultiExitModel
 
 
 class Inline:
@@ -39,12 +37,4 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Inline)
     monkeypatch.setattr("offramp.comparison.workers.POLL_SECONDS", 0.0)
     monkeypatch.setattr(Inline, "begun", [])
-    # the cost of one architecture need not be counted for every table
-    known: dict[str, CostModel] = {}
-
-    def counted(model: MultiExitModel) -> CostModel:
-        name = model.config.to_json_string()
-        return known[name] if name in known else known.setdefault(name, cost_model(model))
-
-    monkeypatch.setattr("offramp.engines.recording.cost_model", counted)
     return Inline.begun

@@ -19,8 +19,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 # CI tries the same examples in every run; other runs look for new ones
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("search", deadline=None)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("search", deadline=None, max_examples=50)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 ROOT = Path(__file__).resolve().parents[1]
