@@ -156,6 +156,12 @@ def test_an_architecture_is_measured_without_a_network_or_a_tokenizer() -> None:
     assert "words and signs" in done.lengths.source
 
 
+def test_batches_are_those_that_there_are_rows_for(place: Path) -> None:
+    options = {name: value for name, value in QUICK.items() if name != "batch_sizes"}
+    done = bench(place / "exits", place / "rows.csv", None, **options)
+    assert [work.batch_size for work in done.workloads] == [1, 8, None]
+
+
 def test_what_is_random_is_the_same_every_time(place: Path) -> None:
     # so that files made of it are found again, by the process that measures memory as well
     for name in ("bert-tiny", place / "stock"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from offramp.comparison.plan import Cell, Grid, Plan, Result, open_plan, results
 from offramp.comparison.rows import check_labels
-from offramp.comparison.workers import Workers
+from offramp.comparison.workers import Workers, _free
 from offramp.errors import ConfigError, DataError
 from offramp.storage import write_document
 
@@ -167,6 +167,21 @@ def test_runs_that_have_just_begun_count_with_the_memory_they_will_take(
     assert crew._room(done) == 2
     crew._running = dict.fromkeys(cells)
     assert crew._room(done) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("1000", 1000 - 700 + 200), ("400", 0), ("max", 5000), ("99999", 5000)]
+)
+def test_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int
+) -> None:
+    machine = SimpleNamespace(available=5000)
+    monkeypatch.setattr("offramp.comparison.workers.psutil.virtual_memory", lambda: machine)
+    assert _free(tmp_path) == 5000
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\n")
+    assert _free(tmp_path) == free
 
 
 def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from offramp.storage import write_document
 HTML, JSON = "bench.html", "bench.json"
 RUNTIMES = get_args(Runtime)
 SHARES = (0.25, 0.5, 0.75)
+BATCH_SIZES = (1, 8, 32, 128)
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
 
@@ -44,7 +45,7 @@ def bench(
     depths: Sequence[float] | None = None,
     backends: Sequence[str] = RUNTIMES,
     precisions: Sequence[str] = ("fp32", "int8"),
-    batch_sizes: Sequence[int] = (1, 8, 32, 128),
+    batch_sizes: Sequence[int] | None = None,
     rows: int = 128,
     passes: int | None = None,
     minutes: float = 10.0,
@@ -74,7 +75,8 @@ def bench(
             where there is no point.
         backends: of `torch`, `onnx` and `openvino`.
         precisions: of `fp32`, `bf16`, `fp16` and `int8`.
-        batch_sizes: beside the stream of rows as they come.
+        batch_sizes: beside the stream of rows as they come; else those of 1, 8, 32 and 128 that
+            there are rows for.
         rows: how many.
         passes: over all rows, at least 2; else as many as fit into `minutes`, 3 to 25.
         minutes: about how long the timing may take where `passes` are not given.
@@ -95,13 +97,15 @@ def bench(
         "--minutes": (minutes, 0),
         "--threads": (threads, 1),
     }
-    _check(backends, precisions, batch_sizes, depths, numbers)
+    fitting = [size for size in BATCH_SIZES if size <= rows]
+    sizes = fitting if batch_sizes is None else batch_sizes
+    _check(backends, precisions, sizes, depths, numbers)
     folder = _folder(output)
     where = as_device(device)
     subject = open_subject(model)
     found, lengths = open_rows(subject, data, rows, max_length, **columns)
     leaving = _leaving(subject, points, depths, rows)
-    works = plan_work(found.lengths, batch_sizes)
+    works = plan_work(found.lengths, sizes)
     with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
         example = with_mask(found.batch([0, 1]))
         shop = Shop(lambda: subject.model, example, Path(temp), count, where)

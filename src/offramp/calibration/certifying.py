@@ -181,7 +181,8 @@ def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTa
     apart = table.ids % 2 == 1
     if not (fine & apart).any() or not (fine & ~apart).any():
         raise TableError(
-            f"{table.rows} rows are too few to search on one half and prove on the other."
+            f"{int(fine.sum())} rows with finite scores, of {table.rows}, are too few to search "
+            "on one half and prove on the other."
         )
     return _by_id(table, fine & ~apart), _by_id(table, fine & apart), int((~fine).sum())
 

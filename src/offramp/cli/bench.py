@@ -65,8 +65,12 @@ Precisions = Annotated[
     typer.Option("--precisions", help="Of fp32, bf16, fp16 and int8.", rich_help_panel=_WHO),
 ]
 BatchSizes = Annotated[
-    str,
-    typer.Option("--batch-sizes", help="Beside a stream of rows.", rich_help_panel=_WHO),
+    str | None,
+    typer.Option(
+        "--batch-sizes",
+        help="Beside a stream of rows; else 1,8,32,128, as far as there are rows.",
+        rich_help_panel=_WHO,
+    ),
 ]
 Memory = Annotated[
     bool,
@@ -98,7 +102,7 @@ def bench(
     depths: Depths = None,
     backends: Backends = "torch,onnx,openvino",
     precisions: Precisions = "fp32,int8",
-    batch_sizes: BatchSizes = "1,8,32,128",
+    batch_sizes: BatchSizes = None,
     rows: Rows = 128,
     split: o.Split = None,
     text: o.Text = None,
@@ -134,7 +138,8 @@ def bench(
 
     given["backends"] = _each(backends, "--backends", str)
     given["precisions"] = _each(precisions, "--precisions", str)
-    given["batch_sizes"] = _each(batch_sizes, "--batch-sizes", int)
+    sizes = batch_sizes
+    given["batch_sizes"] = None if sizes is None else _each(sizes, "--batch-sizes", int)
     given["depths"] = None if depths is None else _shares(depths)
     given["points"] = point or None
     columns = {name: given[name] for name in ("split", "text", "text_pair")}

@@ -127,11 +127,11 @@ class Workers:
             largest = max((result.memory for result in done.values()), default=0)
             if largest:
                 # what has begun may not have taken yet what it will
-                free = psutil.virtual_memory().available + _held(self._running.values())
+                free = _free() + _held(self._running.values())
                 most = min(most, int(free // (1.2 * largest)))
             elif not torch.cuda.is_available():
                 # what a run takes is not known before one has been done
-                most = min(most, max(1, int(psutil.virtual_memory().available // (4 << 30))))
+                most = min(most, max(1, int(_free() // (4 << 30))))
         return max(most, 1) - len(self._running)
 
     def _begin(self, cell: Cell) -> None:
@@ -187,6 +187,19 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._running.clear()
+
+
+def _free(container: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that may still be taken, of the machine and of the container that this runs in."""
+    free: float = psutil.virtual_memory().available
+    try:
+        limit = (container / "memory.max").read_text().strip()
+        used = int((container / "memory.current").read_text())
+        lines = (container / "memory.stat").read_text().splitlines()
+        cached = int(dict(line.split() for line in lines)["inactive_file"])  # given up when needed
+        return free if limit == "max" else min(free, max(0, int(limit) - used + cached))
+    except (OSError, ValueError, KeyError):
+        return free  # in no container, or in one of another kind
 
 
 def _held(tries: Iterable[Try]) -> int:

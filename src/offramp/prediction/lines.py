@@ -50,11 +50,14 @@ def predict_lines(
 
 def _arriving(handle: int) -> Iterator[Sequence[bytes]]:
     """Whole lines: those that are there, as soon as there is one."""
-    rest = b""
+    begun: list[bytes] = []  # parts of a line whose end has not come yet
     while data := _read(handle):
-        *lines, rest = (rest + data).split(b"\n")
-        yield lines
-    yield [rest]
+        first, *others = data.split(b"\n")
+        begun.append(first)
+        if others:
+            yield [b"".join(begun), *others[:-1]]
+            begun = others[-1:]
+    yield [b"".join(begun)]
 
 
 def _read(handle: int) -> bytes:
