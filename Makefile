@@ -2,7 +2,8 @@
 #   make PYTHON=/path/to/python3.12 test     another interpreter (3.11 or newer)
 #   make test ARGS="-k patience -x"          arguments for pytest, or for the demo
 
-WORKERS ?= 2
+# as many as there are cores, up to four: each takes a gigabyte or so
+WORKERS ?= auto
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$p && break; done)
@@ -20,8 +21,8 @@ help:  ## This list
 demo: $(STAMP)  ## The whole road on a small model, with numbers at the end
 	$(BIN)/offramp demo $(ARGS)
 
-test: $(STAMP)  ## The tests, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(STAMP)  ## The tests, on up to four processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## Ruff: rules and format
 	$(BIN)/ruff check .

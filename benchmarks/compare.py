@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--plugins", nargs="*", default=())
     parser.add_argument("--rows", type=int, help="to train on, for a quick try")
+    parser.add_argument("--no-bf16", action="store_true", help="where it is slower than fp32")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"))
     parser.add_argument("--docs", type=Path, default=DOCS)
     given = parser.parse_args()
@@ -133,7 +134,7 @@ def main() -> None:
         title=given.name,
         workers=given.workers,
         plugins=given.plugins,
-        bf16=True,
+        bf16=not given.no_bf16,
     )
     for one in done.missing:
         print(f"missing: {one.method}, seed {one.seed}: {one.why}")
