@@ -122,6 +122,20 @@ MISTAKES = {
     "exits to elsewhere": (["tune", "{exits}", "-d", "{rows}", "-o", "m", "--max-drop", "1%"],
                            "has exits already"),
     "name with a slash": (["calibrate", "{table}", "--max-drop", "1%", "--name", "a/b"], "name"),
+    "a point called full": (["calibrate", "{table}", "--max-drop", "1%", "--name", "full"],
+                            "what full depth is called"),
+    "a tuned point called full": (["tune", "{stock}", "-d", "{rows}", "-o", "m", "--max-drop", "1%",
+                                   "--name", "full"], "what full depth is called"),
+    "cache of nan": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--cache-limit", "nan"],
+                     "--cache-limit is nan"),
+    "endless cache": (["attach", "{stock}", "-d", "{rows}", "-o", "m", "--cache-limit", "inf"],
+                      "--cache-limit is inf"),
+    "a device without numbers": (["predict", "{exits}", "film", "--device", "meta"],
+                                 "Device 'meta'"),
+    "speed-up of nan": (["calibrate", "{table}", "--target-speedup", "nan"], "must be above 1"),
+    "a table twice": (["calibrate", "{table}", "{table}", "--max-drop", "1%"], "the same rows"),
+    "misspelt problem type": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--problem-type",
+                               "regresion"], r"Unknown problem type 'regresion'.*'regression'"),
 }  # fmt: skip
 
 

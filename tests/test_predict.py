@@ -190,6 +190,19 @@ def test_a_folder_without_a_point_runs_to_full_depth_and_says_so(
     assert "Make one with `offramp calibrate`" in caplog.text
 
 
+@pytest.mark.parametrize("backend", ["pipeline", "stream"])
+def test_texts_that_are_cut_are_said_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, backend: str
+) -> None:
+    classify = offramp.pipeline(folder, point="full")
+    for text in ("film " * 300, "a film", "plot " * 300):
+        if backend == "pipeline":
+            classify(text)
+        else:
+            list(classify.predictor.stream([text]))
+    assert caplog.text.count("are cut") == 1
+
+
 def test_a_point_that_is_not_there_is_never_guessed(folder: Path) -> None:
     with pytest.raises(PointError, match=r"no operating point 'fats'\. Did you mean 'fast'"):
         pipeline(folder, "fats", device="cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, pipeline
 
 from offramp.model import MultiExitModel
 from offramp.testing import save_tiny_stock, tiny_batch, tiny_texts
@@ -57,6 +57,19 @@ def test_an_attached_model_answers_at_full_depth_bit_for_bit_like_its_source(
         assert torch.equal(model(**batch).logits, wanted)
         again = MultiExitModel.from_pretrained(tmp_path / "out")
         assert torch.equal(again(**batch).logits, wanted)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_attach_says_before_the_work_that_labels_seem_to_be_those_of_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shift: int
+) -> None:
+    source = save_tiny_stock(tmp_path / "stock")
+    texts = tiny_texts(60)
+    answers = [said["label"] for said in pipeline("text-classification", str(source))(texts)]
+    labels = [f"label-{(int(name[-1]) + shift) % 3}" for name in answers]
+    data = Dataset.from_dict({"text": texts, "label": labels})
+    attach(source, data, tmp_path / "out", options=TrainOptions(quiet=True, max_steps=1))
+    assert ("mapped to the wrong classes" in caplog.text) == bool(shift)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from offramp import __version__
 from offramp.calibration.certificate import Certificate
@@ -26,7 +26,17 @@ from offramp.table import ProblemType
 
 FOLDER = "points"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-PointName = Annotated[str, StringConstraints(pattern=_NAME)]
+FULL = "full"
+"""What full depth is called where a point is asked for."""
+
+
+def _not_full(name: str) -> str:
+    if name == FULL:
+        raise ValueError(f"'{FULL}' is what full depth is called; take another name")
+    return name
+
+
+PointName = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_not_full)]
 
 
 class OperatingPoint(Strict):

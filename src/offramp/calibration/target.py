@@ -62,9 +62,7 @@ class Target(Strict):
             raise ConfigError(f"per_class needs max_drop; it has no meaning with {kind}.")
         if (risk is not None) != (kind == "max_risk"):
             raise ConfigError("max_risk and risk, the name of what it limits, go together.")
-        number = parse_share(value)
-        if kind == "target_speedup" and number <= 1:
-            raise ConfigError(f"target_speedup must be above 1, not {number:g}; 2 halves the cost.")
+        number = _parse_speedup(value) if kind == "target_speedup" else parse_share(value)
         data = {"kind": kind, "value": number, "per_class": per_class, "risk": risk}
         return cls.model_validate(data)
 
@@ -76,6 +74,16 @@ class Target(Strict):
     def __str__(self) -> str:
         words = _WORDS[self.kind].format(self.value, risk=self.risk)
         return words + (" in every class" if self.per_class else "")
+
+
+def _parse_speedup(value: str | float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1 < number < math.inf:
+        raise ConfigError(f"target_speedup must be above 1, not {value}; 2 halves the cost.")
+    return number
 
 
 def parse_share(text: str | float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,12 +155,18 @@ def _where(written: Path | None) -> str:
 
 def joined(paths: list[Path]) -> ExitTable:
     """One table of all rows; the tables may differ in their rows and in nothing else."""
+    from offramp.errors import TableError
     from offramp.storage import fingerprint
     from offramp.table import ExitTable, concatenate
 
     tables = [ExitTable.open(path) for path in paths]
     if len(tables) == 1:
         return tables[0]
+    for first, second in combinations(zip(paths, tables, strict=True), 2):
+        if first[1].header.data_fingerprint == second[1].header.data_fingerprint:
+            raise TableError(
+                f"{first[0]} and {second[0]} hold the same rows, which would count twice. Give one."
+            )
     rows = fingerprint(*(table.header.data_fingerprint for table in tables))
     for table in tables:
         table.header = table.header.model_copy(update={"data_fingerprint": rows})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,8 +134,16 @@ def training_options(given: Mapping[str, Any]) -> TrainOptions:
         if name in TrainOptions.model_fields and value is not None
     }
     if "cache_limit" in known:
-        known["cache_limit"] = int(known["cache_limit"] * 1e9)
+        known["cache_limit"] = _bytes(known["cache_limit"])
     return parse_document(TrainOptions, known, "Training options")
+
+
+def _bytes(gigabytes: float) -> int:
+    if not math.isfinite(gigabytes):
+        from offramp.errors import ConfigError
+
+        raise ConfigError(f"--cache-limit is {gigabytes:g}; give gigabytes, such as 8.")
+    return int(gigabytes * 1e9)
 
 
 def check_pooling(pooling: str | None) -> None:

@@ -8,11 +8,12 @@ from offramp.data.hashing import (
     split_examples,
 )
 from offramp.data.loading import load_examples
-from offramp.data.tasks import Task, encode_labels, infer_task, majority_share
+from offramp.data.tasks import Task, check_problem_type, encode_labels, infer_task, majority_share
 from offramp.data.tokens import encode
 
 __all__ = [
     "Task",
+    "check_problem_type",
     "data_fingerprint",
     "dataset_ids",
     "drop_overlap",

@@ -42,6 +42,16 @@ class Task(Strict):
         return dict(enumerate(self.labels or ("LABEL_0",)))
 
 
+def check_problem_type(problem_type: str | None) -> None:
+    """Refuse what is none; None is left to be inferred. Raises ConfigError."""
+    known = list(get_args(ProblemType))
+    if problem_type is not None and problem_type not in known:
+        raise ConfigError(
+            f"Unknown problem type '{problem_type}'.{nearest(problem_type, known)} "
+            f"Known: {', '.join(known)}."
+        )
+
+
 def infer_task(
     dataset: Dataset,
     problem_type: str | None = None,
@@ -56,12 +66,7 @@ def infer_task(
     Raises:
         DataError: no labels, or one class only, where the classes must come from the data.
     """
-    known = list(get_args(ProblemType))
-    if problem_type is not None and problem_type not in known:
-        raise ConfigError(
-            f"Unknown problem type '{problem_type}'.{nearest(problem_type, known)} "
-            f"Known: {', '.join(known)}."
-        )
+    check_problem_type(problem_type)
     kind = problem_type or _problem_type(dataset, id2label)
     if kind == REGRESSION:
         return Task(problem_type=REGRESSION)

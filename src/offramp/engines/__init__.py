@@ -10,7 +10,12 @@ from offramp.engines.batching import bucket, collate, in_batches, plan_batches, 
 from offramp.engines.cost import CostModel, cost_model
 from offramp.engines.inputs import ImageInputs, Inputs, TextInputs, inputs_of, load_processor
 from offramp.engines.making import ENGINES, check_backend, check_dtype, make_engine
-from offramp.engines.recording import label_names, processor_fingerprint, record
+from offramp.engines.recording import (
+    label_names,
+    processor_fingerprint,
+    record,
+    warn_below_majority,
+)
 from offramp.engines.settings import as_device, as_dtype, dtype_name
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.trees import take_tree
@@ -46,5 +51,6 @@ __all__ = [
     "record",
     "rows_of",
     "take_tree",
+    "warn_below_majority",
     "windows",
 ]

@@ -22,7 +22,7 @@ from offramp.engines.inputs import Inputs, inputs_of
 from offramp.engines.torch_engine import TorchEngine
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitOutput
-from offramp.metrics import METRICS, predictions
+from offramp.metrics import METRICS, REGRESSION, predictions
 from offramp.model import MultiExitModel
 from offramp.table import ExitTable, TableHeader, TableWriter
 
@@ -91,7 +91,9 @@ def record(
             )
             bar.update(len(rows))
     table = ExitTable.open(path)
-    _warn_below_majority(table)
+    if table.labels is not None:
+        names = table.header.label_names
+        warn_below_majority(table.scores[:, -1], table.labels, table.problem_type, names)
     return table
 
 
@@ -179,12 +181,19 @@ def _bar(rows: int, role: str, progress: bool) -> Any:
     return tqdm(total=rows, desc=f"record {role}", unit="row", disable=None if progress else True)
 
 
-def _warn_below_majority(table: ExitTable) -> None:
-    if table.labels is None or table.problem_type == "regression":
+def warn_below_majority(
+    scores: Array, labels: Array, problem_type: str, names: Sequence[str]
+) -> None:
+    """Warn where full depth is worse than no model at all, so that labels seem to be mixed up.
+
+    Args:
+        scores: at full depth, (rows, classes).
+        labels: (rows,), or (rows, classes) of many labels.
+    """
+    if problem_type == REGRESSION:
         return
-    answers = predictions(table.scores[:, -1], table.problem_type)
-    right = METRICS["accuracy"].compare(answers, table.labels)
-    majority = np.unique(table.labels, axis=0, return_counts=True)[1].max() / table.rows
+    right = METRICS["accuracy"].compare(predictions(scores, problem_type), labels)
+    majority = np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels)
     if right < majority:
         logger.warning(
             "Full depth is right on %.1f%% of the rows, less than always answering the most "
@@ -192,5 +201,5 @@ def _warn_below_majority(table: ExitTable) -> None:
             "the model's are %s.",
             100 * right,
             100 * majority,
-            ", ".join(f"{n}={name}" for n, name in enumerate(table.header.label_names)),
+            ", ".join(f"{n}={name}" for n, name in enumerate(names)),
         )

@@ -28,7 +28,7 @@ def as_device(device: str | int | torch.device | None) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.zeros(1, device=chosen).item()  # `meta` has no numbers
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
         reason = str(problem).strip().split("\n")[0]
         raise ConfigError(

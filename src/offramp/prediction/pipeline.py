@@ -88,7 +88,8 @@ class Classifier:
             top_k = items.usual_top_k
 
         def answers(asked: list[Item]) -> list[Any]:
-            answered = self.predictor.answer(asked, ready, budget=budget)[0]
+            answered, cut = self.predictor.answer(asked, ready, budget=budget)
+            self.predictor.say_cut(cut)
             return [self._said(answer, apply, top_k) for answer in answered]
 
         if items.is_one(inputs):

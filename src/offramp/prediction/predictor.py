@@ -104,6 +104,7 @@ class Predictor:
         self.point = self.ready(point)
         self._given = point
         self.watched: Watch | None = None
+        self._said_cut = False
 
     @classmethod
     def load(
@@ -288,6 +289,16 @@ class Predictor:
             answers.update(zip(places, part, strict=True))
         return [answers[place] for place in range(len(rows))], cut
 
+    def say_cut(self, cut: int) -> None:
+        """Say, the first time, that texts were cut."""
+        if cut and not self._said_cut:
+            self._said_cut = True
+            logger.warning(
+                "Texts longer than %s tokens are cut: %d so far. This is said once.",
+                self.max_length,
+                cut,
+            )
+
     def _along(
         self,
         course: Course,
@@ -377,7 +388,8 @@ class Predictor:
     def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
         first = 0
         for window in windows(_alike(items), self.items.ahead * self.max_rows):
-            rows = self.items.read(window)[0]
+            rows, cut = self.items.read(window)
+            self.say_cut(cut)
             lengths = [row.length for row in rows]
             for places in plan_batches(lengths, *self._limits):
                 answers = self._run([rows[place] for place in places], course)
@@ -391,7 +403,9 @@ class Predictor:
 
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
         for window in windows(_alike(items), self.max_rows):
-            for row in self.items.read(window)[0]:
+            rows, cut = self.items.read(window)
+            self.say_cut(cut)
+            for row in rows:
                 yield row.id, self.items.batch([row], "cpu", few_lengths=True)
 
     def _run(self, batch: Sequence[Row], course: Course) -> list[Answer]:

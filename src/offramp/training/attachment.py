@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import set_seed
 
+from offramp.engines import label_names, plan_batches, warn_below_majority
 from offramp.errors import ConfigError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.model import MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import SelfDistillation
+from offramp.training.batches import Rows
 from offramp.training.cache import filled_cache, sampled_vectors, vectors_type
 from offramp.training.estimate import announce, estimate
 from offramp.training.options import (
@@ -46,6 +49,8 @@ from offramp.training.work import WorkFolder, check_output, says_how_to_continue
 logger = logging.getLogger("offramp")
 
 ATTACHED = "attach"
+COMPARED = 500
+"""Rows whose labels are held against the classifier's answers before the work starts."""
 
 
 def attach(
@@ -118,6 +123,22 @@ def _check_exits(exits: ExitKind, model: MultiExitModel) -> None:
         )
 
 
+@torch.inference_mode()
+def _compare_labels(model: MultiExitModel, rows: Rows, seed: int) -> None:
+    """Warn where the labels of some rows, if there are any, seem to be those of other classes."""
+    some = rows.part(rows.shuffled(seed)[:COMPARED])
+    scores, labels = [], []
+    for block in plan_batches(some.lengths.numpy()):
+        batch = {name: leaf.to(model.device) for name, leaf in some.batch(block).items()}
+        given = batch.pop("labels", None)
+        if given is None:
+            return
+        labels.append(given.cpu().numpy())
+        scores.append(model.stock(**batch).logits.float().cpu().numpy())
+    names = label_names(model)
+    warn_below_majority(np.concatenate(scores), np.concatenate(labels), model.problem_type, names)
+
+
 @dataclass(frozen=True)
 class _Run:
     """One fit of exits, from material to a model."""
@@ -159,6 +180,7 @@ class _Run:
         model.eval()
         move(model, PartialState().device)
         objective, rows, quiet = SelfDistillation(), self.material.rows, self.given.quiet
+        _compare_labels(model, rows, self.given.seed)
         if self.cached is None:
             logger.info("Vectors are not cached: the classifier runs again for every batch.")
         announce(estimate(model, objective, rows, self.options, self.cached), work.path)

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
-from offramp.data import Task, encode_labels, infer_task, load_examples
+from offramp.data import Task, check_problem_type, encode_labels, infer_task, load_examples
 from offramp.engines import collate, inputs_of, load_processor
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
@@ -172,6 +172,7 @@ def task_of(model: MultiExitModel) -> Task:
 
 def head_for(path: Path, dataset: Dataset, problem_type: str | None, fresh: bool) -> Head | None:
     """The new head that a checkpoint needs for a dataset's labels, or None if it has its own."""
+    check_problem_type(problem_type)
     if is_ours(path):
         if fresh:
             raise ConfigError(
