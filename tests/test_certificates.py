@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from scipy.stats import binomtest
 from offramp import ExitTable, OperatingPoint
 from offramp.calibration import RISKS, certify, choose
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
-from offramp.calibration.certificate import percent, rows_needed
+from offramp.calibration.certificate import Procedure, percent, rows_needed
+from offramp.calibration.certifying import PROCEDURES, _needed
+from offramp.calibration.judge import Outcome
 from offramp.calibration.proving import prove
 from offramp.calibration.risks import Answered, Risk
+from offramp.calibration.target import Target
 from offramp.errors import ConfigError, PointError, TableError
+from offramp.policies import Full
 
 DEPTH = 6
 
@@ -83,6 +88,21 @@ def test_gains_tighten_the_bound_of_bets() -> None:
 def test_no_loss_at_all_needs_as_many_rows_as_is_said() -> None:
     needed = rows_needed(0.02, 0.95, 0.0, 0.0)
     assert binomial(np.zeros(needed), 0.02) <= 0.05
+
+
+@pytest.mark.parametrize("procedure", PROCEDURES)
+@pytest.mark.parametrize("limit", [0.01, 0.02, 0.1])
+def test_so_many_rows_that_lose_nothing_are_proven_and_few_less_are_not(
+    procedure: Procedure, limit: float
+) -> None:
+    candidate = Outcome(Full(), 0.5, 0.0, (1,), None, None, None, risk=0.0, spread=0.0)
+    path = [candidate] * 7
+    target = Target.of(None, None, limit, False)
+    needed = _needed(path, target, 0.95, procedure)
+    assert needed is not None
+    assert prove(np.zeros((needed, 7)), limit, 0.95, procedure, "binomial").place is not None
+    less = math.floor(0.97 * needed) - 1
+    assert prove(np.zeros((less, 7)), limit, 0.95, procedure, "binomial").place is None
 
 
 # Procedures

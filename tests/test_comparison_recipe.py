@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_comparison_grid import plan, result
 
-from offramp.comparison.cell import Work
+from offramp.comparison.cell import Work, cuts
 from offramp.comparison.plan import RESULT, Cell, Grid, results
 from offramp.comparison.recipe import recipe, share_of, trained_alike
 from offramp.comparison.running import _check_recipes, _exceptions
@@ -111,6 +111,15 @@ def test_of_runs_that_are_trained_alike_the_others_wait_for_the_first() -> None:
     assert waiting == [Cell("beem", 1e-4, 1)]
     failed = [cell for cell in grid.next(done, [other]) if cell.method == "beem"]
     assert failed == [Cell("beem", 1e-4, 1), Cell("beem", 3e-4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(2, (1,)), (6, (1, 2, 3, 4)), (10, (2, 3, 5, 6)), (12, (3, 4, 6, 8))]
+)
+def test_smaller_models_have_no_more_than_their_share_of_the_layers(
+    depth: int, layers: tuple[int, ...]
+) -> None:
+    assert cuts(depth) == layers
 
 
 def test_what_is_no_method_has_no_recipe() -> None:

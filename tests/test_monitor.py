@@ -95,6 +95,28 @@ def test_the_same_policy_chosen_on_other_rows_is_another_point(tmp_path: Path) -
         Monitor.load(tmp_path / "monitor.json", others)
 
 
+@pytest.mark.parametrize("rows", [50, 100, 1000])
+def test_few_rows_of_a_point_are_no_drift_of_others(rows: int) -> None:
+    """Shares that were counted on few rows are rough; that says nothing of rows to come."""
+    draw, depth = np.random.default_rng(0), 12
+    drifted = 0
+    for _ in range(100):
+        expected = np.bincount(draw.integers(0, depth, rows), minlength=depth) / rows
+        known = {"expected": tuple(expected.tolist()), "rows": rows}
+        monitor = Monitor.of(point_of()).model_copy(update=known)
+        drifted += monitor.after(exit_layers=draw.integers(1, depth + 1, 1000).tolist()).drifted
+    assert drifted <= 2
+
+
+def test_a_point_that_holds_on_average_alone_is_watched_for_what_its_rows_leave_open() -> None:
+    point = point_of()
+    assert point.certificate is not None
+    mean = point.certificate.model_copy(update={"confidence": None, "procedure": "expectation"})
+    watched = Monitor.of(point.model_copy(update={"certificate": mean}))
+    assert Monitor.of(point).limit == point.certificate.limit
+    assert watched.limit != point.certificate.limit
+
+
 def test_rows_that_leave_elsewhere_show_as_drift() -> None:
     point = point_of()
     shares = np.array(point.exit_histogram) / point.rows

@@ -94,3 +94,11 @@ def rows_needed(limit: float, confidence: float, estimate: float, spread: float)
     fewest = surely / -math.log1p(-limit)  # where no row loses
     gap = limit - min(estimate, limit / 2)
     return math.ceil(max(fewest, 2 * surely * max(spread, limit * (1 - limit) / 2) / gap**2))
+
+
+def rows_on_average(limit: float, estimate: float) -> int:
+    """About how many rows hold a mean loss of `estimate` below the limit on average over draws.
+
+    There one more row counts as lost, see `prove`; otherwise as `rows_needed`.
+    """
+    return math.ceil(round((1 - limit) / (limit - min(estimate, limit / 2)), 9))

@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.calibration import probabilities, sentences
-from offramp.calibration.certificate import Certificate, Procedure, Test, rows_needed
+from offramp.calibration.certificate import (
+    Certificate,
+    Procedure,
+    Test,
+    rows_needed,
+    rows_on_average,
+)
 from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
 from offramp.calibration.judge import Judge, Outcome, finite_rows
@@ -109,12 +115,14 @@ def certify(
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
-        said = sentences.no_promise(target, rest.rows, _needed(path, target, sure))
+        said = sentences.no_promise(target, rest.rows, _needed(path, target, sure, procedure))
     repeated = rest.rows - len(np.unique(rest.ids))
     cautions = sentences.proof(search.rows, rest.rows, excluded, repeated)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
+_LEAST = 1e-9
+"""What any number of rows could prove."""
 DEMAND = (
     *("target_speedup", "max_drop", "max_disagreement", "max_risk", "risk", "metric", "per_class"),
     *("policies", "name", "sets", "confidence", "procedure"),
@@ -156,10 +164,10 @@ def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, 
         raise ConfigError(f"Test '{test}' is unknown. Known: {', '.join(P_VALUES)}.")
     if seed < 0:
         raise ConfigError(f"A seed is 0 or more, not {seed}.")
-    if not 0 < target.value < 1:
+    if not _LEAST <= target.value < 1:
         raise ConfigError(
-            f"{target.kind}={target.value:g} cannot be promised: a limit is above 0 and below 1, "
-            "such as 1% or 0.01."
+            f"{target.kind}={target.value:g} cannot be promised: a limit is well above 0 and "
+            "below 1, such as 1% or 0.01."
         )
     if test == "binomial" and not (risk.whole and risk.lowest == 0):
         raise ConfigError(
@@ -190,7 +198,10 @@ def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTa
 def _by_id(table: ExitTable, chosen: npt.NDArray[np.bool_]) -> ExitTable:
     """These rows in an order that is not that of the file, on which sums depend in a last bit."""
     rows = np.flatnonzero(chosen)
-    return table.take(rows[np.argsort(table.ids[rows], kind="stable")])
+    labels = np.zeros(len(rows)) if table.labels is None else np.asarray(table.labels)[rows]
+    # inputs that stand twice, with other labels
+    keys = (*labels.reshape(len(rows), -1).T, table.ids[rows])
+    return table.take(rows[np.lexsort(keys)])
 
 
 def _losses(table: ExitTable, path: Sequence[Outcome], risk: Risk, seed: int) -> Floats:
@@ -213,10 +224,16 @@ def _bound(
     return 0.0 if place is None else bound(losses, sure, test)
 
 
-def _needed(path: Sequence[Outcome], target: Target, sure: float) -> int | None:
+def _needed(
+    path: Sequence[Outcome], target: Target, sure: float, procedure: Procedure
+) -> int | None:
     """About how many rows prove the safest of the path; 0 for none ever, None without a path."""
     if not path or path[0].risk is None or path[0].spread is None:
         return None
     if path[0].risk >= target.value:
         return 0
+    if procedure == "expectation":
+        return rows_on_average(target.value, path[0].risk)
+    if procedure in ("holm", "bonferroni"):  # each candidate gets its part of what may go wrong
+        sure = 1 - (1 - sure) / len(path)
     return rows_needed(target.value, sure, path[0].risk, path[0].spread)

@@ -112,10 +112,11 @@ def conformal_limits(
     depth: int,
     alpha: float = 0.1,
 ) -> Floats:
-    """A limit per exit layer, (depth,); that of all rows where at most 20 leave.
+    """A limit per exit layer, (depth,); layers where at most 20 rows leave share one.
 
-    Each exit with a limit of its own misses at most a share alpha of new rows; exits with that
-    of all rows promise nothing by themselves, so the fewer rows leave there, the better.
+    Each exit with a limit of its own misses at most a share alpha of new rows, and so do those
+    that share one together. That of all rows would not do for them: rows that leave early are
+    easy, and would vouch for the hard ones.
 
     Args:
         answers: raw scores of the exit that answered, (rows, classes), as `replay` gives them.
@@ -127,11 +128,10 @@ def conformal_limits(
     rows = np.arange(len(np.asarray(labels)))
     scores = _scores(answers)[rows, np.asarray(labels)]
     where = np.asarray(exit_layers)
-    limits = np.full(depth, conformal_limit(scores, alpha))
-    for layer in range(1, depth + 1):
-        here = scores[where == layer]
-        if len(here) > ENOUGH:
-            limits[layer - 1] = conformal_limit(here, alpha)
+    many = np.bincount(where, minlength=depth + 1) > ENOUGH
+    limits = np.full(depth, conformal_limit(scores[~many[where]], alpha))
+    for layer in np.flatnonzero(many):
+        limits[layer - 1] = conformal_limit(scores[where == layer], alpha)
     return limits
 
 

@@ -30,6 +30,10 @@ PATIENCE = 2000
 """Audited rows until half of the money that is kept back is bet."""
 WINDOW = 1000
 """Rows of the exit histogram that is compared with that of the point."""
+DRIFTED = 0.25
+"""Of `Monitor.drift`, from which, by custom, rows are others than those of the point."""
+ROUGH = 3
+"""Times the mean drift of rows that are like them: few of those make it large by chance."""
 Money = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _RICH = 1e300
@@ -44,7 +48,7 @@ class Monitor(Strict):
         risk: of audited rows; one that needs no labels.
         limit: the mean loss that is not to be exceeded.
         level: chance of a false alarm, ever.
-        expected: share of rows that leave after each layer, on the point's rows.
+        expected, rows: share of rows that leave after each layer, on so many of the point's.
         audited, lost: rows that also ran to full depth, and the sum of their losses.
         reserve, bets: money kept back, and on each bet; 1 in all at the start.
         most: the most money there ever was.
@@ -59,6 +63,7 @@ class Monitor(Strict):
     limit: float = Field(gt=0, lt=1)
     level: float = Field(gt=0, lt=1)
     expected: Annotated[tuple[Share, ...], Field(min_length=1)]
+    rows: int = Field(default=WINDOW, ge=1)
     audited: int = Field(default=0, ge=0)
     lost: float = 0.0
     reserve: Money = 1.0
@@ -90,6 +95,7 @@ class Monitor(Strict):
             limit=limit,
             level=level,
             expected=tuple(shares.tolist()),
+            rows=point.rows,
         )
 
     @classmethod
@@ -121,16 +127,22 @@ class Monitor(Strict):
     def drift(self) -> float | None:
         """Population stability index of recent exit layers; None while there are few.
 
-        Above 0.25, by custom, rows are no longer those that the point was chosen on. This is an
-        early warning without a guarantee.
+        An early warning without a guarantee, see `drifted`.
         """
         if len(self.recent) < WINDOW:
             return None
         seen = np.bincount(self.recent, minlength=len(self.expected) + 1)[1:] + 0.5
         shares = seen / seen.sum()
-        expected = np.array(self.expected) + 0.5 / WINDOW
+        expected = np.array(self.expected) + 0.5 / self.rows
         expected /= expected.sum()
         return float(((shares - expected) * np.log(shares / expected)).sum())
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the drift is more than that of rows like the point's own, of which few make
+        their shares rough: a multiple of its mean there, which is that of a chi-square."""
+        usual = (len(self.expected) - 1) * (1 / self.rows + 1 / WINDOW)
+        return self.drift is not None and self.drift > max(DRIFTED, ROUGH * usual)
 
     def after(self, losses: Sequence[float] = (), exit_layers: Sequence[int] = ()) -> Self:
         """What is known after some more rows.
@@ -178,7 +190,7 @@ class Monitor(Strict):
 def _watched(point: OperatingPoint) -> tuple[str, float]:
     """What can be seen without labels, and its limit."""
     promised = point.certificate
-    if isinstance(promised, Certificate):
+    if isinstance(promised, Certificate) and promised.confidence is not None:
         risk = RISKS[promised.risk]
         if not risk.labelled and risk.lowest >= 0:  # a gain could cost a bet more than there is
             return risk.name, promised.limit

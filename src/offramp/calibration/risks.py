@@ -112,7 +112,14 @@ def risk(
     labelled: bool = False,
     whole: bool = False,
 ) -> Callable[[Callable[[Answered], Floats]], Callable[[Answered], Floats]]:
-    """Register a function of answered rows as a risk, see `Risk`."""
+    """Register a function of answered rows as a risk, see `Risk`.
+
+    Raises ConfigError for losses that may be below -1: divide them first.
+    """
+    if not -1 <= lowest <= 0:
+        raise ConfigError(
+            f"Risk '{name}': losses down to {lowest:g} are not from -1 to 1. Divide them first."
+        )
 
     def add(losses: Callable[[Answered], Floats]) -> Callable[[Answered], Floats]:
         RISKS.register(name, Risk(name, words, losses, problem_types, lowest, labelled, whole))

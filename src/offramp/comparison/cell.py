@@ -279,12 +279,15 @@ def _trained_before(run: Work) -> Result | None:
     if before is None:
         return None
     logger.info("%s has trained the same exits; its tables are taken.", before.cell.name)
+    name = run.cell.method
     for role in ROLES:
         table = ExitTable.open(run.folder / "cells" / before.cell.name / role)
         check_scores(table)
         if not (run.place / role).is_dir():
             table.save(run.place / role)
-    return before.model_copy(update={"method": run.cell.method, "recipe": recipe(run.cell.method)})
+    quality = _tune_area(name, ExitTable.open(run.place / "tune"))
+    changed = {"method": name, "recipe": recipe(name), "quality": quality}
+    return before.model_copy(update=changed)
 
 
 def _serves(result: Result, cell: Cell) -> bool:
@@ -297,8 +300,7 @@ def _truncated(run: Work) -> Result:
     """Smaller models, as if each were an exit of the plain fine-tune."""
     plain = run.folder / "cells" / run.cell._replace(method=PLAIN).name
     whole = {role: ExitTable.open(plain / role) for role in ROLES}
-    depth = whole["tune"].depth
-    layers = tuple(sorted({max(1, round(depth / cut)) for cut in DEPTHS}))
+    layers = cuts(whole["tune"].depth)
     smaller: dict[str, dict[int, ExitTable]] = {role: {} for role in ROLES}
     for layer in layers:
         path = run.place / f"model-{layer}"
@@ -311,6 +313,11 @@ def _truncated(run: Work) -> Result:
         together.save(run.place / role)
     tune = ExitTable.open(run.place / "tune")
     return run.result(_tune_area(TRUNCATED, tune, layers), layers=layers)
+
+
+def cuts(depth: int) -> tuple[int, ...]:
+    """How many layers the smaller models have; none costs more than its share of the depth."""
+    return tuple(sorted({max(1, int(depth / cut)) for cut in DEPTHS}))
 
 
 def _as_exits(whole: ExitTable, smaller: dict[int, ExitTable]) -> ExitTable:

@@ -18,9 +18,6 @@ from offramp.prediction.ready import ReadyPoint
 
 logger = logging.getLogger("offramp")
 
-DRIFTED = 0.25
-"""Of `Monitor.drift`, from which rows are called others than those of the point."""
-
 
 class Watch:
     """Audits the rows of a predictor and keeps a monitor of them; see `Predictor.watch`.
@@ -121,13 +118,11 @@ class Watch:
     def _say(self, before: Monitor, after: Monitor) -> None:
         if after.alarmed and not before.alarmed:
             logger.warning("%s", after.words())
-        drift = after.drift
-        if drift is not None and drift > DRIFTED and not self._drift_said:
+        if after.drifted and not self._drift_said:
             self._drift_said = True
             logger.warning(
                 "Point '%s': rows leave at other layers than those it was chosen on (stability "
-                "index %.2f, above %.2f). Its promise is for rows like those.",
+                "index %.2f). Its promise is for rows like those.",
                 after.point,
-                drift,
-                DRIFTED,
+                after.drift,
             )
