@@ -382,7 +382,31 @@ def test_memory_is_that_of_a_process_of_its_own_and_of_full_depth(
     assert 0 < full < 500
 
 
+def test_what_is_named_twice_runs_once(place: Path) -> None:
+    twice = {"backends": ["torch"] * 2, "precisions": ["fp32"] * 2, "batch_sizes": [1, 1]}
+    done = bench(place / "exits", place / "rows.csv", None, **{**QUICK, **twice})
+    names = [one.name for one in done.contenders]
+    assert len(names) == len(set(names))
+    assert [work.name for work in done.workloads] == ["batch 1", "stream"]
+
+
 # Mistakes
+
+
+def test_a_machine_on_which_the_baseline_does_not_run_is_told_why(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.benchmark.race._hindrance", lambda *_: "no memory")
+    with pytest.raises(ConfigError, match="does not run here: no memory"):
+        bench(place / "exits", place / "rows.csv", None, **QUICK)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_timed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("offramp.benchmark.running.open_subject")
+    with pytest.raises(OutputError, match=r"rows\.csv is a file"):
+        bench(place / "exits", None, place / "rows.csv" / "below", **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +416,7 @@ def test_memory_is_that_of_a_process_of_its_own_and_of_full_depth(
         ({"backends": ["onxx"]}, "onnx"),
         ({"backends": []}, "--backends is empty"),
         ({"precisions": ["int4"]}, "Known: fp32, bf16, fp16, int8"),
+        ({"max_length": -3}, "--max-length is -3"),
         ({"batch_sizes": [0]}, "from 1 to the number of rows, 12"),
         ({"batch_sizes": [13]}, "Give more --rows or smaller batches"),
         ({"rows": 1}, "--rows is 1; it must be at least 2"),

@@ -291,3 +291,21 @@ def test_what_is_measured_was_computed_as_asked() -> None:
         table.header = table.header.model_copy(update={"engine": "torch", "dtype": "float32"})
         with pytest.raises(PointError, match="chosen on onnx in int8, not on torch in float32"):
             evaluate(table, point)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "4", True])
+def test_threads_are_a_number_from_one(bert_model: MultiExitModel, threads: Any) -> None:
+    with pytest.raises(ConfigError, match="give a whole number from 1"):
+        make_engine(bert_model, "onnx", threads=threads)
+
+
+def test_ids_of_another_width_and_masks_of_truth_values_are_taken(
+    bert: tuple[MultiExitModel, OnnxEngine],
+) -> None:
+    model, engine = bert
+    batch = tiny_batch_for(model.stock, 5, seed=2)
+    other = {
+        "input_ids": batch["input_ids"].int(),
+        "attention_mask": batch["attention_mask"].bool(),
+    }
+    assert torch.equal(engine.run(other, Full()).scores, engine.run(batch, Full()).scores)

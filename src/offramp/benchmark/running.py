@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 import torch
 
 from offramp.benchmark.contenders import PRECISIONS, Shop, line_up
-from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
+from offramp.benchmark.document import BASELINE, Bench, Contender, Runtime, Skipped
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
 from offramp.benchmark.race import Race, ready
@@ -96,9 +96,11 @@ def bench(
         "--passes": (passes, 2),
         "--minutes": (minutes, 0),
         "--threads": (threads, 1),
+        "--max-length": (max_length, 1),
     }
+    backends, precisions = list(dict.fromkeys(backends)), list(dict.fromkeys(precisions))
     fitting = [size for size in BATCH_SIZES if size <= rows]
-    sizes = fitting if batch_sizes is None else batch_sizes
+    sizes = fitting if batch_sizes is None else list(dict.fromkeys(batch_sizes))
     _check(backends, precisions, sizes, depths, numbers)
     folder = _folder(output)
     where = as_device(device)
@@ -114,6 +116,7 @@ def bench(
         wanted, unfit = leaving.fitting(wanted)
         wanted, elsewhere = _on_device(wanted, where)
         able, broken = ready(shop, wanted, found.batch([0]), quiet)
+        _check_baseline(able, broken)
         race = Race(shop, able, found, leaving.policies, passes, minutes / len(works), quiet)
         workloads = [race.run(work) for work in works]
         if memory:
@@ -139,9 +142,22 @@ def bench(
 
 def _folder(output: str | os.PathLike[str] | None) -> Path | None:
     folder = None if output is None else Path(output)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; give the name of a folder.")
+    if folder is not None:
+        # now, and not when everything has been timed
+        there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+        if not there.is_dir():
+            raise OutputError(f"{there} is a file; give the name of a folder.")
+        if not os.access(there, os.W_OK):
+            raise OutputError(f"{folder} cannot be written: no permission for {there}.")
     return folder
+
+
+def _check_baseline(able: Sequence[Contender], broken: Sequence[Skipped]) -> None:
+    """Raise ConfigError where what everybody is compared with does not run here."""
+    if all(one.name != BASELINE for one in able):
+        short = BASELINE.partition(",")[0]
+        why = next((one.why for one in broken if short in one.names), "it is not there")
+        raise ConfigError(f"{BASELINE}, which all are compared with, does not run here: {why}")
 
 
 @dataclass(frozen=True)

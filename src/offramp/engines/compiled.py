@@ -147,6 +147,7 @@ def _feed(batch: Batch) -> Feed:
     if not len(first):
         raise ConfigError("The batch has no rows.")
     if "input_ids" in feed:
+        feed = {name: array.astype(np.int64, copy=False) for name, array in feed.items()}
         feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
         feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
     return feed

@@ -62,11 +62,13 @@ def cost_model(model: Exitable) -> CostModel:
     config: Any = model.config  # type: ignore[attr-defined]
     # weights cost nothing: what has the same config was counted before
     key = type(model), config.to_json_string(use_diff=False)
-    if key not in _KNOWN:
+    found = _KNOWN.get(key)
+    if found is None:
+        found = _count_all(model)
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
-        _KNOWN[key] = _count_all(model)
-    return _KNOWN[key]
+        _KNOWN[key] = found
+    return found
 
 
 def _count_all(model: Exitable) -> CostModel:

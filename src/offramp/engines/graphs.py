@@ -31,9 +31,6 @@ from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, who
 
 logger = logging.getLogger("offramp")
 
-SCHEMA = 3
-"""Of the files; another number leaves those in the cache alone."""
-
 DTYPES = ("float32", "int8")
 LARGEST = 2**31 - 2**26
 """Bytes of weights in a file, which protobuf ends at 2 GiB."""
@@ -105,16 +102,20 @@ class Graphs:
                 is torn, and made anew.
         """
         path = self._path(policy, deepest)
+        torn: Exception | None = None
         if path is not None and _is_there(path):
             try:
                 return read(path)
             except Exception as problem:  # each runtime has errors of its own
-                logger.warning("%s is broken and is made anew: %s", path, str(problem)[:200])
+                torn = problem
         made = self.all_exits() if policy is None else self.early_exit(policy, deepest)
         data = made.SerializeToString()
+        found = read(data)  # where this fails, too, it was not the file
+        if torn is not None:
+            logger.warning("%s is broken and is made anew: %s", path, str(torn)[:200])
         if path is not None:
             _keep(path, data)
-        return read(data)
+        return found
 
     def _path(self, policy: Policy | None, deepest: int | None) -> Path | None:
         """Where a file is kept; None where it cannot be, or not be told from others."""
@@ -124,7 +125,7 @@ class Graphs:
         if folder is None or weights is None or code is None:
             return None
         rule = rule_of(policy, self.model.depth, deepest)
-        made_of = [weights(), self.dtype, rule, str(SCHEMA), code]
+        made_of = [weights(), self.dtype, rule, code]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -189,7 +190,8 @@ def _with_inner(policy: Policy) -> Iterator[Policy]:
 
 
 def _code_of(model: Exitable, policy: Policy | None) -> str | None:
-    """A name for the code of exits, layers and policy, which need not be ours and may change.
+    """A name for the code of exits, layers and policy, which need not be ours and may change, and
+    for ours that makes files of them.
 
     None where some of it stands in no file.
     """
@@ -199,7 +201,8 @@ def _code_of(model: Exitable, policy: Policy | None) -> str | None:
     kinds = {kind for part in parts for kind in type(part).__mro__}
     modules = sorted({kind.__module__ for kind in kinds} - {"builtins"})
     try:
-        return fingerprint_of_files(*(Path(inspect.getfile(sys.modules[name])) for name in modules))
+        theirs = [Path(inspect.getfile(sys.modules[name])) for name in modules]
+        return fingerprint_of_files(*theirs, *sorted(Path(__file__).parent.glob("*.py")))
     except (KeyError, TypeError, OSError):
         return None
 

@@ -50,11 +50,13 @@ def make_engine(
         progress: show a bar while a backend prepares.
 
     Raises:
-        ConfigError: no such backend, or not in this number format.
+        ConfigError: no such backend, or not in this number format, or no number of threads.
         MissingExtraError: what the backend needs is not installed.
     """
     make = ENGINES[backend]
     check_dtype(backend, dtype)
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ConfigError(f"threads is {threads!r}; give a whole number from 1.")
     return make(model, dtype, threads, progress)
 
 
