@@ -184,3 +184,6 @@ def test_the_command_line_promises_or_says_how_many_rows_it_takes(
     made = save_tiny(tmp_path / "tiny")
     assert main(["tune", str(made), "-d", str(data), "--no-speed", "-q", *promise, "99%"]) == 0
     assert OperatingPoint.load(made, certified=True).certificate is not None
+    capsys.readouterr()
+    assert main(["info", str(made)]) == 0
+    assert "Guaranteed with 95% confidence" in " ".join(capsys.readouterr().out.split())

@@ -1,8 +1,8 @@
-"""Noise on the embedding that makes every exit uncertain: what no text can do better.
+"""Noise on the embedding that makes every exit uncertain.
 
 DeepSloth (arXiv 2010.02432) changes the pixels of an image; here it is what the layers first see,
-of tokens as of images. Nobody who sends texts can choose it freely, so it bounds what they can do
-within as small a change.
+of tokens as of images. Nobody who sends texts can choose it freely. It is the strongest change of
+its size that some steps along the gradient find, which need not be the strongest there is.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def attack(
 ) -> None:
     """Measure how far somebody who means harm can delay the exits, and what a budget saves.
 
-    Rows are changed so that exits become uncertain: noise on the embedding, which bounds what any
+    Rows are changed so that exits become uncertain: noise on the embedding, which shows what some
     change of that size can do, typing errors, or synonyms of yours. All policies save as much
     before, so that they can be compared.
 

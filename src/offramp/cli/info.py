@@ -99,6 +99,8 @@ def _stock(path: Path) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from offramp.calibration.certificate import Certificate
+
     points = facts.pop("points", None)
     console.facts({name.replace("_", " "): _said(value) for name, value in facts.items()})
     if points is None:
@@ -111,6 +113,10 @@ def _show(facts: dict[str, Any]) -> None:
         ["  name", "policy", "chosen on", "metric", "full depth", "score", "cost reduction", "for"],
         [_row(point) for point in points],
     )
+    for point in points:
+        if point["certificate"] is not None:
+            promise = Certificate.model_validate(point["certificate"])
+            console.say("", f"{point['name']}: {promise.words()}")
 
 
 def _row(point: dict[str, Any]) -> list[str]:
