@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,12 @@ pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
 from engine_fixtures import BAND, BROKEN
+from onnx import TensorProto, numpy_helper
 
 from offramp import calibrate, evaluate, tune
 from offramp.cli.tables import recorded
 from offramp.engines import TorchEngine, check_backend, make_engine, rows_of
+from offramp.engines.graphs import Graphs
 from offramp.engines.onnx_engine import OnnxEngine
 from offramp.errors import ConfigError, MissingExtraError, ModelError, PointError
 from offramp.exits import ExitKind, ExitOutput
@@ -309,3 +313,28 @@ def test_ids_of_another_width_and_masks_of_truth_values_are_taken(
         "attention_mask": batch["attention_mask"].bool(),
     }
     assert torch.equal(engine.run(other, Full()).scores, engine.run(batch, Full()).scores)
+
+
+def every_initializer(graph: Any) -> Iterator[Any]:
+    """Those of bodies, too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from every_initializer(attribute.g)
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_weights_keep_seven_bits_where_sums_of_eight_would_overflow(
+    bert_model: MultiExitModel, monkeypatch: pytest.MonkeyPatch, vnni: bool
+) -> None:
+    has = {"architecture": "x86_64", "avx512_vnni": vnni}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    made = Graphs(bert_model, "int8", progress=False).early_exit(Full())
+    stored = [
+        numpy_helper.to_array(one)
+        for one in every_initializer(made.graph)
+        if one.data_type == TensorProto.INT8
+    ]
+    assert stored
+    assert max(int(abs(one.astype(int)).max()) for one in stored) == (127 if vnni else 64)

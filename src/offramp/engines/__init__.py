@@ -16,7 +16,7 @@ from offramp.engines.recording import (
     record,
     warn_below_majority,
 )
-from offramp.engines.settings import as_device, as_dtype, dtype_name
+from offramp.engines.settings import as_device, as_dtype, dtype_name, lacks
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.trees import take_tree
 
@@ -44,6 +44,7 @@ __all__ = [
     "in_batches",
     "inputs_of",
     "label_names",
+    "lacks",
     "load_processor",
     "make_engine",
     "plan_batches",

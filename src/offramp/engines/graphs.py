@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from offramp import __version__
 from offramp.engines.base import Exitable
 from offramp.engines.exporting import OUT
+from offramp.engines.settings import lacks
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
@@ -125,7 +126,7 @@ class Graphs:
         if folder is None or weights is None or code is None:
             return None
         rule = rule_of(policy, self.model.depth, deepest)
-        made_of = [weights(), self.dtype, rule, code]
+        made_of = [weights(), self.dtype, rule, code, str(_saturates())]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -140,13 +141,19 @@ class Graphs:
 
         layers = tuple(map(slim, traced.layers))
         if self.dtype == "int8":
-            layers = tuple(quantise(layer, [f"{OUT}hidden"]) for layer in layers)
+            ends, few = [f"{OUT}hidden"], _saturates()
+            layers = tuple(quantise(layer, ends, reduce_range=few) for layer in layers)
         return traced._replace(layers=layers)
 
 
 def _tell(bar: Any, part: str) -> None:
     bar.set_postfix_str(part)
     bar.update()
+
+
+def _saturates() -> bool:
+    """Whether sums of products of eight bits may be too large for this processor."""
+    return lacks("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _is_there(path: Path) -> bool:

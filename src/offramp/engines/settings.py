@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from offramp.errors import ConfigError
@@ -52,3 +54,10 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     if dtype == "int8":
         return "int8"
     return str(as_dtype(dtype)).removeprefix("torch.")
+
+
+def lacks(*instructions: str) -> bool:
+    """Whether this is an x86 processor that is known to have none of these instructions."""
+    known: Any = getattr(torch.cpu, "get_capabilities", dict)  # not in every version of torch
+    has = known()
+    return has.get("architecture") == "x86_64" and not any(map(has.get, instructions))

@@ -12,6 +12,7 @@ from pydantic import Field
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from offramp.engines import lacks
 from offramp.errors import ConfigError
 from offramp.storage import Strict
 
@@ -135,9 +136,7 @@ def warn_of_slow_bf16(choice: bool | str | None) -> None:
     """Warn where bf16 was asked for and the processor has no instructions for it."""
     if choice is not True or torch.accelerator.is_available():
         return
-    known: Any = getattr(torch.cpu, "get_capabilities", dict)  # not in every version of torch
-    has = known()
-    if has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+    if lacks("avx512_bf16", "amx_bf16"):
         logger.warning(
             "This processor has no instructions for bf16: training will be slower than in fp32. "
             "Leave --bf16 out."
