@@ -15,15 +15,26 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 from test_training_resume import OPTIONS, examples
+from transformers import Trainer
 from offramp.training import attach, train
 from offramp.training.preparing import weights_fingerprint
 
+saved, save = [], Trainer._save_checkpoint
+
+def counted(self, *arguments, **options):
+    saved.append(self.state.global_step)
+    save(self, *arguments, **options)
+
+Trainer._save_checkpoint = counted
 source, output = Path(sys.argv[1]), Path(sys.argv[2])
-trained = train(source, examples(), output / "trained", options=OPTIONS)
+clock = OPTIONS.model_copy(update={"save_steps": None, "checkpoint_minutes": 1e-6})
+trained = train(source, examples(), output / "trained", options=clock)
+steps = list(saved)
 attached = attach(source, examples(), output / "attached", options=OPTIONS)
 rank = PartialState().process_index
 names = [weights_fingerprint(model) for model in (trained, attached)]
 (output / f"rank-{rank}").write_text(" ".join(names))
+(output / f"saved-{rank}").write_text(" ".join(map(str, steps)))
 """
 
 
@@ -39,6 +50,7 @@ def test_two_processes_make_one_model(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert (output / "rank-0").read_text() == (output / "rank-1").read_text()
+    assert (output / "saved-0").read_text() == (output / "saved-1").read_text() != ""
     for name in ("trained", "attached"):
         MultiExitModel.from_pretrained(output / name)
         assert not (output / f"{name}.work").exists()

@@ -164,7 +164,6 @@ def make_trainer(
     stage = trainee.stage
     epochs = (options.epochs or 1.0) * stage.share
     arguments = training_arguments(options, folder, epochs, decay)
-    by_the_clock = options.save_steps is None and arguments.world_size == 1
     return ExitTrainer(
         trainee,
         rows.lengths,
@@ -173,5 +172,5 @@ def make_trainer(
         args=arguments,
         train_dataset=rows.dataset,
         data_collator=rows.collate,
-        callbacks=[SaveByTheClock(options.checkpoint_minutes)] if by_the_clock else [],
+        callbacks=[] if options.save_steps else [SaveByTheClock(options.checkpoint_minutes)],
     )

@@ -217,7 +217,7 @@ class _SetEpoch(TrainerCallback):
 
 
 class SaveByTheClock(TrainerCallback):
-    """Asks for a checkpoint every so many minutes; for runs of one process."""
+    """Asks for a checkpoint every so many minutes, by the clock of the first process."""
 
     def __init__(self, minutes: float) -> None:
         self._seconds = 60 * minutes
@@ -226,7 +226,12 @@ class SaveByTheClock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if time.monotonic() - self._last >= self._seconds and state.global_step < state.max_steps:
+        due = time.monotonic() - self._last >= self._seconds
+        if args.world_size > 1:  # all of them save, or none
+            told = torch.tensor(int(due), device=args.device)
+            torch.distributed.broadcast(told, src=0)
+            due = bool(told.item())
+        if due and state.global_step < state.max_steps:
             control.should_save = True
             self._last = time.monotonic()
 
