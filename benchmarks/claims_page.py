@@ -95,7 +95,8 @@ WORDS = {
     ),
     "6a": Words(
         "JEI-DNN's gates >= thresholds at equal cost",
-        "On the same exits: gates, with the paper's masses or a proper simplex, against a "
+        "On the same exits: gates, trained as in the paper and read with its masses or as a proper "
+        "simplex (none was trained as a simplex), against a "
         "threshold on the largest probability (`max_probability`).",
     ),
     "6b": Words(
@@ -125,7 +126,7 @@ BY = {
     "": "",
     "paper": "the paper's policy",
     "tune": "policy chosen on tune",
-    "simplex": "simplex gates",
+    "simplex": "gates as a simplex",
 }
 
 

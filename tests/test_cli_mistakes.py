@@ -98,6 +98,7 @@ MISTAKES = {
     "share of 2": (["tune", "{stock}", "-d", "{rows}", "-o", "m", "--max-drop", "1%",
                     "--tune-share", "2"], "--tune-share"),
     "train without labels": (["train", "{stock}", "-d", "{texts}", "-o", "m"], "no labels"),
+    "no name": (["predict", "", "film"], "The name of the model is empty"),
     "no folder": (["predict", "nowhere", "film"], "nowhere"),
     "a file as model": (["info", "{rows}"], "is a file"),
     "stock model": (["predict", "{stock}", "film"], "without exits"),

@@ -91,6 +91,8 @@ def _entry(tensor: Tensor) -> TensorEntry:
 
 def resolve(source: str | os.PathLike[str], **hub: Any) -> Path:
     """A local folder for a folder name or hub id; downloads only safetensors and text."""
+    if not os.fspath(source):
+        raise ModelError("The name of the model is empty. Give a folder or a hub id.")
     path = Path(source)
     recover(path)
     if path.is_dir():
