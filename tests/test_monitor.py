@@ -115,6 +115,8 @@ def test_a_point_that_holds_on_average_alone_is_watched_for_what_its_rows_leave_
     watched = Monitor.of(point.model_copy(update={"certificate": mean}))
     assert Monitor.of(point).limit == point.certificate.limit
     assert watched.limit != point.certificate.limit
+    assert "is no longer what it was" in watched.after([1.0] * 500).words()
+    assert "no longer holds" in Monitor.of(point).after([1.0] * 500).words()
 
 
 def test_rows_that_leave_elsewhere_show_as_drift() -> None:

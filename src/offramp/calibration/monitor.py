@@ -47,6 +47,7 @@ class Monitor(Strict):
         seal: fingerprint of what the point is for, see `OperatingPoint.seal`.
         risk: of audited rows; one that needs no labels.
         limit: the mean loss that is not to be exceeded.
+        promised: whether the point's certificate says so; else its rows leave no more open.
         level: chance of a false alarm, ever.
         expected, rows: share of rows that leave after each layer, on so many of the point's.
         audited, lost: rows that also ran to full depth, and the sum of their losses.
@@ -64,6 +65,7 @@ class Monitor(Strict):
     level: float = Field(gt=0, lt=1)
     expected: Annotated[tuple[Share, ...], Field(min_length=1)]
     rows: int = Field(default=WINDOW, ge=1)
+    promised: bool = True
     audited: int = Field(default=0, ge=0)
     lost: float = 0.0
     reserve: Money = 1.0
@@ -86,7 +88,7 @@ class Monitor(Strict):
         """
         if not 0 < level < 1:
             raise ConfigError(f"A level of {level:g} is no chance. Write 5% or 0.05.")
-        risk, limit = _watched(point)
+        risk, limit, promised = _watched(point)
         shares = np.array(point.exit_histogram) / point.rows
         return cls(
             point=point.name,
@@ -96,6 +98,7 @@ class Monitor(Strict):
             level=level,
             expected=tuple(shares.tolist()),
             rows=point.rows,
+            promised=promised,
         )
 
     @classmethod
@@ -179,6 +182,11 @@ class Monitor(Strict):
             return f"Point '{self.point}': no row was audited yet."
         what = RISKS[self.risk].words if self.risk in RISKS else self.risk
         seen = f"{what}: {self.estimate:.2%} of {self.audited:,} audited rows"
+        if self.alarmed and not self.promised:
+            return (
+                f"Point '{self.point}' is no longer what it was: {seen}, and the rows that it was "
+                f"chosen on leave at most {self.limit:.2%} open. Calibrate on rows of today."
+            )
         if self.alarmed:
             return (
                 f"Point '{self.point}' no longer holds: {seen}, and the limit is "
@@ -187,19 +195,19 @@ class Monitor(Strict):
         return f"Point '{self.point}': {seen}, within the limit of {self.limit:.2%}."
 
 
-def _watched(point: OperatingPoint) -> tuple[str, float]:
-    """What can be seen without labels, and its limit."""
+def _watched(point: OperatingPoint) -> tuple[str, float, bool]:
+    """What can be seen without labels, its limit, and whether that is promised."""
     promised = point.certificate
     if isinstance(promised, Certificate) and promised.confidence is not None:
         risk = RISKS[promised.risk]
         if not risk.labelled and risk.lowest >= 0:  # a gain could cost a bet more than there is
-            return risk.name, promised.limit
+            return risk.name, promised.limit, True
     if point.problem_type == "regression":
         raise ConfigError("Regression has no risk that is seen without labels, so none to watch.")
     others = round(point.disagreement * point.rows)
     losses = np.zeros(point.rows)
     losses[:others] = 1
-    return "disagreement", min(float(binomial_bound(losses, 0.01)), 0.99)
+    return "disagreement", min(float(binomial_bound(losses, 0.01)), 0.99), False
 
 
 def _stakes(limit: float) -> npt.NDArray[np.float64]:
