@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from offramp.calibration.fitting import FITS
-from offramp.calibration.judge import Judge, Outcome
+from offramp.calibration.judge import Judge, Outcome, bars_at
 from offramp.metrics import MULTI, REGRESSION
 from offramp.policies import (
     POLICIES,
@@ -103,11 +103,9 @@ class _Rows:
 
 def _levels(evidence: Array, levels: int) -> list[float]:
     """Bars from one that few pass to one that all do but the least sure."""
-    known = evidence[np.isfinite(evidence)]
-    if not len(known):
-        return []
-    shares = np.linspace(1, 0, levels + 1)[1:]
-    return list(dict.fromkeys(np.quantile(known, shares, method="lower").astype(float).tolist()))
+    shares = np.linspace(0, 1, levels + 1)[:-1]
+    falling: list[float] = bars_at(evidence[np.isfinite(evidence)], shares)[::-1].tolist()
+    return falling
 
 
 def _starts(name: str, table: ExitTable) -> list[Policy]:

@@ -254,16 +254,26 @@ class Judge:
 
 
 def _bars(evidence: Array) -> Array:
-    """Bars that tell rows apart: every value of the evidence, or quantiles of many.
-
-    They are float32, as evidence is, so that every engine compares the same numbers.
-    """
+    """Bars that tell rows apart: between all values of the evidence, or some of many."""
     known = evidence[:, :-1]  # whoever is not past the bar by the last layer leaves there anyway
     known = known[np.isfinite(known)]
-    bars = np.unique(known)
-    if len(bars) > _BARS:
-        bars = np.unique(np.quantile(known, np.linspace(0, 1, _BARS)).astype(np.float32))
-    return bars
+    return bars_at(known, np.linspace(0, 1, _BARS))
+
+
+def bars_at(values: Array, shares: Array) -> Array:
+    """Bars that about these shares of the values do not pass, each once, rising.
+
+    They stand halfway to the next value, so that no row changes sides by the last bits of another
+    engine or batch; that of the highest value is the value. They are float32, as evidence is, so
+    that every engine compares the same numbers.
+    """
+    known = np.unique(values)
+    half = ((known[:-1].astype(np.float64) + known[1:]) / 2).astype(np.float32)
+    # between neighbours in float32 there is no number: the lower one tells them apart
+    bars = np.append(np.where(half < known[1:], half, known[:-1]), known[-1:])
+    if len(bars) > len(shares):
+        bars = bars[np.searchsorted(known, np.quantile(values, shares, method="lower"))]
+    return np.unique(bars)
 
 
 def _metric(table: ExitTable, name: str | None) -> Metric | None:
