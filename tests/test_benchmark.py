@@ -14,8 +14,8 @@ from cli_support import Said, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
-import offramp as library
-from offramp.benchmark import Bench, bench, race
+from offramp import bench
+from offramp.benchmark import Bench, race
 from offramp.benchmark.contenders import Shop, line_up
 from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
@@ -481,8 +481,8 @@ def test_the_command_gives_one_document(
     place: Path, tmp_path: Path, offramp: Callable[..., Said]
 ) -> None:
     output = tmp_path / "out"
-    said = offramp("bench", place / "stock", "-d", place / "rows.csv", "-o", output, "--json",
-                   *OPTIONS)  # fmt: skip
+    given = ("bench", place / "stock", "-d", place / "rows.csv", "-o", output, "--json")
+    said = offramp(*given, *OPTIONS)
     assert Bench.model_validate(said.document) == read_document(Bench, output / "bench.json")
     assert said.document["source"].startswith("a stock model with new exits")
 
@@ -496,7 +496,3 @@ def test_the_command_says_what_is_wrong_with_a_list(
     said = offramp("bench", place / "exits", option, value)
     assert said.code == 2
     assert option in said.err
-
-
-def test_it_is_public() -> None:
-    assert library.bench is bench

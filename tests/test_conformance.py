@@ -100,19 +100,22 @@ def test_the_torch_engine_passes_on_every_architecture_and_task(
         check_engine(TorchEngine, tiny_model(arch, problem_type, layers=6), rows=24)
         return
     model = tiny_model(arch, problem_type, layers=3)
+    check_engine(TorchEngine, model, _a_few(model), rows=24)
+
+
+def _a_few(model: MultiExitModel) -> list[Policy]:
     seen = model.all_exits(tiny_batch_for(model.stock, 24))
-    policies = [
+    return [
         policy
-        for policy in spread_policies(problem_type, seen)
+        for policy in spread_policies(model.problem_type, seen)
         if policy in (Patience(patience=1), Full()) or isinstance(policy, Entropy)
     ]
-    check_engine(TorchEngine, model, policies, rows=24)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "pooler", "attention"])
 def test_the_torch_engine_passes_with_every_pooling(pooling: Any) -> None:
-    spec = ExitSpec(pooling=pooling, hidden=True)
-    check_engine(TorchEngine, tiny_model(spec=spec), rows=24)
+    model = tiny_model(spec=ExitSpec(pooling=pooling, hidden=True))
+    check_engine(TorchEngine, model, _a_few(model), rows=24)
 
 
 def test_the_public_names_are_there() -> None:

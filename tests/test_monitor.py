@@ -99,11 +99,11 @@ def test_the_same_policy_chosen_on_other_rows_is_another_point(tmp_path: Path) -
 def test_few_rows_of_a_point_are_no_drift_of_others(rows: int) -> None:
     """Shares that were counted on few rows are rough; that says nothing of rows to come."""
     draw, depth = np.random.default_rng(0), 12
-    drifted = 0
+    watched, drifted = Monitor.of(point_of()), 0
     for _ in range(100):
         expected = np.bincount(draw.integers(0, depth, rows), minlength=depth) / rows
         known = {"expected": tuple(expected.tolist()), "rows": rows}
-        monitor = Monitor.of(point_of()).model_copy(update=known)
+        monitor = watched.model_copy(update=known)
         drifted += monitor.after(exit_layers=draw.integers(1, depth + 1, 1000).tolist()).drifted
     assert drifted <= 2
 

@@ -99,7 +99,7 @@ def test_policies_that_read_few_exits_or_remember(
     [
         (NspSpec(pooling="mean"), 2, Cap(threshold=0.2)),
         (HaltingSpec(input="both"), 3, QExit(q=0.5)),
-        (ImitatingSpec(), 3, MaxProbability(threshold=0.6)),
+        (ImitatingSpec(), 2, MaxProbability(threshold=0.6)),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )

@@ -317,3 +317,17 @@ def test_a_policy_of_any_kind_is_stored_in_a_point_and_read_again(name, tmp_path
     found.point.save(tmp_path)
     again = type(found.point).load(tmp_path)
     assert again.build_policy() == found.point.build_policy()
+
+
+@pytest.mark.parametrize("name", ["entropy", "max_probability", "margin"])
+def test_no_row_stands_on_the_edge_of_a_bar(name: str) -> None:
+    """Another batch or engine moves scores by their last bits, and that moves no row."""
+    table = made_up(rows=40)
+    scores = np.asarray(table.scores)
+    others = [
+        ExitTable.from_arrays(scores * np.float32(factor), problem_type=SINGLE, labels=table.labels)
+        for factor in (1 - 1e-6, 1 + 1e-6)
+    ]
+    for tried in Judge(table).search(make_policy(name)):
+        here, *there = [replay(one, tried.policy).exit_layers.tolist() for one in (table, *others)]
+        assert there == [here, here]

@@ -263,14 +263,16 @@ def _bars(evidence: Array) -> Array:
 def bars_at(values: Array, shares: Array) -> Array:
     """Bars that about these shares of the values do not pass, each once, rising.
 
-    They stand halfway to the next value, so that no row changes sides by the last bits of another
-    engine or batch; that of the highest value is the value. They are float32, as evidence is, so
-    that every engine compares the same numbers.
+    They stand halfway to the next value, the last as far above the highest, so that no row changes
+    sides by the last bits of another engine or batch. They are float32, as evidence is, so that
+    every engine compares the same numbers.
     """
-    known = np.unique(values)
-    half = ((known[:-1].astype(np.float64) + known[1:]) / 2).astype(np.float32)
+    known = np.unique(values).astype(np.float64)
+    steps = np.diff(known)
+    with np.errstate(over="ignore"):
+        halfway = (known + np.append(steps, steps[-1:].sum()) / 2).astype(np.float32)
     # between neighbours in float32 there is no number: the lower one tells them apart
-    bars = np.append(np.where(half < known[1:], half, known[:-1]), known[-1:])
+    bars = np.where(halfway < np.append(known[1:], np.inf), halfway, known).astype(np.float32)
     if len(bars) > len(shares):
         bars = bars[np.searchsorted(known, np.quantile(values, shares, method="lower"))]
     return np.unique(bars)
