@@ -198,10 +198,10 @@ def test_an_encoder_is_added_by_saying_where_it_keeps_its_parts() -> None:
 def test_an_installed_package_adds_one_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("roberta-prelayernorm", f"{__name__}:cut_foreign", "offramp.backbone")
 
-    def entry_points(group: str) -> list[EntryPoint]:
+    def installed(group: str) -> list[EntryPoint]:
         return [entry] if group == "offramp.backbone" else []
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "installed", installed)
     assert "roberta-prelayernorm" in BACKBONES.names()
     assert isinstance(make_backbone(_foreign()), EncoderBackbone)
     assert "roberta-prelayernorm" not in registry.Registry("policy").names()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import runpy
 import shlex
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,10 +67,16 @@ def _write_pairs(name: str, seed: int) -> None:
     write_csv(Path(name), scored, ("sentence1", "sentence2", "score"))
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the models and rows that the pages name; the models are tiny."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models and rows that the pages name, and what later steps find; the models are tiny."""
+    folder = tmp_path_factory.mktemp("docs")
+    with contextlib.chdir(folder):
+        _make()
+    return folder
+
+
+def _make() -> None:
     save_tiny_stock("my-classifier")
     _save_encoder("my-encoder")
     tiny_stock("vit").base_model.save_pretrained("small-vit")
@@ -78,11 +86,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_rows(name, seed, itertools.cycle(f"label-{n}" for n in range(3)))
     for seed, name in enumerate(("pairs.csv", "held-out-pairs.csv", "test-pairs.csv")):
         _write_pairs(name, seed)
-    return tmp_path
-
-
-def _add_results() -> None:
-    """What the pages on later steps find ready: a multi-exit model and its table."""
     save_tiny("my-digits", "vit")
     folder = save_tiny("my-offramp")
     model = MultiExitModel.from_pretrained(folder)
@@ -91,18 +94,33 @@ def _add_results() -> None:
     record(model, rows, "held-out.table", "tune", processor=tokenizer, progress=False)
 
 
-MAKES_ITS_OWN = {"index.md": "my-offramp", "howto/resume.md": "my-offramp"}
-MAKES_ITS_TABLE = {"concepts/exit-table.md": "held-out.table"}
+@pytest.fixture
+def place(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that a page names but for what it makes itself."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+RESULTS = ("my-digits", "my-offramp", "held-out.table")
+"""What commands make that come before."""
+MAKES_ITS_OWN = {
+    "index.md": RESULTS,
+    "howto/resume.md": RESULTS,
+    "concepts/exit-table.md": ("held-out.table",),
+}
+
+
+def _without(names: Iterable[str]) -> None:
+    for name in names:
+        shutil.rmtree(name)
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_as_it_stands(
     page: str, place: Path, inline: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if page in MAKES_ITS_TABLE:
-        save_tiny("my-offramp")
-    elif page not in MAKES_ITS_OWN:
-        _add_results()
+    _without(MAKES_ITS_OWN.get(page, ()))
     example = "\n".join(blocks(PAGES[page].read_text(), "python"))
     Path("example.py").write_text(example)
     with torch.random.fork_rng():
@@ -115,6 +133,7 @@ def test_the_python_of_a_page_runs_as_it_stands(
 def test_the_commands_of_a_page_run_and_print_what_is_shown(
     page: str, place: Path, inline: list[Cell], offramp: Callable[..., Said]
 ) -> None:
+    _without(RESULTS)
     _save_encoder(ENCODER)  # a folder of the name that is a hub id elsewhere
     for command, shown in commands(PAGES[page].read_text()):
         program, *arguments = shlex.split(command)

@@ -64,7 +64,7 @@ def test_it_does_what_the_slow_twin_does(bert: tuple[MultiExitModel, OnnxEngine]
 
 @pytest.mark.parametrize("arch", ["albert", "modernbert", "deberta-v2", "vit"])
 def test_it_does_so_on_every_architecture(arch: str) -> None:
-    model = tiny_model(arch, layers=3)
+    model = tiny_model(arch, layers=2)
     engine, policies = OnnxEngine(model, progress=False), [MaxProbability(threshold=0.45)]
     check_engine(lambda _: engine, model, policies, rows=16, band=BAND, compiled=True)
 

@@ -48,19 +48,6 @@ def labels_as_scores(*rows: list[int]) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(rows), 3).float()
 
 
-def every_policy() -> list:
-    return [
-        pytest.param(kind, policy, id=f"{kind[:6]}-{policy.name}-{number}")
-        for kind in PROBLEM_TYPES
-        for number, policy in enumerate(spread_policies(kind, random_outputs(kind)))
-    ]
-
-
-@pytest.mark.parametrize(("problem_type", "policy"), every_policy())
-def test_every_policy_is_a_pure_rule_about_single_rows(problem_type, policy):
-    check_policy(policy, problem_type)
-
-
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
 @pytest.mark.parametrize("classes", [2, 3, 9])
 def test_evidence_is_the_same_bit_for_bit_alone_or_anywhere_in_a_batch(problem_type, classes):

@@ -7,6 +7,7 @@ A registry is filled by decorator, by import, or by a third party's entry point
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,12 @@ def import_all(package: str, folder: Iterable[str]) -> None:
     """Import every module of a package, so that what stands in a file of its own is known."""
     for module in pkgutil.iter_modules(folder):
         importlib.import_module(f"{package}.{module.name}")
+
+
+@functools.cache
+def installed(group: str) -> EntryPoints:
+    """The entry points of a group; looking through all installed packages takes a while."""
+    return entry_points(group=group)
 
 
 class Registry(Generic[T]):
@@ -72,4 +79,4 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def _entry_points(self) -> EntryPoints:
-        return entry_points(group=f"offramp.{self.kind.replace(' ', '_')}")
+        return installed(f"offramp.{self.kind.replace(' ', '_')}")
