@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.risk_control import control_fwer
-from scipy.stats import binomtest
+from scipy.stats import binomtest, multinomial
 
 from offramp import ExitTable, OperatingPoint
 from offramp.calibration import RISKS, certify, choose
@@ -19,6 +19,7 @@ from offramp.calibration.bounds import betting, betting_bound, binomial, binomia
 from offramp.calibration.certificate import Procedure, percent, rows_needed
 from offramp.calibration.certifying import PROCEDURES, _needed
 from offramp.calibration.judge import Outcome
+from offramp.calibration.paired import paired, paired_bound
 from offramp.calibration.proving import prove
 from offramp.calibration.risks import Answered, Risk
 from offramp.calibration.target import Target
@@ -66,12 +67,66 @@ def test_a_mean_at_the_limit_is_called_less_no_more_often_than_alpha(
     assert (binomial(counted, limit) <= alpha).mean() <= noise
     assert (betting(counted, limit, alpha) <= alpha).mean() <= noise
     assert (betting(differences, limit, alpha) <= alpha).mean() <= noise
+    assert (paired(differences, limit) <= alpha).mean() <= noise
 
 
-@pytest.mark.parametrize("bound", [betting_bound, binomial_bound])
+@pytest.mark.parametrize("limit", [0.02, 0.1])
+def test_of_all_counts_the_paired_test_passes_no_more_than_alpha_at_any_share_of_gains(
+    limit: float,
+) -> None:
+    rows = 60
+    counts = np.array([(a, b) for a in range(rows + 1) for b in range(rows + 1 - a)])
+    p_values = np.array([paired(differences(a, b, rows), limit) for a, b in counts])
+    for gains in np.linspace(0, (1 - limit) / 2 - 1e-6, 40):
+        shares = (gains + limit, gains, 1 - 2 * gains - limit)
+        chances = multinomial.pmf(
+            np.column_stack((counts, rows - counts.sum(axis=1))), rows, shares
+        )
+        for alpha in (0.01, 0.05, 0.1, 0.3):
+            assert chances[p_values <= alpha].sum() <= alpha
+
+
+def differences(worse: int, better: int, rows: int) -> np.ndarray:
+    return np.repeat([1.0, -1.0, 0.0], [worse, better, rows - worse - better])
+
+
+def test_the_paired_test_finds_what_bets_do_not() -> None:
+    rng, draws = np.random.default_rng(0), 300
+    up = rng.random((500, draws))
+    some = np.where(up < 0.06, 1.0, np.where(up < 0.09, -1.0, 0.0))  # a mean of 0.03
+    found = (paired(some, 0.05) <= 0.05).mean()
+    assert found > 1.4 * (betting(some, 0.05) <= 0.05).mean()
+    assert (paired(rng.permutation(some), 0.05) == paired(some, 0.05)).all()
+
+
+@given(
+    rows=st.integers(1, 400),
+    share=st.floats(0, 0.3),
+    limit=st.floats(1e-9, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_more_losses_or_fewer_gains_never_speak_more_against_the_limit(
+    rows: int, share: float, limit: float, seed: int
+) -> None:
+    some = np.random.default_rng(seed).choice(
+        [1.0, -1.0, 0.0], rows, p=[share, share, 1 - 2 * share]
+    )
+    p_value = paired(some, limit)
+    assert 0 < p_value <= 1
+    place = int(some.argmin())
+    worse = some.copy()
+    worse[place] += 1
+    assert paired(worse, limit) >= p_value - 1e-12
+
+
+@pytest.mark.parametrize("bound", [betting_bound, binomial_bound, paired_bound])
 def test_a_bound_is_where_the_test_turns(bound: object) -> None:
-    losses = (np.random.default_rng(1).random((300, 5)) < 0.04).astype(float)
-    test = betting if bound is betting_bound else binomial
+    rng = np.random.default_rng(1)
+    losses = (rng.random((300, 5)) < 0.04).astype(float)
+    if bound is paired_bound:
+        losses -= (rng.random((300, 5)) < 0.02) & (losses == 0)
+    tests = {betting_bound: betting, binomial_bound: binomial, paired_bound: paired}
+    test = tests[bound]  # type: ignore[index]
     upper = bound(losses, 0.05)  # type: ignore[operator]
     for place in range(5):
         assert test(losses[:, place], upper[place] + 1e-6, 0.05) <= 0.05

@@ -1,8 +1,9 @@
 """How surely a mean loss is below a limit, from n rows: p-values and upper bounds.
 
 Losses are at most 1. Every function takes them as (rows,) or (rows, candidates) and answers for
-each candidate. `binomial` is exact for losses of 0 and 1. `betting` holds for any losses, uses
-those below 0, and depends on the order of rows, which must be random.
+each candidate. `binomial` is exact for losses of 0 and 1; `paired`, in a file of its own, for
+those of -1, 0 and 1. `betting` holds for any losses, uses those below 0, and depends on the order
+of rows, which must be random.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from offramp.calibration.risks import RISKS
 from offramp.storage import Strict
 
 Procedure = Literal["fixed_sequence", "holm", "bonferroni", "expectation"]
-Test = Literal["binomial", "betting", "mean"]
+Test = Literal["binomial", "paired", "betting", "mean"]
 
 
 class Certificate(Strict):

@@ -63,7 +63,7 @@ def certify(
         max_disagreement: share of rows that may be answered otherwise than at full depth.
         max_risk, risk: the mean of a loss that is one of `RISKS`.
         confidence: that the limit holds for rows like those of the proof, 0.95 or '95%'.
-        procedure, test: see `prove`; by default bets, and exact where losses are 0 and 1.
+        procedure, test: see `prove`; by default exact where losses are whole numbers, else bets.
         policies, name: see `calibrate`.
         seed: of the order in which rows are bet on.
         temperatures: see `calibrate`; fitted on the rows of the search.
@@ -85,7 +85,7 @@ def certify(
     specs = applicable(search) if policies is None else policies
     tried = explore(judge, [*specs, "full"], progress)
     path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]
-    test = test or ("binomial" if measured.whole and measured.lowest == 0 else "betting")
+    test = test or exact_test(measured) or "betting"
     losses = _losses(rest, path, measured, seed)
     place = prove(losses, target.value, sure, procedure, test).place if path else None
     moved = influence(losses, place, target.value, sure, procedure, test, measured.lowest)
@@ -169,11 +169,19 @@ def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, 
             f"{target.kind}={target.value:g} cannot be promised: a limit is well above 0 and "
             "below 1, such as 1% or 0.01."
         )
-    if test == "binomial" and not (risk.whole and risk.lowest == 0):
+    if test not in (None, "betting", exact := exact_test(risk)):
+        values = "0 and 1" if test == "binomial" else "-1, 0 and 1"
         raise ConfigError(
-            f"The test 'binomial' is for losses of 0 and 1, which '{risk.name}' has not. "
-            "Use 'betting'."
+            f"The test '{test}' is for losses of {values}, which '{risk.name}' has not. "
+            f"Use '{exact or 'betting'}'."
         )
+
+
+def exact_test(risk: Risk) -> Test | None:
+    """The test that needs no more than to count its losses."""
+    if not risk.whole:
+        return None
+    return "binomial" if risk.lowest == 0 else "paired"
 
 
 def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTable, int]:

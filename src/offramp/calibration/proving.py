@@ -17,13 +17,15 @@ import numpy.typing as npt
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
 from offramp.calibration.certificate import Procedure, Test
 from offramp.calibration.judge import Outcome
+from offramp.calibration.paired import paired, paired_bound
 from offramp.calibration.risks import Risk, losses_of
 from offramp.policies import Policy
 from offramp.table import ExitTable, replay
 
 Floats = npt.NDArray[np.float64]
 STEP = 0.01
-P_VALUES = {"binomial": binomial, "betting": betting}
+P_VALUES = {"binomial": binomial, "paired": paired, "betting": betting}
+_BOUNDS = {"binomial": binomial_bound, "paired": paired_bound, "betting": betting_bound}
 _FWER = {"fixed_sequence": "fixed_sequence", "holm": "bonferroni_holm", "bonferroni": "bonferroni"}
 
 
@@ -67,7 +69,8 @@ def prove(
             `bonferroni` all of them, each more strictly; `expectation` is conformal risk control
             (arXiv 2208.02814) of the most that a row loses up to a candidate, since it is for
             losses that grow from one candidate to the next; gains do not count.
-        test: `binomial`, exact for losses of 0 and 1, or `betting`; `expectation` has none.
+        test: `binomial`, exact for losses of 0 and 1; `paired`, exact for those of -1, 0 and 1; or
+            `betting`, for any; `expectation` has none.
     """
     estimates = losses.mean(axis=0)
     if procedure == "expectation":
@@ -82,8 +85,7 @@ def prove(
 
 def bound(losses: Floats, confidence: float, test: Test) -> float:
     """The mean loss of the population is below this with that confidence, for one candidate."""
-    upper = binomial_bound if test == "binomial" else betting_bound
-    return float(upper(losses, 1 - confidence))
+    return float(_BOUNDS[test](losses, 1 - confidence))
 
 
 def path_of(outcomes: Sequence[Outcome], limit: float) -> list[Outcome]:
