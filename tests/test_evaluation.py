@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_certificates import table_of
 
 from offramp.backbones import Batch
-from offramp.calibration import calibrate
+from offramp.calibration import calibrate, certify
 from offramp.engines import Answers, TorchEngine, cost_model
 from offramp.errors import ConfigError, PointError
 from offramp.evaluation import Speed, evaluate, laps, measure_speed
@@ -142,3 +143,19 @@ def test_contenders_take_turns_and_another_begins_every_pass() -> None:
     assert " ".join(seen) == "a0 b0 a1 b1 b2 b0 b1 b2 a0 a1"
     assert [sorted(lap) for lap in taken] == [["a", "b"], ["a", "b"]]
     assert all(seconds > 0 for lap in taken for seconds in lap.values())
+
+
+def test_what_was_promised_stands_beside_what_other_rows_lose() -> None:
+    found = certify(table_of(2000), max_disagreement=0.05)
+    said = evaluate(table_of(4000, seed=1), found.point).to_dict()
+    assert said["promised"]["limit"] == 0.05
+    assert said["promised"]["loss"] == said["disagreement"]
+    assert "Guaranteed with 95% confidence" in said["promised"]["claim"]
+
+
+def test_what_takes_labels_is_promised_and_not_known_without() -> None:
+    found = certify(table_of(2000), max_drop=0.05)
+    promised = evaluate(table_of(500, seed=1, labelled=False), found.point).promised
+    assert promised is not None
+    assert promised.loss is None
+    assert evaluate(table_of(500), "patience").promised is None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from offramp.calibration import Outcome
     from offramp.calibration.conformal import Covered
     from offramp.evaluation import Speed
+    from offramp.evaluation.scoring import Promised
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
@@ -46,6 +47,14 @@ def sets_facts(sets: Covered | None) -> dict[str, str]:
         "sets": f"hold the right class for {sets.covered:.1%} of rows (asked: {sets.asked:.4g}), "
         f"{sets.size:.2f} classes on average"
     }
+
+
+def promise_facts(promised: Promised | None) -> dict[str, str]:
+    """What the point promises, beside what rows lose that it was not made on."""
+    if promised is None:
+        return {}
+    here = "not known here" if promised.loss is None else f"{promised.loss:.2%} on these rows"
+    return {"promised": f"at most {promised.limit:.4g}, {here}. {promised.claim}"}
 
 
 def speed_facts(speed: Speed) -> dict[str, str]:

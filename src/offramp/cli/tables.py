@@ -248,7 +248,7 @@ def evaluate(
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
         ready = predictor.point
-        done = judge(table, ready.policy, metric, ready.sets, ready.temperatures)
+        done = judge(table, ready.policy, metric, *ready[1:])
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
@@ -264,6 +264,7 @@ def _show(point: str, problem_type: str, done: Evaluation, clock: Speed | None) 
             "point": f"{point}: {report.policy_text(outcome.policy.to_dict())}",
             **report.outcome_facts(outcome, problem_type),
             **report.sets_facts(done.sets),
+            **report.promise_facts(done.promised),
             **(report.speed_facts(clock) if clock is not None else {}),
         }
     )

@@ -5,13 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offramp.calibration import OperatingPoint, Outcome, PolicySpec
+from offramp.calibration import RISKS, OperatingPoint, Outcome, PolicySpec
+from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Covered, Sets
 from offramp.calibration.frontier import fitting_policy
 from offramp.calibration.judge import Judge
 from offramp.calibration.probabilities import Temperatures, calibration_errors
-from offramp.policies import Fixed
+from offramp.calibration.proving import losses_under
+from offramp.policies import Fixed, Policy
 from offramp.table import ExitTable
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """What a point's certificate says, and what rows lose that it was not made on.
+
+    Attributes:
+        claim: the certificate in words.
+        limit: the mean loss that it promises.
+        loss: the mean loss of these rows; None where it takes labels and there are none.
+    """
+
+    claim: str
+    limit: float
+    loss: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +43,7 @@ class Evaluation:
         calibration_errors: of the probabilities after layer 1, 2, ..., depth, see `ece`; None
             without labels and for regression.
         calibrated_errors: the same with the temperatures of the point; None without these.
+        promised: for a point with a certificate.
         rows, rows_excluded: those the figures are of, and those with NaN or infinite scores.
     """
 
@@ -37,6 +55,7 @@ class Evaluation:
     sets: Covered | None = None
     calibration_errors: tuple[float, ...] | None = None
     calibrated_errors: tuple[float, ...] | None = None
+    promised: Promised | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -59,6 +78,7 @@ class Evaluation:
             "rows": self.rows,
             "rows_excluded": self.rows_excluded,
             "sets": self.sets and asdict(self.sets),
+            "promised": self.promised and asdict(self.promised),
         }
 
 
@@ -72,6 +92,7 @@ def evaluate(
     metric: str | None = None,
     sets: Sets | None = None,
     temperatures: Temperatures | None = None,
+    certificate: Certificate | None = None,
 ) -> Evaluation:
     """What a policy or operating point does on the rows of a table; nothing is chosen here.
 
@@ -81,7 +102,7 @@ def evaluate(
         table: of any role; labels are optional.
         policy: a point, a policy, its name, or {"name": ..., its options}.
         metric: a name, see `offramp.metrics.METRICS`; by default the task's own.
-        sets, temperatures: made for this policy; a point has its own.
+        sets, temperatures, certificate: made for this policy; a point has its own.
 
     Raises:
         PointError: a point that was chosen for another model or way to compute.
@@ -91,6 +112,7 @@ def evaluate(
         policy.check_engine(table.header.engine, table.header.dtype)
         metric = metric or (policy.metric if table.labels is not None else None)
         sets, temperatures = policy.sets, policy.temperatures
+        certificate = policy.certificate
         policy = policy.build_policy()
     policy = fitting_policy(policy, table)
     judge = Judge(table, metric, per_class=table.labels is not None)
@@ -109,4 +131,15 @@ def evaluate(
         sets=covered,
         calibration_errors=calibration_errors(judge.table, policy),
         calibrated_errors=calibrated,
+        promised=None if certificate is None else _promised(certificate, judge.table, policy),
     )
+
+
+def _promised(certificate: Certificate, table: ExitTable, policy: Policy) -> Promised:
+    """A risk of another program's own is promised here, but not measured."""
+    loss = None
+    if certificate.risk in RISKS:
+        risk = RISKS[certificate.risk]
+        if table.labels is not None or not risk.labelled:
+            loss = float(losses_under(table, policy, risk).mean())
+    return Promised(certificate.words(), certificate.limit, loss)

@@ -204,7 +204,7 @@ class Predictor:
     def _checked(self, point: OperatingPoint) -> ReadyPoint:
         point.check(self.model.fingerprint(), self.processor_fingerprint)
         point.check_engine(self.engine.name, self.engine.dtype)
-        return ReadyPoint(point.build_policy(), point.sets, point.temperatures)
+        return ReadyPoint(point.build_policy(), point.sets, point.temperatures, point.certificate)
 
     def watch(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
 from offramp.calibration.probabilities import Temperatures
 from offramp.engines import Budget
@@ -16,6 +17,7 @@ class ReadyPoint(NamedTuple):
     policy: Policy
     sets: Sets | None = None
     temperatures: Temperatures | None = None
+    certificate: Certificate | None = None
 
     def temperature(self, exit_layer: int) -> float:
         """By which the scores of an exit are divided before they are probabilities."""
