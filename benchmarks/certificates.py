@@ -68,8 +68,8 @@ def cell_of(work: Path, name: str) -> Path:
         chosen = [
             one for one in found if (one.parent / one.name.replace("seed1", "seed2")).is_dir()
         ]
-        if chosen:
-            return chosen[0]
+        if chosen or len(found) == 1:
+            return (chosen or found)[0]
     raise SystemExit(f"{work / name} has no run of auto: python benchmarks/compare.py {name}")
 
 
