@@ -331,8 +331,8 @@ class Study:
         }
 
     def pooled(self, column: Column) -> Floats:
-        """Mean over seeds, (1 + resamples,)."""
-        return self.ground.resamples.over_seeds(np.stack(list(column.values()), axis=1))
+        """Seed by seed, (1 + resamples, seeds)."""
+        return np.stack(list(column.values()), axis=1)
 
     def figure(self, column: Column) -> Figure:
         return statistics.figure(self.pooled(column))

@@ -171,13 +171,13 @@ def test_five_percent_more_right_rows_are_found_among_many_rows_only(rows: int, 
 
 @given(st.floats(0.01, 1e6), st.floats(0, 1e-3), st.integers(2, 50))
 def test_no_p_is_smaller_than_one_of_the_resamples(value: float, spread: float, resamples: int):
-    values = np.array([value, *(value + spread * np.arange(resamples))])
+    values = np.array([value, *(value + spread * np.arange(resamples))])[:, None]
     assert statistics.p_value(values) >= 1 / (resamples + 1)
 
 
 def test_the_least_p_is_still_significant_among_all_methods():
     others = [*METHODS, *REFERENCES][2:]  # all but `plain` and the reference
-    values = np.array([1.0, *np.linspace(0.999, 1.001, statistics.FEW_RESAMPLES)])
+    values = np.array([1.0, *np.linspace(0.999, 1.001, statistics.FEW_RESAMPLES)])[:, None]
     found = statistics.differences(dict.fromkeys(others, values))
     assert all(verdict(one) == ABOVE for one in found.values())
 
@@ -199,9 +199,25 @@ def test_intervals_over_rows_and_seeds_cover_the_truth():
         resamples = Resamples.draw(rows, 200)
         labels = np.ones(rows, dtype=int)
         every = resamples.scores(METRICS["accuracy"], right.astype(int), labels)
-        found = statistics.figure(resamples.over_seeds(every))
+        found = statistics.figure(every)
         covered += found.low <= 0.7 <= found.high
     assert covered >= 34
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("of_seeds", [0.0, 1.0, 5.0])
+def test_few_seeds_make_no_difference_where_there_is_none(seeds: int, of_seeds: float):
+    """Of a difference of 0 that rows and trainings blur, one in twenty is found."""
+    random, trials, rows = np.random.default_rng(0), 1000, 1.0
+    found = 0
+    for _ in range(trials):
+        trained = of_seeds * random.normal(size=seeds)
+        drawn = rows * random.normal(size=(101, 1))  # the data, and what resamples make of it
+        drawn[1:] += drawn[0]
+        found += statistics.p_value(trained + drawn) < 0.05
+    assert found / trials < 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials) + 0.01
+    # without anything that trainings add, it is the test of rows
+    assert of_seeds or found / trials > 0.02
 
 
 @pytest.mark.parametrize("name", ["f1", "f1_micro", "matthews", "pearson", "spearman", "neg_mse"])

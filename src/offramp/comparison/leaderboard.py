@@ -17,7 +17,6 @@ from offramp.comparison.board import (
     AtTarget,
     Board,
     Difference,
-    Figure,
     MethodRow,
     Missing,
     Point,
@@ -152,7 +151,7 @@ def build_board(
         seeds=tuple(sorted({run.seed for run in runs})),
         test_rows=len(ground.rows),
         guess=_guess(runs, ground),
-        plain=_figure(ground, _full_depth(plain, ground)) if plain else None,
+        plain=statistics.figure(_full_depth(plain, ground)) if plain else None,
         reference=first,
         methods=_rows(methods, first, plain, ground),
         missing=tuple(missing),
@@ -244,7 +243,7 @@ def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
             for run, reader, made in zip(runs, readers, chosen, strict=True)
         ]
         found = {key: np.stack([t.columns[key] for t in traces], axis=1) for key in _COLUMNS}
-        policies.append(_policy_row(one, areas[one], traces, found, ground))
+        policies.append(_policy_row(one, areas[one], traces, found))
         if one == best:
             columns = found
     return _Method(name, runs, best, policies, areas[best], columns)
@@ -343,16 +342,16 @@ def _columns(costs: Floats, scores: Floats) -> Columns:
 
 
 def _policy_row(
-    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns, ground: Ground
+    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns
 ) -> PolicyRow:
     return PolicyRow(
         name=name,
-        area=_figure(ground, columns["area"]),
+        area=statistics.figure(columns["area"]),
         tune_area=tune_area,
         at=tuple(
             AtTarget(
                 target=target,
-                score=_figure(ground, columns[f"{target:g}"]),
+                score=statistics.figure(columns[f"{target:g}"]),
                 readings=tuple(t.readings[target] for t in traces if target in t.readings),
             )
             for target in TARGETS
@@ -365,10 +364,6 @@ def _policy_row(
 def _mean_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _figure(ground: Ground, column: Floats) -> Figure:
-    return statistics.figure(ground.resamples.over_seeds(column))
 
 
 def _reference(methods: Mapping[str, _Method], asked: str | None) -> str:
@@ -400,14 +395,12 @@ class _Rivals:
     seeds: list[int]
     columns: Columns
 
-    def against(
-        self, methods: Mapping[str, _Method], resamples: Resamples
-    ) -> dict[str, dict[str, Difference]]:
+    def against(self, methods: Mapping[str, _Method]) -> dict[str, dict[str, Difference]]:
         """Method to its differences, over the seeds that both have."""
         found: dict[str, dict[str, Difference]] = {name: {} for name in methods}
         for column, rival in self.columns.items():
             apart = {
-                name: resamples.over_seeds(self._apart(method, column, rival))
+                name: self._apart(method, column, rival)
                 for name, method in methods.items()
                 if not set(self.seeds).isdisjoint(method.seeds)
             }
@@ -429,14 +422,14 @@ def _rows(
     first = methods[reference]
     rivals = _Rivals(first.seeds, {key: first.columns[key] for key in ("area", *_TARGETS)})
     others = {name: method for name, method in methods.items() if name != reference}
-    against = rivals.against(others, ground.resamples)
+    against = rivals.against(others)
     against_plain: dict[str, dict[str, Difference]] = {}
     if plain:
         full = dict.fromkeys(("full", *_TARGETS), _full_depth(plain, ground))
         rivals = _Rivals([run.seed for run in plain], full)
-        against_plain = rivals.against(methods, ground.resamples)
+        against_plain = rivals.against(methods)
     rows = [
-        _row(method, against.get(name, {}), against_plain.get(name, {}), plain, ground)
+        _row(method, against.get(name, {}), against_plain.get(name, {}), plain)
         for name, method in methods.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.seeds, -row.row.area.value)))
@@ -447,7 +440,6 @@ def _row(
     against: dict[str, Difference],
     against_plain: dict[str, Difference],
     plain: Sequence[Run],
-    ground: Ground,
 ) -> MethodRow:
     runs, name = method.runs, method.name
     return MethodRow(
@@ -457,7 +449,7 @@ def _row(
         own=method.own,
         chosen=method.chosen,
         policies=tuple(method.policies),
-        full_score=_figure(ground, method.columns["full"]),
+        full_score=statistics.figure(method.columns["full"]),
         seconds=fmean(run.seconds for run in runs),
         times_plain=_times(runs, plain),
         parameters_added=mode(run.parameters_added for run in runs),
