@@ -160,18 +160,19 @@ def drawn(
 
 
 def ceiling(losses: Floats, costs: Floats, limit: float, confidence: float, rows: int) -> float:
-    """No procedure that keeps its promise on every population has a lower mean cost on this one.
+    """No procedure that chooses from this path, by independent draws of rows alone, and keeps its
+    promise on every population, has a lower mean cost on this one.
 
-    It may choose the k-th candidate of the path or a faster one in no more draws than in which the
-    most powerful test (Neyman and Pearson) tells these rows from others of which all these
-    candidates lose too much. Taken are the others that exponential weights make.
+    It may choose the k-th candidate or a faster one in no more draws than in which the most
+    powerful test (Neyman and Pearson) tells these rows from others of which all these candidates
+    lose too much. Taken are the others that exponential weights make.
 
     Args:
         losses: of the population, (rows, candidates), from the safest to the fastest.
         costs: (candidates,), shares of full depth.
         rows: to prove on.
     """
-    costs = np.minimum.accumulate(costs)
+    costs = np.minimum.accumulate(np.minimum(costs, 1.0))
     rising = np.ascontiguousarray(losses.T)
     chances = [chance(rising[k:], limit, 1 - confidence, rows) for k in range(len(costs))]
     return float(1 + np.diff(costs, prepend=1.0) @ chances)
@@ -241,12 +242,13 @@ ASKED = """
 The fixed sequence against the plain choice, which breaks its promise: at 500 rows and a limit of
 5 %, 95 % confidence, its cost reduction is at least 90 % of the plain choice's; at 1,000 rows and
 2 %, 90 % confidence, it costs at most half a layer of twelve more, 4.2 % of full depth. *bets* is
-the same with bets for a test; *any*, what no procedure that keeps its promise everywhere can do
-better on this path: it chooses a policy or a faster one in no more draws than the most powerful
-test of the rows at hand against rows that lose just too much (Neyman and Pearson). The plain
-choice gains most where its promise is broken most.
+the same with bets for a test; *any*, what no procedure can better that chooses from this path, by
+the rows of the proof alone, and keeps its promise on every population: it chooses a policy or a
+faster one in no more draws than the most powerful test of these rows against rows that lose just
+too much (Neyman and Pearson). Where *any* is below 90 %, or above 4.2 %, what was asked cannot be
+had on this path from so few rows; a better search may find a better path. The plain choice gains
+most where its promise is broken most; its figures are means of 1,000 draws.
 
-Where *any* is below 90 %, or above 4.2 %, what was asked cannot be had from so few rows by anyone.
 Lines with a figure there were measured by
 
     python benchmarks/certificates.py SET --asked

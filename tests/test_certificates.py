@@ -86,6 +86,27 @@ def test_of_all_counts_the_paired_test_passes_no_more_than_alpha_at_any_share_of
             assert chances[p_values <= alpha].sum() <= alpha
 
 
+def test_the_worst_share_of_gains_is_found() -> None:
+    rows, limit = 80, 0.1
+    assert paired(differences(10, 12, 60), limit) > 0.0507  # waves high at 0.44 of gains
+    counts = np.array([(a, b) for a in range(12) for b in range(rows + 1 - a)])
+    p_values = np.array([paired(differences(a, b, rows), limit) for a, b in counts[:300]])
+    for gains in (0.01, 0.1, 0.4249):
+        shares = (gains + limit, gains, 1 - 2 * gains - limit)
+        chances = multinomial.pmf(
+            np.column_stack((counts[:300], rows - counts[:300].sum(axis=1))), rows, shares
+        )
+        for alpha in np.unique(p_values[p_values < 0.5])[::7]:
+            assert chances[p_values <= alpha].sum() <= alpha
+
+
+@pytest.mark.parametrize("procedure", ["fixed_sequence", "holm", "bonferroni"])
+def test_what_is_sure_is_proven_at_any_confidence(procedure: Procedure) -> None:
+    losses = np.zeros((5000, 60))
+    losses[:20], losses[20:40] = 1, -1
+    assert prove(losses, 0.1, 0.9999999, procedure, "paired").place == 59
+
+
 def differences(worse: int, better: int, rows: int) -> np.ndarray:
     return np.repeat([1.0, -1.0, 0.0], [worse, better, rows - worse - better])
 

@@ -95,9 +95,13 @@ def test_the_torch_engine_passes_with_every_policy(problem_type: str) -> None:
     check_engine(TorchEngine, tiny_model("bert", problem_type, layers=6), rows=24)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES[1:] + IMAGE_ARCHITECTURES)
-def test_the_torch_engine_passes_on_every_architecture(arch: str) -> None:
-    model = tiny_model(arch, layers=3)
+@pytest.mark.parametrize(
+    ("arch", "problem_type"),
+    [(arch, PROBLEM_TYPES[0]) for arch in ARCHITECTURES[1:] + IMAGE_ARCHITECTURES]
+    + [("albert", problem_type) for problem_type in PROBLEM_TYPES[1:]],
+)
+def test_the_torch_engine_passes_on_every_architecture(arch: str, problem_type: str) -> None:
+    model = tiny_model(arch, problem_type, layers=3)
     check_engine(TorchEngine, model, _a_few(model), rows=24)
 
 

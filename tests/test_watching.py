@@ -189,5 +189,6 @@ def test_the_command_line_promises_or_says_how_many_rows_it_takes(
     assert "Guaranteed with 95% confidence" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", str(made), "-d", str(data), "--no-speed", "-q"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "promised at most 0.99, " in said
-    assert "on these rows. Guaranteed with 95% confidence" in said
+    assert "promised at most 99%; " in said
+    assert "in the rows given here" in said
+    assert "Guaranteed with 95% confidence" in said

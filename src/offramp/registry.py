@@ -67,6 +67,8 @@ class Registry(Generic[T]):
         return name in self._items or name in self.names()
 
     def __getitem__(self, name: str) -> T:
+        if name not in self:
+            installed.cache_clear()  # it may have been installed since
         if name not in self._items:
             for entry in self._entry_points():
                 if entry.name == name:

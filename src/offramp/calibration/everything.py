@@ -102,7 +102,7 @@ class _Rows:
 
 
 def _levels(evidence: Array, levels: int) -> list[float]:
-    """Bars from one that few pass to one that all do but the least sure."""
+    """Bars from one that few pass, or none, to one that all do but the least sure."""
     shares = np.linspace(0, 1, levels + 1)[:-1]
     falling: list[float] = bars_at(evidence[np.isfinite(evidence)], shares)[::-1].tolist()
     return falling

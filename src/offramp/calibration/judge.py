@@ -263,9 +263,9 @@ def _bars(evidence: Array) -> Array:
 def bars_at(values: Array, shares: Array) -> Array:
     """Bars that about these shares of the values do not pass, each once, rising.
 
-    They stand halfway to the next value, the last as far above the highest, so that no row changes
-    sides by the last bits of another engine or batch. They are float32, as evidence is, so that
-    every engine compares the same numbers.
+    They stand halfway to the next value, the last as far above the highest, so that the last bits
+    of another engine or batch move no row, where values are farther apart than these. They are
+    float32, as evidence is, so that every engine compares the same numbers.
     """
     known = np.unique(values).astype(np.float64)
     steps = np.diff(known)

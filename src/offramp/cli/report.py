@@ -50,11 +50,14 @@ def sets_facts(sets: Covered | None) -> dict[str, str]:
 
 
 def promise_facts(promised: Promised | None) -> dict[str, str]:
-    """What the point promises, beside what rows lose that it was not made on."""
+    """What the point promises, beside what the rows given lose."""
     if promised is None:
         return {}
-    here = "not known here" if promised.loss is None else f"{promised.loss:.2%} on these rows"
-    return {"promised": f"at most {promised.limit:.4g}, {here}. {promised.claim}"}
+    from offramp.calibration.certificate import percent
+
+    loss = "not known" if promised.loss is None else f"{promised.loss:.2%}"
+    here = f"{loss} in the rows given here"
+    return {"promised": f"at most {percent(promised.limit)}; {here}", "promise": promised.claim}
 
 
 def speed_facts(speed: Speed) -> dict[str, str]:

@@ -248,7 +248,7 @@ def evaluate(
     rows = load_examples(data, **o.passed(load_examples, given))
     with recorded(predictor, rows, quiet) as table:
         ready = predictor.point
-        done = judge(table, ready.policy, metric, *ready[1:])
+        done = judge(table, metric=metric, **ready._asdict())
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})

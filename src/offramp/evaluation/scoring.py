@@ -18,7 +18,7 @@ from offramp.table import ExitTable
 
 @dataclass(frozen=True, slots=True)
 class Promised:
-    """What a point's certificate says, and what rows lose that it was not made on.
+    """What a point's certificate says, and what the rows given lose.
 
     Attributes:
         claim: the certificate in words.
