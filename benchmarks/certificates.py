@@ -249,12 +249,12 @@ too much (Neyman and Pearson). Where *any* is below 90 %, or above 4.2 %, what w
 had on this path from so few rows; a better search may find a better path. The plain choice gains
 most where its promise is broken most; its figures are means of 1,000 draws.
 
-Lines with a figure there were measured by
+Measured by
 
-    python benchmarks/certificates.py SET --asked
+    python benchmarks/certificates.py --asked
 
-on the runs that the last column names. The others are of the tables of the next sections, which
-are no longer at hand; there `drop` was proven by bets, before it had an exact test.
+on the runs that the last column names. Those of the sections above and below are others, which are
+no longer at hand, and there `drop` was proven by bets, before it had an exact test.
 
 | set | search | risk | 500 rows | of plain | bets | any | 1,000 rows | more | bets | any | run |
 |---|---|---|---|---|---|---|---|---|---|---|---|
