@@ -85,8 +85,8 @@ def test_its_python_runs_as_it_stands(
     monkeypatch.chdir(folder)
     examples = blocks(card(folder).text, "python")
     assert len(examples) == 2
-    for example in examples:
-        exec(compile(example, "card", "exec"), {})
+    for one in examples:
+        exec(compile(one, "card", "exec"), {})
 
 
 def test_its_commands_run_as_they_stand(
