@@ -16,6 +16,7 @@ _SHARES = 129
 _FAR = 7.0
 """Standard deviations beyond which counts of gains do not occur."""
 _STEPS, _ZOOMS = 16, 6
+"""Limits that a bound is looked for among, and how often anew between two of them."""
 
 
 def paired(losses: Floats, limit: float, alpha: float = 0.05) -> Floats:
@@ -64,8 +65,9 @@ def _chance(worse: int, better: int, rows: int, limit: float, outside: float) ->
         return 1.0
     low, high = _open(better, rows, limit, outside)
     shares = low + (high - low) * (1 - np.cos(np.linspace(0, np.pi, _SHARES))) / 2
-    most = rows * high
-    gains = np.arange(min(rows, int(most + _FAR * np.sqrt(most)) + 20) + 1)
+    least, most = rows * low, rows * high
+    first = max(0, int(least - _FAR * np.sqrt(least)) - 20)
+    gains = np.arange(first, min(rows, int(most + _FAR * np.sqrt(most)) + 20) + 1)
     losses = _as_telling(gains, float(_score(worse, better, rows, limit)), rows, limit)
     found = 0.0
     for _ in range(2):  # and once more around the worst
