@@ -57,6 +57,15 @@ def test_broken_rows_are_named(
         assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("given", ["hidden", "=1", "hiden=true"])
+def test_a_setting_that_is_none_is_named(
+    place: Path, tmp_path: Path, offramp: Callable[..., Said], given: str
+) -> None:
+    data = write_csv(tmp_path / "rows.csv", [("film", "label-0"), ("plot", "label-1")])
+    command = ["train", place / "stock", "-d", data, "-o", tmp_path / "out", "--set", given]
+    mistake(offramp(*command, "--method", "deebert"), "NAME=VALUE|Did you mean 'hidden'")
+
+
 def test_a_score_that_is_no_number_is_named(tmp_path: Path, offramp: Callable[..., Said]) -> None:
     save_tiny(tmp_path / "scorer", problem_type="regression")
     rows = write_csv(tmp_path / "rows.csv", [("film", "0.5"), ("plot", "nan")])

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.calibration.fitting import fit_bins
+from offramp.calibration.judge import Judge
 from offramp.comparison import curves, statistics
 from offramp.comparison.board import Board, Missing
+from offramp.comparison.families import choose, flattery
 from offramp.comparison.leaderboard import Run, build_board, choices, ground_of, places
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.plan import REFERENCES
@@ -20,6 +23,7 @@ from offramp.comparison.words import ABOVE, verdict
 from offramp.errors import ConfigError, OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS, MULTI, REGRESSION, SINGLE
+from offramp.policies import Binned
 from offramp.table import ExitTable, replay
 
 DEPTH, CLASSES = 3, 3
@@ -98,6 +102,21 @@ def policies(found: Board) -> Any:
         for row in found.methods
         for family in row.policies
     ]
+
+
+def test_numbers_that_were_taken_from_the_rows_do_not_flatter_a_family():
+    fresh, guess = Judge(table(labels_of(SINGLE, 5000, 0), role="test")), 1 / CLASSES
+    flattered, told = [], []
+    for seed in range(1, 9):
+        judge = Judge(table(labels_of(SINGLE, 300, seed), seed=seed))
+        choice = choose(judge, [fit_bins(judge.table)], guess)
+        corners = [fresh.measure(corner) for _, corner in choice.corners]
+        costs = [0.0, *(one.cost for one in corners), 1.0]
+        scores = [guess, *(one.score for one in corners), fresh.full_score]
+        told.append(choice.tune_area - float(curves.area(costs, scores)))
+        flattered.append(told[-1] + flattery(judge, Binned.name, guess))
+    assert np.mean(flattered) > 0.01
+    assert abs(np.mean(told)) < np.mean(flattered) / 2, (np.mean(told), np.mean(flattered))
 
 
 def test_points_and_readings_are_what_a_replay_of_the_test_table_gives():

@@ -50,7 +50,7 @@ SPEC = GatedSpec(pooling="mean")
 
 
 def batch_at(step: int, labels: Tensor) -> dict[str, Any]:
-    return {"labels": labels, "problem_type": SINGLE, "clock": Clock(step, 1000)}
+    return {"labels": labels, "problem_type": SINGLE, "clock": Clock(step, 10_000)}
 
 
 def random_outputs(
@@ -185,6 +185,16 @@ def test_gates_and_heads_take_turns_and_each_leaves_the_other_alone() -> None:
         assert scores[-1].grad is None or not scores[-1].grad.any()
 
 
+def test_each_part_has_its_turns_in_a_short_training_too() -> None:
+    labels = torch.arange(6) % 3
+    outputs, _, _ = random_outputs()
+    turns = []
+    for step in range(40):
+        batch = {**batch_at(step, labels), "clock": Clock(step, 40)}
+        turns += list(Gated().losses(outputs, batch, TURNS))
+    assert turns == (["gates"] * 4 + ["heads"] * 4) * 5
+
+
 def test_in_the_warm_up_the_first_head_weighs_most_and_no_gate_learns() -> None:
     outputs, scores, gates = random_outputs(depth=4)
     labels = torch.arange(6) % 3
@@ -305,7 +315,7 @@ def test_after_the_stock_model_has_learnt_only_heads_and_gates_do(
     options = TrainOptions(max_steps=4, batch_size=8, quiet=True)
     given = {"method": "jei_dnn", "pooling": "mean", "fine_tuned": True, "options": options}
     train(source, rows, tmp_path / "out", **given)
-    assert turns[-4:] == [("turns", "gates")] * 2 + [("turns", "heads")] * 2
+    assert turns[-4:] == [("turns", "gates"), ("turns", "heads")] * 2
     before = MultiExitModel.from_pretrained(source).stock.state_dict()
     after = MultiExitModel.from_pretrained(tmp_path / "out")
     assert all(torch.equal(leaf, before[n]) for n, leaf in after.stock.state_dict().items())

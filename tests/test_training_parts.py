@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitSpec, Pooling
 from offramp.methods import METHODS
 from offramp.model import MultiExitModel
-from offramp.objectives import DepthWeighted, SelfDistillation, Stage
+from offramp.objectives import DepthWeighted, Objective, SelfDistillation, Stage
 from offramp.testing import (
     save_tiny_stock,
     tiny_batch,
@@ -28,7 +29,7 @@ from offramp.testing import (
     tiny_texts,
     tiny_tokenizer,
 )
-from offramp.training import ATTACH, TRAIN, TrainOptions, attach, probe, train
+from offramp.training import ATTACH, TRAIN, TrainOptions, attach, finetune, probe, train
 from offramp.training.batches import LengthGrouped, Rows
 from offramp.training.cache import VectorCache, cache_bytes, cache_type, pooled_vectors
 from offramp.training.estimate import estimate
@@ -39,6 +40,7 @@ from offramp.training.standard import moments, standardised
 from offramp.training.trainer import Trainee
 from offramp.training.work import WorkFolder
 
+RELEASED = [name for name in METHODS if METHODS[name].released]
 QUIET = TrainOptions(max_steps=4, batch_size=8, quiet=True)
 
 
@@ -310,3 +312,54 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model = attach(tmp_path / "stock", examples(), tmp_path / "out", options=QUIET)
     assert model.dtype == torch.float16
     assert weights_fingerprint(model.stock) == weights_fingerprint(stock)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_as_released_trains_as_the_code_of_its_authors(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Objective] = []
+    monkeypatch.setattr(
+        finetune, "run_stages", lambda model, objective, *_: trained.append(objective)
+    )
+    source = save_tiny_stock(tmp_path / "source")
+    for as_released in (False, True):
+        place = tmp_path / f"released-{as_released}"
+        train(source, examples(), place, method=name, as_released=as_released, options=QUIET)
+    paper, code = trained
+    assert code.__class__ is paper.__class__
+    for setting, value in METHODS[name].released.items():
+        assert getattr(paper, setting) != value == getattr(code, setting)
+
+
+def test_settings_reach_the_exits_and_the_loss(tmp_path: Path) -> None:
+    palbert = METHODS["palbert"].with_settings({"input": "current", "layers": "1", "beta": 0.25})
+    assert (palbert.exits.input, palbert.exits.layers, palbert.objective().beta) == (
+        "current",
+        1,
+        0.25,
+    )
+    assert palbert.objective().prior == METHODS["palbert"].objective().prior
+    settings = {"input": "current", "layers": 1}
+    source, options = save_tiny_stock(tmp_path / "source"), QUIET
+    made = train(
+        source, examples(), tmp_path / "out", method="palbert", settings=settings, options=options
+    )
+    assert made.config.exit_kind().layers == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"betta": 1}, "no setting 'betta'. Did you mean 'beta'"),
+        ({"pooling": "cls"}, "no setting 'pooling'"),
+        ({"layers": 0}, "'layers': Input should be greater"),
+        ({"beta": "much"}, "'beta': Input should be a valid number"),
+        ({"beta": "NaN"}, "'beta': Input should be a finite number"),
+        ({"tail": "short"}, "'tail': Input should be 'spread' or 'last'"),
+        ({"prior": 2}, "between 0 and 1"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        METHODS["palbert"].with_settings(settings).objective()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +26,13 @@ def train(
     ] = "auto",
     pooling: o.Pooling = None,
     as_released: Annotated[
-        bool, typer.Option("--as-released", help="The paper's pooling instead of a measured one.")
+        bool,
+        typer.Option("--as-released", help="The paper's pooling, and its code where they differ."),
     ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; repeatable."),
+    ] = None,
     fine_tuned: Annotated[
         bool,
         typer.Option("--fine-tuned", help="MODEL has learnt these data already."),
@@ -66,12 +72,14 @@ def train(
     Examples:
       offramp train bert-base-uncased --data reviews.csv --output reviews-offramp
       offramp train my-encoder -d train.tsv --text sentence --label gold -o out --epochs 2
+      offramp train bert-base-uncased -d train.csv -o out --method jei_dnn --set trade_off=0.3
       torchrun --nproc-per-node 2 -m offramp train roberta-base -d train.jsonl -o out
     """
     given = dict(locals())
     console.setup(quiet, verbose)
     options = training_options(given)
     check_pooling(pooling)
+    given["settings"] = _settings(settings or [])
     from offramp.training import train as run
 
     run(model, options=options, **o.passed(run, given))
@@ -121,6 +129,22 @@ def attach(
 
     run(model, options=options, **o.passed(run, given))
     say_next(output)
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """Names and values; what is not a number, true or false is a word. Raises ConfigError."""
+    from offramp.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--set {pair}: write NAME=VALUE, such as --set trade_off=0.3.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def training_options(given: Mapping[str, Any]) -> TrainOptions:

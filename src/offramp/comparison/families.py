@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from offramp.table.store import Array
 
 MOST = 16
 """Policies of a family that are read on test, beside those that a target chose."""
+FEWEST = 20
+"""Rows from which half of them say anything."""
 _ROUNDING = 1e-9
 _NOT_A_FAMILY = (Full.name, Sample.name, Averaged.name, PerExit.name)
 
@@ -48,7 +50,7 @@ class Choice:
     """What one family chose on the `tune` rows of one run.
 
     Attributes:
-        tune_area: of the upper hull on `tune`.
+        tune_area: of the upper hull on `tune`, without what a fit there flatters it.
         start: where most corners of the hull come from.
         corners: the policies there between the guess and full depth, each with its start.
         reached: target to the best policy that reaches it, with its start.
@@ -111,7 +113,31 @@ def choose(judge: Judge, family: Family, guess: float, most: int = MOST) -> Choi
         most: corners that are kept.
     """
     tried = [(start, outcome) for start in family for outcome in judge.search(start)]
-    return _choice(judge, tried, guess, most)
+    choice = _choice(judge, tried, guess, most)
+    return replace(choice, tune_area=choice.tune_area - flattery(judge, family[0].name, guess))
+
+
+def flattery(judge: Judge, name: str, guess: float) -> float:
+    """How much area a family gains by taking its numbers from the rows that it is judged on.
+
+    A fit gains on its own rows about what it loses elsewhere, and half as much of both on twice
+    as many rows. So it is half of what numbers of one half of the rows are better there than
+    those of the other half, mean over both.
+    """
+    metric = judge.metric
+    if name not in FITS or metric is None or judge.table.rows < FEWEST:
+        return 0.0
+
+    def area(rows: ExitTable, others: ExitTable) -> float:
+        there, policy = Judge(rows, metric.name), FITS[name](others)
+        there.metric = metric
+        tried = [(policy, outcome) for outcome in there.search(policy)]
+        return _choice(there, tried, guess, MOST).tune_area
+
+    odd = np.arange(judge.table.rows) % 2 == 1
+    one, other = judge.table.take(odd), judge.table.take(~odd)
+    better = area(one, one) - area(one, other) + area(other, other) - area(other, one)
+    return max(0.0, better) / 4
 
 
 def choose_layers(judge: Judge, layers: Sequence[int], guess: float, most: int = MOST) -> Choice:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from inspect import Parameter, signature
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from offramp.errors import ConfigError
 from offramp.exits import ExitKind
 from offramp.metrics import REGRESSION
 from offramp.objectives import Objective
 from offramp.policies import POLICIES, Patience
-from offramp.registry import Registry
+from offramp.registry import Registry, nearest
+from offramp.storage import parse_document
+
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,8 @@ class Method:
         why_not: why not for the others, in a sentence; where empty, the policy says it.
         measures_pooling: whether what exits pool is measured, as said; else it is part of the
             method.
+        released: settings with which its authors' code trains, where that is not what the paper
+            says; for whoever asks for `as_released`.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Method:
     )
     measures_pooling: bool = True
     why_not: str = ""
+    released: Mapping[str, Any] = field(default_factory=dict)
 
     def policy_for(self, problem_type: str) -> str:
         """The exit rule for a task: `policy` or, where that reads probabilities and there are
@@ -58,6 +69,50 @@ class Method:
                 f"Method '{self.name}' does not do {problem_type}. {why + ' ' if why else ''}"
                 f"Methods that do: {', '.join(fitting)}."
             )
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Method:
+        """The method with other settings than the paper's.
+
+        Args:
+            settings: parameters of its exits or of its objective, by name.
+
+        Raises:
+            ConfigError: neither has such a parameter, or it does not take the value.
+        """
+        exits, wanted = type(self.exits), _parameters(self.objective)
+        fields = [name for name in exits.model_fields if name != "pooling"]
+        for name in settings:
+            if name not in (*fields, *wanted):
+                known = [*fields, *wanted]
+                raise ConfigError(
+                    f"Method '{self.name}' has no setting '{name}'.{nearest(name, known)} "
+                    f"It has: {', '.join(known) or 'none'}."
+                )
+        of_exits = {name: value for name, value in settings.items() if name in fields}
+        of_loss = {name: value for name, value in settings.items() if name in wanted}
+        whole = {**self.exits.model_dump(), **of_exits}
+        return replace(
+            self,
+            exits=parse_document(exits, whole, f"Exits of method '{self.name}'"),
+            objective=partial(self.objective, **self._checked(of_loss, wanted)),
+        )
+
+    def _checked(self, given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+        checked = {}
+        for name, value in given.items():
+            try:
+                checked[name] = TypeAdapter(types[name], config=_FINITE).validate_python(value)
+            except ValidationError as problem:
+                what = problem.errors()[0]["msg"]
+                raise ConfigError(f"Method '{self.name}': setting '{name}': {what}.") from None
+        return checked
+
+
+def _parameters(objective: Callable[[], Objective]) -> dict[str, Any]:
+    """Of what makes an objective, by name, with their types."""
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    found = signature(objective, eval_str=True).parameters.values()
+    return {one.name: one.annotation for one in found if one.kind in named}
 
 
 METHODS: Registry[Method] = Registry("method")

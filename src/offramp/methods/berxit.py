@@ -2,8 +2,8 @@
 
 Each exit owns a copy of the pooler and a linear layer; full depth and all exits are trained in
 turn, and one linear layer for all exits learns when they are right. Mended of the released
-code: the odd steps with that layer miss the loss of full depth (`Alternating(as_released=True)`
-has it so), an exit that no step trains may answer after the last layer, and batches are of one.
+code: the odd steps with that layer miss the loss of full depth (`as_released` has it so), an
+exit that no step trains may answer after the last layer, and batches are of one.
 """
 
 from offramp.exits.learned import LearnedSpec
@@ -16,5 +16,6 @@ BERXIT = Method(
     exits=LearnedSpec(pooling="cls", hidden=True, correctness="shared"),
     objective=Alternating,
     policy="learned",
+    released={"as_released": True},
 )
 METHODS.register(BERXIT.name, BERXIT)

@@ -4,7 +4,7 @@ A linear layer per exit on the shared pooler; rows weigh most at the exits where
 leave, and the energy of the scores is pushed apart for right and wrong answers. Mended of the
 released code: the energy overflows for large scores and then lets rows leave at once, and one
 outlier of the last epoch sets the range of thresholds; here they are quantiles of the batch
-(`SimulatedExits(draw="last_epoch")` has it so). For one class of many only: in label sets and
+(`as_released` draws as the code does). For one class of many only: in label sets and
 regression the sum over classes that makes the energy says nothing of being right.
 """
 
@@ -18,6 +18,7 @@ COSEE = Method(
     exits=ExitSpec(pooling="pooler"),
     objective=SimulatedExits,
     policy="energy",
+    released={"draw": "last_epoch", "sharpness": 10.0},
     problem_types=("single_label_classification",),
     why_not="Its energy is a sum over classes of which one is right.",
 )

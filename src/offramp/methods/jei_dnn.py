@@ -5,7 +5,8 @@ the exit is; heads and gates are trained by turns, and a row leaves at the first
 likely than not lets it go. Mended of the released code: its weighting of the heads' losses by
 the gates cancels out exactly, since the factor that normalises it is not detached, and is not a
 number where all masses of a row are 0; gates need no transfer to the CPU.
-`Gated(as_released=True)` has the unweighted mean that the code amounts to.
+`as_released` has the unweighted mean that the code amounts to; the setting `simplex` has masses
+that add up to 1, and an expected loss instead of targets.
 
 Not for regression, where a score has no probabilities for gates to read; not for multi-label
 tasks, where there is no single softmax over the labels.
@@ -21,6 +22,7 @@ JEI_DNN = Method(
     exits=GatedSpec(pooling="cls"),
     objective=Gated,
     policy="gated",
+    released={"as_released": True},
     problem_types=("single_label_classification",),
     why_not="Its gates read the probabilities of classes of which one is right.",
 )

@@ -4,8 +4,8 @@ DeeBERT's exits and its rule; one stage, in which early exits learn labels and t
 full depth, and a gradient that points against the other is projected. Defects of the released
 code that are mended: an untrained exit after the last layer; layer 12 by name as the one that
 exits do not reach; distillation averaged over classes, so that it weighs less the more there are
-(`RobustExits(reduction="mean")` is that). For MNLI and QQP it projects the gradient of the exits
-(`reference="last"`), for all other tasks that of full depth, which is the default here as in the
+(`as_released` has it so). For MNLI and QQP it projects the gradient of the exits (the setting
+`reference="last"`), for all other tasks that of full depth, which is the default here as in the
 paper. Not for regression: a single score has no entropy.
 """
 
@@ -19,6 +19,7 @@ ROMEBERT = Method(
     exits=ExitSpec(pooling="cls", hidden=True),
     objective=RobustExits,
     policy="entropy",
+    released={"reduction": "mean"},
     problem_types=("single_label_classification", "multi_label_classification"),
 )
 METHODS.register(ROMEBERT.name, ROMEBERT)

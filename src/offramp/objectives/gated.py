@@ -20,6 +20,8 @@ from offramp.objectives.ponder import halting_masses
 from offramp.objectives.task import row_losses, task_loss
 
 WARM_UP, BY_TURNS = "heads", "turns"
+TURNS = 10
+"""At least, of both parts together."""
 _LEAST = 1e-12
 
 
@@ -33,7 +35,8 @@ class Gated(Objective):
         trade_off: what full depth costs, in the unit of the loss (lambda in the paper).
         costs: of leaving after layers 1..L, 1 for the last; l / L unless given. Shares of FLOPs
             are more exact where layers differ or exits are heavy.
-        every: steps until the other part takes its turn; gates begin.
+        every: steps until the other part takes its turn; gates begin. In a short training they
+            are fewer, so that each part has its turn `TURNS` / 2 times.
         floor: share of a head's weight that does not depend on the gates.
         simplex: P_l = g_l prod_(j<l) (1 - g_j), and gates learn the expected loss plus cost,
             sum_l P_l (loss_l + trade_off * cost_l), instead of targets. Otherwise, as in the
@@ -79,13 +82,16 @@ class Gated(Objective):
             return {"heads": weighted_sum(losses, range(len(losses), 0, -1))}
         found = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
         gates = torch.stack([output.signals["gate"].float() for output in outputs], dim=1)
-        turn = batch.get("clock", Clock()).step // self.every
-        if turn % 2:
+        if self._turn(batch.get("clock", Clock())) % 2:
             return {"heads": self._of_heads(found, gates.detach())}
         return {"gates": self._of_gates(found.detach(), gates)}
 
+    def _turn(self, clock: Clock) -> int:
+        return clock.step // max(1, min(self.every, clock.steps // TURNS))
+
     def _of_heads(self, found: Tensor, gates: Tensor) -> Tensor:
-        """Mean over rows and exits 1..L-1; each row's weights have mean 1."""
+        """Mean over rows and exits 1..L-1; each row's weights have mean 1, or that of the floor
+        where all its gates are closed."""
         early = found[:, :-1]
         if self.as_released:
             return early.mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def train(
     method: str = "auto",
     pooling: Pooling | None = None,
     as_released: bool = False,
+    settings: Mapping[str, Any] | None = None,
     fine_tuned: bool = False,
     options: TrainOptions | None = None,
     problem_type: str | None = None,
@@ -78,7 +80,9 @@ def train(
             and writes a stock checkpoint, the reference for the others and a start for
             `attach`.
         pooling: of the exits; without it a short rehearsal on the data decides, or the method.
-        as_released: take the paper's pooling.
+        as_released: take the paper's pooling, and where its authors' code trains otherwise than
+            the paper says, do as the code.
+        settings: other settings than the paper's, see `Method.with_settings`.
         fine_tuned: `source` has learnt these data already, as `plain` leaves it: stages that
             train the stock model alone are left out.
         options: see `TrainOptions`; the defaults are `TRAIN`.
@@ -98,7 +102,7 @@ def train(
         NonFiniteError: when the loss is no longer a finite number.
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
-    objective, spec = _preset(method)
+    objective, spec = _preset(method, as_released, settings or {})
     objective.fine_tuned = fine_tuned
     _check_work_left(method, objective)
     check_pooling(pooling)
@@ -127,6 +131,7 @@ def train(
     # where no pooling is asked for, one is measured that is as fixed as the mean
     cached = run.cached(_with_pooling(spec, wish or "mean", method))
     asked = {"method": method, "pooling": wish, "layers": layers, "fine_tuned": fine_tuned}
+    asked |= {"as_released": as_released, "settings": dict(settings or {})}
     asked["cache"] = cached and cached.name
     work.open({**run.asked(), **asked})
     with says_how_to_continue(work):
@@ -181,15 +186,21 @@ class _Run:
         return rehearse(material.model, self.objective, material.rows, self.options, self.new_head)
 
 
-def _preset(method: str) -> tuple[Objective, ExitKind]:
+def _preset(
+    method: str, as_released: bool, settings: Mapping[str, Any]
+) -> tuple[Objective, ExitKind]:
     if method == PLAIN:
+        if settings:
+            raise ConfigError("Method 'plain' has no settings; leave --set out.")
         return FullDepth(), ExitSpec()
     if method not in METHODS:
         known = [PLAIN, *METHODS]
         raise ConfigError(
             f"Unknown method '{method}'.{nearest(method, known)} Known: {', '.join(known)}."
         )
-    return METHODS[method].objective(), METHODS[method].exits
+    made = METHODS[method]
+    made = made.with_settings({**(made.released if as_released else {}), **settings})
+    return made.objective(), made.exits
 
 
 def _with_pooling(spec: ExitKind, pooling: Pooling, method: str) -> ExitKind:
