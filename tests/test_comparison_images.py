@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from offramp.comparison import compare, statistics
+from offramp.comparison.eligible import eligible
 from offramp.comparison.plan import Cell
+from offramp.errors import ConfigError, ModelError
+from offramp.methods import METHODS
+from offramp.model import load_stock
 from offramp.testing import save_tiny_stock, tiny_pictures
 
 pytest_plugins = ("comparison_fixtures",)
@@ -42,20 +46,37 @@ def test_methods_are_ranked_on_digits_with_a_vision_transformer(
     assert "digits" in (done.folder / "leaderboard.html").read_text(encoding="utf-8")
 
 
-def test_a_method_that_a_residual_network_cannot_have_is_named_with_its_reason(
-    tmp_path: Path, inline: list[Cell]
+def test_all_on_a_residual_network_are_those_that_it_can_have(
+    tmp_path: Path, inline: list[Cell], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number, picture in enumerate(tiny_pictures(40, seed=ord(name[0]))):
             picture.save(tmp_path / "pictures" / name / f"{name}-{number}.png")
     source = save_tiny_stock(tmp_path / "resnet", "cifar_resnet")
+    given = {"fresh_head": True, **QUICK}
+    with pytest.raises(ModelError, match="cannot be cut off"):
+        compare(source, tmp_path / "pictures", tmp_path / "no", methods=["truncated"], **given)
+    assert not (tmp_path / "no").exists()
+    stock = load_stock(source)
+    with caplog.at_level("INFO"):
+        names = eligible(["all"], "single_label_classification", stock)
+    assert set(names) == {"plain", "attach", *METHODS}
+    assert "Left out of `all`: truncated: Layers of a 'cifar_resnet'" in caplog.text
     done = compare(
-        source, tmp_path / "pictures", tmp_path / "which", fresh_head=True,
-        methods=["pabee", "elbert"], **QUICK,
-    )  # fmt: skip
-    assert done.board is not None
-    assert [row.name for row in done.board.methods] == ["pabee"]
-    (missing,) = done.missing
-    assert missing.method == "elbert"
-    assert "need layers of one width; this model's have 8, 16, 32" in missing.why
+        source, tmp_path / "pictures", tmp_path / "which", methods=["palbert", "elbert"], **given
+    )
+    assert done.complete, done.missing
+
+
+@pytest.mark.parametrize("pooling", ["attention", "cls"])
+def test_a_pooling_that_exits_cannot_have_is_refused_before_anything_runs(
+    pooling: str, tmp_path: Path
+) -> None:
+    text, pictures = (
+        load_stock(save_tiny_stock(tmp_path / n, n)) for n in ("bert", "cifar_resnet")
+    )
+    kind = "single_label_classification"
+    assert ("gpfee" in eligible(["all"], kind, text, pooling)) == (pooling == "cls")
+    with pytest.raises(ConfigError, match=r"gpfee|makes no sense"):
+        eligible(["gpfee"], kind, pictures, pooling)

@@ -83,9 +83,10 @@ def test_full_depth_is_taken_to_be_right() -> None:
     assert all(((o.signals["correct"] > 0) & (o.signals["correct"] < 1)).all() for o in early)
 
 
-def test_one_judge_cannot_read_layers_of_several_widths() -> None:
-    with pytest.raises(ConfigError, match="Set correctness='own'"):
-        MultiExitModel.from_stock(tiny_stock("cifar_resnet"), LearnedSpec(pooling="mean"))
+def test_where_widths_differ_each_exit_judges_itself() -> None:
+    model = MultiExitModel.from_stock(tiny_stock("cifar_resnet"), LearnedSpec(pooling="mean"))
+    assert "correctness" not in model.exits
+    assert len({id(model.exits.at(n).correctness) for n in range(1, model.depth)}) > 1
 
 
 # --- nsp ----------------------------------------------------------------------------------

@@ -169,9 +169,11 @@ def test_the_engine_passes_with_own_heads(arch: str) -> None:
     check_engine(TorchEngine, tiny_model(arch, spec=OwnHeadSpec()), policies, rows=12)
 
 
-def test_a_network_of_several_widths_has_no_head_for_all_layers() -> None:
-    with pytest.raises(ConfigError, match="layers of one width"):
-        tiny_model("cifar_resnet", spec=OwnHeadSpec())
+def test_in_a_network_of_several_widths_each_has_one_layer_to_the_head() -> None:
+    model = tiny_model("cifar_resnet", spec=OwnHeadSpec())
+    assert [name for name, _ in model.exits.named_parameters()] == [
+        f"widened.{width}.{leaf}" for width in (8, 16) for leaf in ("weight", "bias")
+    ]
 
 
 def test_exits_without_weights_cannot_be_attached(tmp_path: Path) -> None:

@@ -39,19 +39,19 @@ ARCH = {"vit": "vit", "resnet": "cifar_resnet"}
 TABLE = {
     "auto": ALL,
     "beem": ("text", "label sets", "vit", "resnet"),
-    "berxit": ("text", "label sets", "numbers", "vit"),
+    "berxit": ALL,
     "cap": ("text", "vit", "resnet"),
     "cosee": ("text", "vit", "resnet"),
     "deebert": ("text", "label sets", "vit", "resnet"),
-    "elbert": ("text", "label sets", "vit"),
+    "elbert": ("text", "label sets", "vit", "resnet"),
     "f_pabee": ALL,
     "fastbert": ("text", "label sets", "vit", "resnet"),
     "gpfee": ("text", "label sets", "vit", "resnet"),
     "jei_dnn": ("text", "vit", "resnet"),
     "pabee": ALL,
-    "palbert": ("text", "label sets", "numbers", "vit"),
+    "palbert": ALL,
     "pcee_bert": ("text", "label sets", "vit", "resnet"),
-    "pondernet": ("text", "label sets", "numbers", "vit"),
+    "pondernet": ALL,
     "romebert": ("text", "label sets", "vit", "resnet"),
 }
 """What each method works on. For all else it has a sentence."""

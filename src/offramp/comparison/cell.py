@@ -65,7 +65,7 @@ DEPTHS = (1.5, 2.0, 3.0, 4.0)
 TICK = 10.0
 """Seconds after which it is noted how long a run has been training."""
 HEAD_RATE = 1e-3
-"""The least learning rate of what starts from nothing; it is ten times the other's if more."""
+"""The least learning rate of what starts from nothing; it is ten times the other's or more."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,16 @@ class Work:
             epochs=epochs / max(1.0, share_of(method)) if method in METHODS else epochs,
             batch_size=self.plan.batch_size,
             learning_rate=rate,
-            head_learning_rate=None if rate is None else max(HEAD_RATE, 10 * rate),
+            head_learning_rate=None if rate is None else rate * self._times,
             bf16=self.plan.bf16,
             seed=self.cell.seed,
             quiet=True,
         )
+
+    @property
+    def _times(self) -> float:
+        """The learning rate of what starts from nothing over that of the model."""
+        return max(10.0, HEAD_RATE / min(self.plan.rates))
 
     def train(self, output: Path, method: str, **options: Any) -> None:
         """`train` from the start, unless it was done before."""

@@ -92,7 +92,7 @@ def _how_to_read(board: Board) -> str:
         "between two thresholds are those of a mixture of both, and 2x is half the cost: first "
         "the score on this curve, then that of the threshold which `tune` chose, with the cost "
         "reduction that it came to on test. "
-        "Brackets hold 95 % intervals over rows and seeds (a bootstrap of both at once), "
+        "Brackets hold 95 % intervals over rows, which are drawn again, and seeds, by Student's t; "
         f"differences from {reference} are paired, and p is Holm's, corrected for the number of "
         "methods. "
         "AUROC is the mean over exits of how well what the policy looks at tells right from "

@@ -14,6 +14,7 @@ from offramp.comparison.recipe import trained_alike
 from offramp.errors import ConfigError
 from offramp.storage import Strict, read_document, write_document
 
+ALL = "all"
 START, PLAIN, ATTACH, TRUNCATED = "start", "plain", "attach", "truncated"
 REFERENCES = {
     PLAIN: "the start, fine-tuned on without exits",

@@ -14,10 +14,12 @@ from typing import Any
 from datasets import Dataset
 
 from offramp.comparison.board import Board, Missing
+from offramp.comparison.eligible import eligible
 from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.page import write_page
 from offramp.comparison.plan import (
+    ALL,
     ATTACH,
     PLAIN,
     PLAN,
@@ -39,9 +41,8 @@ from offramp.data import data_fingerprint
 from offramp.errors import ConfigError, NonFiniteError, OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS, default_metric
-from offramp.model import Head
+from offramp.model import Head, load_stock
 from offramp.model.folder import is_ours, resolve
-from offramp.registry import nearest
 from offramp.storage import LOCK, alone_in, fingerprint_of_files, whole_file, write_document
 from offramp.table import ExitTable
 from offramp.training.options import warn_of_slow_bf16
@@ -53,7 +54,7 @@ RATES = (1e-4, 3e-4)
 EPOCHS, BATCH = 2.0, 32
 TUNE, TEST = 0.2, 0.2
 LEADERBOARD = "leaderboard"
-ALL, NOT_YET = "all", "not done yet"
+NOT_YET = "not done yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,13 @@ def compare(
         output: folder of the comparison.
         methods: names of methods; `plain` (fine-tuned on without exits, what all are measured
             by), `truncated` (the first layers alone), `attach` (exits on the frozen start);
-            `all` is all of these.
+            `all` is all of these that do the task and fit the model's layers.
         seeds: how many, counted from 1.
         budget: seconds after which runs are stopped, to be continued by the next call.
         epochs, batch_size: of every method.
         start_epochs: of the fine-tune that all start from; by default as many.
-        rates: learning rates to try; what starts from nothing takes ten times as much, 0.001
-            at least.
+        rates: learning rates to try; what starts from nothing takes ten times as much, or as many
+            times as make 0.001 of the least of them.
         bf16: train in bfloat16; else where a GPU supports it.
         pooling: of exits that pool; without it a probe of the start decides for all methods
             that leave it open.
@@ -148,7 +149,7 @@ def compare(
         OfframpError: before the work starts, wherever that can be known.
     """
     _plug_in(plugins)
-    _check_numbers(seeds, workers, rates, (epochs, start_epochs, batch_size, max_length))
+    _check_numbers(seeds, workers, rates, (epochs, start_epochs, batch_size, max_length, budget))
     if metric is not None:
         METRICS[metric]
     check_pooling(pooling)
@@ -164,10 +165,11 @@ def compare(
     )
     warn_of_slow_bf16(bf16)
     source = resolve(model)
+    head = _head(source, parts["train"], problem_type, fresh_head)
     plan = _plan(
         source,
         parts,
-        _head(source, parts["train"], problem_type, fresh_head),
+        head,
         title=title or _title(data),
         max_length=max_length,
         fresh_head=fresh_head,
@@ -179,7 +181,8 @@ def compare(
         bf16="auto" if bf16 is None else bf16,
         pooling=pooling,
     )
-    grid = Grid(plan, _methods(methods, plan.problem_type), tuple(range(1, seeds + 1)))
+    names = eligible(methods, plan.problem_type, load_stock(source, head), pooling)
+    grid = Grid(plan, names, tuple(range(1, seeds + 1)))
     _check_ranking(grid, reference, metric)
     told = _told(left_out, metric, plan.problem_type)
     deadline = None if budget is None else time.monotonic() + budget
@@ -370,7 +373,9 @@ def _check_numbers(
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise ConfigError("Learning rates must be positive numbers, one at least.")
     if not all(0 < one < math.inf for one in others if one is not None):
-        raise ConfigError("Epochs, batch size and the greatest length must be positive numbers.")
+        raise ConfigError(
+            "Epochs, batch size, the greatest length and the budget must be positive numbers."
+        )
 
 
 def _check_ranking(grid: Grid, reference: str | None, metric: str | None) -> None:
@@ -405,26 +410,6 @@ def _check_recipes(folder: Path, methods: Sequence[str]) -> None:
             f"Exits, objective or policy of a method have changed since it was run: delete "
             f"{', '.join(changed)} to train it anew, or give another --output."
         )
-
-
-def _methods(asked: Sequence[str], problem_type: str) -> tuple[str, ...]:
-    """Those asked for, with `all` spelt out. Raises ConfigError."""
-    known = [*METHODS, *REFERENCES]
-    fit = [name for name in METHODS if problem_type in METHODS[name].problem_types]
-    chosen: list[str] = []
-    for name in asked:
-        if name == ALL:
-            chosen += [*REFERENCES, *fit]
-        elif name not in known:
-            hint = nearest(name, [ALL, *known])
-            raise ConfigError(f"Unknown method '{name}'.{hint} Known: {', '.join(known)}.")
-        else:
-            if name in METHODS:
-                METHODS[name].check(problem_type)
-            chosen.append(name)
-    if not set(chosen) - {PLAIN}:
-        raise ConfigError(f"There is nothing to compare. Known methods: {', '.join(known)}.")
-    return tuple(dict.fromkeys((PLAIN, *chosen)))
 
 
 def _title(data: Any) -> str:

@@ -134,15 +134,22 @@ def parse_exits(document: Mapping[str, Any], source: str) -> ExitKind:
     return parse_document(EXITS[kind], settings, source)
 
 
-def one_width(host: Host, kind: str) -> int:
-    """The width of all layers; ConfigError where it changes and the model's head fits few."""
-    widths = sorted({host.width(layer) for layer in range(1, host.depth + 1)})
-    if len(widths) > 1:
-        raise ConfigError(
-            f"Exits of kind '{kind}' answer with the model's own head and need layers of one "
-            f"width; this model's have {', '.join(map(str, widths))}. Use exits of kind 'pooled'."
-        )
-    return widths[0]
+class Widened(nn.ModuleDict):
+    """Pooled vectors as wide as those that the model's own head reads.
+
+    For each other width of its layers there is a linear layer, shared by all layers of that
+    width. Where all have one width there is none, and vectors stay as they are.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.width = host.width(host.depth)
+        others = {host.width(layer) for layer in range(1, host.depth)} - {self.width}
+        super().__init__({str(one): nn.Linear(one, self.width) for one in sorted(others)})
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(rows, any width) -> (rows, width)."""
+        width = str(pooled.shape[-1])
+        return self[width](pooled) if width in self else pooled
 
 
 def start_anew(module: nn.Module) -> nn.Module:

@@ -14,12 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, one_width, start_anew
+from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, Widened, start_anew
 
 
 @EXITS.register("halting")
 class HaltingSpec(ExitKind):
     """The model's own head on z_i, its pooled vector after layer i, and one net for all layers.
+
+    Where layers differ in width, z_i is made as wide as the head wants it, see `Widened`.
 
     The net gives the signal `halt`, (units,): the probability of halting at layer i for a row
     that has come this far; 1 at full depth.
@@ -48,8 +50,7 @@ class HaltingSpec(ExitKind):
         return "what the model's own head reads"
 
     def build(self, host: Host, num_scores: int) -> Exits:
-        width = one_width(host, self.kind)
-        made = HaltingExits({"shared": HaltingExit(self, width, host)})
+        made = HaltingExits({"shared": HaltingExit(self, host)})
         made.remembers = self.input != "current"
         return made
 
@@ -59,16 +60,17 @@ class HaltingExit(nn.Module):
 
     Args:
         spec: see `HaltingSpec`.
-        width: of the pooled vector.
         host: its own pooling and head answer.
     """
 
-    def __init__(self, spec: HaltingSpec, width: int, host: Host) -> None:
+    def __init__(self, spec: HaltingSpec, host: Host) -> None:
         super().__init__()
         self.spec = spec
         self._pool, self._answer = host.pool, host.answer
         view = host.view
         self._view: Callable[[Tensor], Tensor] | None = None if view is None else view.__call__
+        self.widened = Widened(host)
+        width = self.widened.width
         size = 2 * width if spec.input == "both" else width
         hidden = spec.layers if spec.layers > 1 else 0
         deep = [part for _ in range(hidden) for part in (nn.Linear(size, size), nn.Tanh())]
@@ -82,6 +84,7 @@ class HaltingExit(nn.Module):
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
     ) -> tuple[ExitOutput, Any]:
         pooled = self._pool(hidden if self._view is None else self._view(hidden), mask)
+        pooled = self.widened(pooled)
         logit = self.net(self.dropout(self._seen(pooled, carry))).squeeze(-1)
         output = ExitOutput(self._answer(pooled), {"halt": logit.float().sigmoid()})
         return output, None if self.spec.input == "current" else pooled

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import ConfigError
 from offramp.exits.base import EXITS, ExitOutput, Exits, Host, start_anew
 from offramp.exits.pooled import PooledExit, PooledKind, check_pooling
 
@@ -25,7 +24,8 @@ class LearnedSpec(PooledKind):
     minus the expected |tanh(score - label)|. It has to be trained, see `Alternating`.
 
     Attributes:
-        correctness: `shared` one linear layer for all exits (BERxiT), `own` one for each.
+        correctness: `shared` one linear layer for all exits (BERxiT), `own` one for each; so it is
+            where what exits pool differs in width.
     """
 
     kind = "learned"
@@ -38,12 +38,8 @@ class LearnedSpec(PooledKind):
     def build(self, host: Host, num_scores: int) -> Exits:
         check_pooling(self.pooling, host)
         widths = [host.width(number) for number in range(1, host.depth)]
-        if self.correctness == "shared" and len(set(widths)) > 1:
-            raise ConfigError(
-                "One correctness layer cannot be shared: this model's layers have widths "
-                f"{', '.join(map(str, sorted(set(widths))))}. Set correctness='own'."
-            )
-        shared = _new_judge(widths[0]) if self.correctness == "shared" else None
+        one = self.correctness == "shared" and len(set(widths)) == 1
+        shared = _new_judge(widths[0]) if one else None
         made: dict[str, nn.Module] = {
             str(number): LearnedExit(self, width, num_scores, host, shared)
             for number, width in enumerate(widths, start=1)
