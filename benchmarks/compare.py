@@ -71,13 +71,13 @@ def rows_of(file: Path, name: str) -> Dataset:
 
 
 def slim(board: Board) -> Board:
-    """Without what a repository need not keep: other families, and the policies of curves."""
+    """Without what a repository need not keep: curves of other families, policies of curves."""
     methods = []
     for method in board.methods:
-        kept = [row for row in method.policies if row.name in {method.chosen, method.own, "fixed"}]
         rows = []
-        for row in kept:
-            curves = [[p.model_copy(update={"policy": None}) for p in one] for one in row.curves]
+        for row in method.policies:
+            shown = row.curves if row.name in {method.chosen, method.own, "fixed"} else ()
+            curves = [[p.model_copy(update={"policy": None}) for p in one] for one in shown]
             readings = [
                 one.model_copy(
                     update={

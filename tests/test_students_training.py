@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from offramp.calibration import calibrate
 from offramp.data import load_examples
 from offramp.engines import load_processor, record
+from offramp.errors import DataError
 from offramp.exits import ExitSpec
 from offramp.exits.own_head import OwnHeadSpec
 from offramp.exits.student import StudentSpec
@@ -278,3 +279,16 @@ def test_learned_weights_move_at_their_own_rate_without_decay_and_are_checkpoint
     assert objective.raw is not None
     assert torch.equal(kept["objective.raw"], objective.raw)
     assert (objective.raw != 4.0).all()
+
+
+def test_students_learn_the_same_from_text_without_labels(tmp_path: Path) -> None:
+    source = save_tiny_stock(tmp_path / "source")
+    options = TrainOptions(max_steps=3, batch_size=8, quiet=True)
+    given: dict[str, Any] = {"method": "fastbert", "fine_tuned": True, "options": options}
+    labelled = train(source, examples(), tmp_path / "labelled", **given)
+    texts = examples().remove_columns("label")
+    unlabelled = train(source, texts, tmp_path / "unlabelled", **given)
+    assert same(labelled.state_dict(), unlabelled.state_dict())
+    given["fine_tuned"] = False
+    with pytest.raises(DataError, match="no labels, which method 'fastbert' needs"):
+        train(source, texts, tmp_path / "no", **given)

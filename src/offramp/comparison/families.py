@@ -39,7 +39,7 @@ MOST = 16
 FEWEST = 20
 """Rows from which half of them say anything."""
 _ROUNDING = 1e-9
-_NOT_A_FAMILY = (Full.name, Sample.name, Averaged.name, PerExit.name)
+_NOT_A_FAMILY = (Full.name, Averaged.name, PerExit.name)
 
 Family = list[Policy]
 """Where its search starts."""
@@ -74,9 +74,11 @@ def families(tune: ExitTable, own: str) -> dict[str, Family]:
 
     Args:
         tune: what some families take numbers from.
-        own: the family that is also averaged.
+        own: the family that is also averaged. `sample` has no bar to choose and is there only as
+            a method's own.
     """
-    names = [name for name in POLICIES if name not in _NOT_A_FAMILY]
+    left_out = {*_NOT_A_FAMILY, Sample.name} - {own}
+    names = [name for name in POLICIES if name not in left_out]
     found = {name: starts for name in names if (starts := _starts(name, tune))}
     if Gated.name in found:
         found[f"{Gated.name} simplex"] = [Gated(masses="simplex")]

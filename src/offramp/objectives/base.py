@@ -26,6 +26,7 @@ class Stage:
         rate: times the learning rate asked for of what starts from nothing, such as exits.
         standardised: of the `exits` alone: those that can read what they pool less its mean and
             by its spread, as they learn faster so; these move into their weights afterwards.
+        labelled: its loss reads labels.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     share: float = 1.0
     rate: float = 1.0
     standardised: bool = False
+    labelled: bool = True
 
 
 class Clock(NamedTuple):

@@ -27,7 +27,7 @@ class TeachStudents(Objective):
         self.reverse = reverse
 
     def stages(self) -> Sequence[Stage]:
-        return (Stage("stock", "stock"), Stage("exits", "exits", share=5 / 3))
+        return (Stage("stock", "stock"), Stage("exits", "exits", share=5 / 3, labelled=False))
 
     def losses(
         self, outputs: Sequence[ExitOutput], batch: Mapping[str, Any], stage: Stage

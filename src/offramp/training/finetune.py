@@ -64,7 +64,9 @@ def train(
     label: str | None = None,
     max_rows: int | None = None,
 ) -> PreTrainedModel:
-    """Fine-tune an encoder and its exits on labelled examples, and save the result.
+    """Fine-tune an encoder and its exits on examples, and save the result.
+
+    They need labels, unless no stage that is left reads any: `fastbert` from a finished classifier.
 
     A killed run that is started again with the same arguments continues from its last
     checkpoint, in `<output>.work`, and ends in the same weights. Where a method trains exits on
@@ -112,10 +114,10 @@ def train(
     path, target = resolve(source), Path(output)
     check_output(target, path, plain=method == PLAIN)
     dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
-    if "label" not in dataset.column_names:
+    if "label" not in dataset.column_names and any(one.labelled for one in objective.ahead()):
         raise DataError(
-            "The data has no labels, which `train` needs. Name their column with --label, or "
-            "use `attach`, which hangs exits on a finished classifier without labels."
+            f"The data has no labels, which method '{method}' needs. Name their column with "
+            "--label, or use `attach`, which hangs exits on a finished classifier without labels."
         )
     head = head_for(path, dataset, problem_type, fresh_head)
     if fine_tuned:
