@@ -53,6 +53,7 @@ TABLE = {
     "pcee_bert": ("text", "label sets", "vit", "resnet"),
     "pondernet": ALL,
     "romebert": ("text", "label sets", "vit", "resnet"),
+    "sdn": ("text", "label sets", "vit", "resnet"),
 }
 """What each method works on. For all else it has a sentence."""
 WORKS = [(name, task) for name, tasks in TABLE.items() for task in tasks]
