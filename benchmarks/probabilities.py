@@ -45,9 +45,9 @@ COVERED = """
 ## Share of rows whose set holds the right class
 
 Mean over {deals} deals of the test rows, which is at least what was asked if the promise holds, but
-for the noise of so many deals of the same rows; beside it the least mean of any exit that has a limit
-of its own in every deal (more than {enough} rows leave there), and the mean number of classes in a
-set.
+for the noise of so many deals of the same rows; beside it the least mean of any exit that has a
+limit of its own in every deal (more than {enough} rows leave there), and the mean number of classes
+in a set.
 
 | set | asked | covered | of the worst exit | classes in a set |
 |---|---|---|---|---|
