@@ -49,6 +49,8 @@ QUESTIONS: Sequence[Setting] = ((0.05, 500, 0.95), (0.02, 1000, 0.9))
 _STRONGEST = 50.0
 GRID = 200
 """Steps from a loss of 0 to one of 1, where the sums of many are counted."""
+USUAL = ("brier", "disagreement", "drop", "hellinger")
+"""Risks that are promised."""
 EVERYTHING = ("drop", "disagreement")
 """Risks for which everything is searched as well."""
 PROCEDURES = {
@@ -95,7 +97,7 @@ def simulated(rows: int, seed: int, depth: int = 12, classes: int = 3) -> ExitTa
 def measured(
     search: ExitTable, pool: ExitTable, draws: int, settings: Sequence[Setting] = SETTINGS
 ) -> Iterator[dict[str, Any]]:
-    for risk, specs in [(name, "usual") for name in RISKS] + [(name, ALL) for name in EVERYTHING]:
+    for risk, specs in [(name, "usual") for name in USUAL] + [(name, ALL) for name in EVERYTHING]:
         judge = Judge(search, risk=RISKS[risk])
         tried = explore(judge, [*([ALL] if specs == ALL else applicable(search)), "full"])
         for limit in dict.fromkeys(limit for limit, _, _ in settings):
@@ -271,7 +273,7 @@ SHOWN = ("plain choice", "fixed sequence", "Holm", "in expectation")
 
 def page(results: dict[str, Any], again: dict[str, Any]) -> str:
     doc = (__doc__ or "").partition("\n\n")[2].strip("\n")
-    text = INTRO.format(doc=doc, risks=", ".join(f"`{name}`" for name in RISKS))
+    text = INTRO.format(doc=doc, risks=", ".join(f"`{name}`" for name in USUAL))
     for (name, found), search in product(results.items(), ("usual", ALL)):
         for how in PROCEDURES:
             text += f"| {name} | {search} | {how} | {kept(found, search, how)} |\n"
@@ -298,7 +300,7 @@ def counts(found: dict[str, Any]) -> str:
 
 def asked(found: dict[str, Any], search: str) -> Iterator[str]:
     """A line for each risk: yes or no to both questions, with the figures."""
-    for risk in RISKS:
+    for risk in USUAL:
         cells = {
             (cell["limit"], cell["rows"], cell["confidence"]): cell
             for cell in found["cells"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 from scipy.special import softmax
 
-from offramp.calibration.conformal import conformal_limits, conformal_sets
+from offramp.calibration.conformal import busy_exits, conformal_limits, conformal_sets
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
 from offramp.comparison.board import Difference, Figure
@@ -312,7 +312,8 @@ class Study:
             odd = np.arange(run.tune.rows) % 2 == 1
             policy = self._near(run.tune.take(~odd), method, family, target)
             table = self.reader(method, run.seed).table
-            found[run.seed] = answered(policy, run.tune.take(odd), table)
+            own = busy_exits(replay(run.tune.take(~odd), policy).exit_layers, table.depth)
+            found[run.seed] = answered(policy, run.tune.take(odd), own, table)
         return found
 
     def _near(self, tune: ExitTable, method: str, family: str, target: float) -> Policy:
@@ -351,11 +352,13 @@ class Study:
         return self.ground.resamples.scores(self.ground.metric, predicted, self.ground.labels)
 
 
-def answered(policy: Policy, held_out: ExitTable, test: ExitTable) -> Answered:
+def answered(
+    policy: Policy, held_out: ExitTable, own: npt.NDArray[np.bool_], test: ExitTable
+) -> Answered:
     """A policy on test rows, with conformal sets whose limits come from other rows."""
     before, done = replay(held_out, policy), replay(test, policy)
     limits = conformal_limits(
-        before.answers, np.asarray(held_out.labels), before.exit_layers, test.depth, ALPHA
+        before.answers, np.asarray(held_out.labels), before.exit_layers, own, ALPHA
     )
     sets = conformal_sets(done.answers, done.exit_layers, limits)
     labels = np.asarray(test.labels)

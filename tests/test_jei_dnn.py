@@ -16,7 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp.calibration.conformal import conformal_limit, conformal_limits, conformal_sets
+from offramp.calibration.conformal import (
+    busy_exits,
+    conformal_limit,
+    conformal_limits,
+    conformal_sets,
+)
 from offramp.data import encode
 from offramp.engines import TorchEngine, collate, record
 from offramp.errors import ConfigError
@@ -394,7 +399,7 @@ def test_sets_hold_the_right_class_as_often_as_asked_at_every_exit_with_a_limit_
 ):
     alpha, found = 0.1, []
     for seed in range(200):
-        limits = conformal_limits(*simulated(300, seed), depth=4, alpha=alpha)
+        limits = conformal_limits(*simulated(300, seed), own=[1, 1, 0, 0], alpha=alpha)
         answers, labels, layers = simulated(300, 10_000 + seed)
         sets = conformal_sets(answers, layers, limits)
         held = sets[np.arange(300), labels]
@@ -408,7 +413,9 @@ def test_sets_hold_the_right_class_as_often_as_asked_at_every_exit_with_a_limit_
 
 def test_exits_that_few_rows_leave_at_share_a_limit_of_their_own() -> None:
     answers, labels, layers = simulated(300, 0)
-    limits = conformal_limits(answers, labels, layers, depth=4)
+    own = busy_exits(simulated(300, 1)[2], depth=4)
+    assert own.tolist() == [True, True, False, False]
+    limits = conformal_limits(answers, labels, layers, own)
     few = np.isin(layers, (3, 4))
     assert 0 < few.sum() <= 20
     assert limits[2] == limits[3]
@@ -431,10 +438,30 @@ def test_easy_rows_do_not_vouch_for_hard_ones_that_leave_here_and_there() -> Non
 
     covered = []
     for _ in range(100):
-        limits = conformal_limits(*rows(200), depth=12, alpha=0.1)
+        limits = conformal_limits(*rows(200), own=busy_exits(rows(200)[2], 12), alpha=0.1)
         answers, labels, layers = rows(500)
         covered.append(conformal_sets(answers, layers, limits)[np.arange(500), labels].mean())
     assert np.mean(covered) >= 0.9
+
+
+def test_an_exit_does_not_get_its_limit_for_having_just_enough_of_the_rows() -> None:
+    """One exit that about 20 rows leave at, whose answers are bad, and many rare ones."""
+    draw = np.random.default_rng(1)
+
+    def rows(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        layers = np.where(draw.random(count) < 0.105, 1, draw.integers(2, 52, count))
+        labels = draw.integers(0, 4, count)
+        answers = draw.normal(size=(count, 4))
+        answers[np.arange(count), labels] += np.where(layers == 1, 0.0, 3.0)
+        return answers, labels, layers
+
+    held = []
+    for _ in range(300):
+        own = busy_exits(rows(200)[2], 51)
+        limits = conformal_limits(*rows(200), own=own, alpha=0.1)
+        answers, labels, layers = rows(1000)
+        held.append(conformal_sets(answers, layers, limits)[np.arange(1000), labels].mean())
+    assert np.mean(held) >= 0.9
 
 
 def test_a_row_whose_scores_are_broken_may_have_any_class() -> None:

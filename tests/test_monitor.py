@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,11 +90,43 @@ def test_the_same_policy_chosen_on_other_rows_is_another_point(tmp_path: Path) -
         choose(table_of(500, seed), target_speedup=1.1, policies=[Fixed(layer=3)]).point
         for seed in (1, 2)
     )
-    assert first.seal() == again.seal()
-    others = again.model_copy(update={"exit_histogram": (1, 0, again.rows - 1, 0, 0, 0)})
     Monitor.of(first).save(tmp_path / "monitor.json")
     with pytest.raises(PointError, match="watches another point"):
-        Monitor.load(tmp_path / "monitor.json", others)
+        Monitor.load(tmp_path / "monitor.json", again)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"limit": 0.9}, "watches another point"),
+        ({"risk": "hellinger"}, "watches another point"),
+        ({"promised": False}, "watches another point"),
+        ({"rows": 7}, "watches another point"),
+        ({"lost": -5.0}, "greater than or equal to 0"),
+        ({"lost": 30.0}, "do not fit each other"),
+        ({"most": 1e9}, "do not fit each other"),
+        ({"reserve": 0.0, "bets": [0.0] * 16}, "do not fit each other"),
+        ({"alarm_at": 3}, "do not fit each other"),
+    ],
+)
+def test_a_file_of_other_terms_or_of_sums_that_cannot_be_is_refused(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    path, point = tmp_path / "monitor.json", point_of()
+    Monitor.of(point).after([0.0] * 20).save(path)
+    Monitor.load(path, point)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(PointError, match=said):
+        Monitor.load(path, point)
+
+
+def test_what_is_said_of_an_estimate_is_true_of_it() -> None:
+    watched = Monitor.of(point_of())
+    assert ", within the limit" in watched.after([0.0] * 50).words()
+    above = watched.after([0.0, 1.0])
+    assert not above.alarmed
+    assert ", above the limit" in above.words()
+    assert "do not prove" in above.words()
 
 
 @pytest.mark.parametrize("rows", [50, 100, 1000])

@@ -35,12 +35,12 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def broken_promise(folder: Path, path: Path) -> Monitor:
-    """A monitor of `default` that was told of a smaller loss than it has."""
-    predictor = Predictor.load(folder)
-    monitor = predictor.watch(path=path).monitor.model_copy(update={"limit": 0.01})
-    monitor.save(path)
-    return monitor
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are watched as if their rows had left less open than they do."""
+    monkeypatch.setattr(
+        "offramp.calibration.monitor._watched", lambda point: ("disagreement", 0.01, False)
+    )
 
 
 def test_an_audited_row_is_answered_as_if_it_were_not(folder: Path) -> None:
@@ -85,9 +85,13 @@ def test_a_share_is_audited(folder: Path) -> None:
 
 @pytest.mark.parametrize(("on_alarm", "layer"), [("warn", 1), ("full", 6), ("never", 6)])
 def test_an_alarm_is_said_once_and_acted_on(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, on_alarm: str, layer: int
+    folder: Path,
+    tmp_path: Path,
+    broken: None,
+    caplog: pytest.LogCaptureFixture,
+    on_alarm: str,
+    layer: int,
 ) -> None:
-    broken_promise(folder, tmp_path / "watch.json")
     predictor = Predictor.load(folder)
     predictor.watch(1, tmp_path / "watch.json", on_alarm)
     with caplog.at_level(logging.WARNING, "offramp"):
@@ -100,7 +104,8 @@ def test_an_alarm_is_said_once_and_acted_on(
 def test_an_alarm_is_said_again_after_a_restart(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken_promise(folder, tmp_path / "watch.json").after([1.0] * 100).save(tmp_path / "watch.json")
+    begun = Monitor.of(OperatingPoint.load(folder))
+    begun.after([1.0] * 100).save(tmp_path / "watch.json")
     with caplog.at_level(logging.WARNING, "offramp"):
         Predictor.load(folder).watch(path=tmp_path / "watch.json")
     assert sum("is no longer what" in record.message for record in caplog.records) == 1

@@ -72,7 +72,9 @@ class Registry(Generic[T]):
         if name not in self._items:
             for entry in self._entry_points():
                 if entry.name == name:
-                    self._items[name] = entry.load()
+                    # what is imported may register itself, and not as what it is called there
+                    thing = entry.load()
+                    self._items.setdefault(name, thing)
         if name not in self._items:
             known = self.names()
             raise ConfigError(

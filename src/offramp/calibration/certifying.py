@@ -106,12 +106,13 @@ def certify(
         seed=seed,
         faster_after=moved.faster,
         withdrawn_after=moved.withdrawn,
-        population=fingerprint(np.sort(rest.ids).tobytes()),
+        population=_population(rest),
     )
     left_out = {"rows_excluded": excluded}
-    point = point_of(name, target, judged, outcome).model_copy(update=left_out).promising(promised)
+    point = point_of(name, target, judged, outcome).model_copy(update=left_out)
     if temperatures:
         point = tempered(point, search)
+    point = point.promising(promised)
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
@@ -194,13 +195,24 @@ def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTa
         refuse_overlap(table, proof)
         good = finite_rows(proof)
         return _by_id(table, fine), _by_id(proof, good), int((~fine).sum() + (~good).sum())
-    apart = table.ids % 2 == 1
+    apart = for_proof(table)
     if not (fine & apart).any() or not (fine & ~apart).any():
         raise TableError(
             f"{int(fine.sum())} rows with finite scores, of {table.rows}, are too few to search "
             "on one half and prove on the other."
         )
     return _by_id(table, fine & ~apart), _by_id(table, fine & apart), int((~fine).sum())
+
+
+def for_proof(table: ExitTable) -> npt.NDArray[np.bool_]:
+    """Every second row, by a hash of its input: those to prove on where none are given apart."""
+    return table.ids % 2 == 1
+
+
+def _population(table: ExitTable) -> str:
+    """Fingerprint of rows in the order of `_by_id`, with their labels."""
+    labels = b"" if table.labels is None else np.ascontiguousarray(table.labels).tobytes()
+    return fingerprint(np.ascontiguousarray(table.ids).tobytes(), labels)
 
 
 def _by_id(table: ExitTable, chosen: npt.NDArray[np.bool_]) -> ExitTable:

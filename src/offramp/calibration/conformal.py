@@ -24,7 +24,7 @@ from offramp.table import ExitTable, replay
 
 Floats = npt.NDArray[np.float64]
 ENOUGH = 20
-"""An exit that more rows than this leave at has a limit of its own."""
+"""An exit at which more of the other rows than this leave has a limit of its own."""
 
 
 class Sets(Strict):
@@ -43,10 +43,15 @@ class Sets(Strict):
     size: float = Field(ge=0)
 
     @classmethod
-    def fit(cls, table: ExitTable, policy: Policy, share: float) -> Self:
-        """Limits from labelled rows of one class each, with finite scores."""
+    def fit(cls, table: ExitTable, policy: Policy, share: float, others: ExitTable) -> Self:
+        """Limits from labelled rows of one class each, with finite scores.
+
+        Args:
+            others: rows that say which exits many leave at, see `conformal_limits`.
+        """
         done, labels = replay(table, policy), np.asarray(table.labels)
-        found = conformal_limits(done.answers, labels, done.exit_layers, table.depth, 1 - share)
+        many = busy_exits(replay(others, policy).exit_layers, table.depth)
+        found = conformal_limits(done.answers, labels, done.exit_layers, many, 1 - share)
         sets = conformal_sets(done.answers, done.exit_layers, found)
         return cls(
             share=share,
@@ -109,10 +114,10 @@ def conformal_limits(
     answers: npt.ArrayLike,
     labels: npt.ArrayLike,
     exit_layers: npt.ArrayLike,
-    depth: int,
+    own: npt.ArrayLike,
     alpha: float = 0.1,
 ) -> Floats:
-    """A limit per exit layer, (depth,); layers where at most 20 rows leave share one.
+    """A limit per exit layer, (depth,); those without one of their own share one.
 
     Each exit with a limit of its own misses at most a share alpha of new rows, and so do those
     that share one together. That of all rows would not do for them: rows that leave early are
@@ -122,17 +127,26 @@ def conformal_limits(
         answers: raw scores of the exit that answered, (rows, classes), as `replay` gives them.
         labels: (rows,).
         exit_layers: (rows,), 1-based.
-        depth: number of layers.
+        own: which exits have a limit of their own, (depth,) bool. It must not hang on these rows:
+            an exit that just so happens to have enough of them would be no exit like any other.
         alpha: share of rows whose set may miss the right class.
     """
     rows = np.arange(len(np.asarray(labels)))
     scores = _scores(answers)[rows, np.asarray(labels)]
     where = np.asarray(exit_layers)
-    many = np.bincount(where, minlength=depth + 1) > ENOUGH
-    limits = np.full(depth, conformal_limit(scores[~many[where]], alpha))
-    for layer in np.flatnonzero(many):
-        limits[layer - 1] = conformal_limit(scores[where == layer], alpha)
+    alone = np.asarray(own, dtype=bool)
+    limits = np.full(len(alone), conformal_limit(scores[~alone[where - 1]], alpha))
+    for place in np.flatnonzero(alone):
+        limits[place] = conformal_limit(scores[where == place + 1], alpha)
     return limits
+
+
+def busy_exits(exit_layers: npt.ArrayLike, depth: int) -> npt.NDArray[np.bool_]:
+    """Exits at which more than 20 of some rows leave, (depth,)."""
+    found: npt.NDArray[np.bool_] = (
+        np.bincount(np.asarray(exit_layers), minlength=depth + 1)[1:] > ENOUGH
+    )
+    return found
 
 
 def conformal_sets(

@@ -149,7 +149,8 @@ def _notes(points: Sequence[OperatingPoint]) -> str:
     else:
         strayed = "the share of answers that are not those of full depth"
     said = [
-        "All figures are of the rows on which the point was chosen, which flatters it a little.",
+        "All figures are of the rows on which a point was chosen, which flatters it a little, "
+        "unless a proof is named.",
         "Cost reduction is the FLOPs of full depth over those executed: counted, not timed.",
         f"Disagreement is {strayed}.",
     ]
@@ -158,7 +159,7 @@ def _notes(points: Sequence[OperatingPoint]) -> str:
     if any(point.policy["name"] == "full" for point in points):
         said.append("The policy `full` means that early exit did not pay at that target.")
     said += [
-        f"`{point.name}`: {point.certificate.words()} Its figures are of the rows of the proof."
+        f"`{point.name}`: {point.promise()} Its figures are of the rows of the proof."
         for point in points
         if point.certificate is not None
     ]

@@ -67,7 +67,7 @@ class Monitor(Strict):
     rows: int = Field(default=WINDOW, ge=1)
     promised: bool = True
     audited: int = Field(default=0, ge=0)
-    lost: float = 0.0
+    lost: float = Field(default=0.0, ge=0)
     reserve: Money = 1.0
     bets: Annotated[tuple[Money, ...], Field(min_length=BETS, max_length=BETS)] = (0.0,) * BETS
     most: Money = 1.0
@@ -78,6 +78,14 @@ class Monitor(Strict):
     def _agrees(self) -> Self:
         if not all(1 <= layer <= len(self.expected) for layer in self.recent):
             raise ValueError("recent exit layers do not fit depth")
+        money = self.reserve + sum(self.bets)
+        alarmed = self.most >= 1 / self.level
+        if (
+            self.lost > self.audited
+            or alarmed != self.alarmed
+            or not 0 < money <= self.most * 1.001
+        ):
+            raise ValueError("what was bet, won and lost do not fit each other")
         return self
 
     @classmethod
@@ -105,7 +113,9 @@ class Monitor(Strict):
     def load(cls, path: str | Path, point: OperatingPoint) -> Self:
         """Go on from a file. Raises PointError for one of another point."""
         found = read_document(cls, Path(path), PointError)
-        if found.seal != point.seal() or found.expected != cls.of(point).expected:
+        wanted = cls.of(point, found.level)
+        fixed = ("seal", "risk", "limit", "promised", "expected", "rows")
+        if any(getattr(found, name) != getattr(wanted, name) for name in fixed):
             raise PointError(
                 f"{path}: watches another point than '{point.name}' as it is now. Give another "
                 "file, or delete this one to begin anew."
@@ -191,6 +201,11 @@ class Monitor(Strict):
             return (
                 f"Point '{self.point}' no longer holds: {seen}, and the limit is "
                 f"{self.limit:.2%}. Calibrate on rows of today."
+            )
+        if self.estimate > self.limit:
+            return (
+                f"Point '{self.point}': {seen}, above the limit of {self.limit:.2%}, which so few "
+                "rows do not prove."
             )
         return f"Point '{self.point}': {seen}, within the limit of {self.limit:.2%}."
 

@@ -93,19 +93,31 @@ class OperatingPoint(Strict):
         if self.temperatures is not None and len(self.temperatures.values) != self.depth:
             raise ValueError("temperatures do not fit depth")
         if self.certificate is not None and self.certificate.seal != self.seal():
-            raise ValueError("the certificate was made for another policy or model, or changed")
+            raise ValueError("what the certificate was made for has changed, or what it says")
         try:
             self.build_policy().check(self.problem_type, self.depth)
         except OfframpError as problem:
             raise ValueError(str(problem)) from None
         return self
 
+    @property
+    def certified(self) -> bool:
+        """Whether something is promised, of rows like these and not of an average over draws."""
+        return self.certificate is not None and self.certificate.confidence is not None
+
+    def promise(self) -> str | None:
+        """What is promised, in a sentence; None for a mere choice."""
+        if self.certificate is None:
+            return None
+        if self.policy["name"] == FULL:
+            return "No early exit is certified: rows run to full depth, and nothing is lost."
+        return self.certificate.words()
+
     def seal(self) -> str:
-        """Fingerprint of the certificate and of all that it holds for."""
-        held = {"policy", "problem_type", "depth", "model_fingerprint", "processor_fingerprint"}
-        bound = self.model_dump(mode="json", include={*held, "engine", "dtype"})
+        """Fingerprint of all that the point says, but for its name."""
+        said = self.model_dump(mode="json", exclude={"name", "offramp", "certificate"})
         claim = self.certificate and self.certificate.model_dump(mode="json", exclude={"seal"})
-        return fingerprint(json.dumps([bound, claim], sort_keys=True))
+        return fingerprint(json.dumps([said, claim], sort_keys=True))
 
     def promising(self, certificate: Certificate) -> Self:
         """The same point with a certificate."""
@@ -161,7 +173,7 @@ class OperatingPoint(Strict):
     def load(cls, folder: str | Path, name: str = "default", certified: bool = False) -> Self:
         """Read a point of a model folder.
 
-        Raises PointError, with `certified` also for a point without a certificate.
+        Raises PointError, with `certified` also for a point that promises nothing.
         """
         path = _path(folder, name)
         if not path.is_file():
@@ -173,9 +185,11 @@ class OperatingPoint(Strict):
         point = read_document(cls, path, PointError)
         if point.name != name:
             raise PointError(f"{path}: holds a point named '{point.name}', not '{name}'.")
-        if certified and point.certificate is None:
+        if certified and not point.certified:
+            is_choice = point.certificate is None
+            what = "a choice without a certificate" if is_choice else "right on average alone"
             raise PointError(
-                f"{path}: point '{name}' is a choice without a certificate. Make one with "
+                f"{path}: point '{name}' is {what}. Make one that promises with "
                 "`offramp calibrate TABLE --confidence 95%`."
             )
         return point

@@ -154,6 +154,14 @@ def brier(rows: Answered) -> Floats:
     return _squared(rows.early, rows) - _squared(rows.full, rows)
 
 
+@risk("brier_distance", "Brier distance from the probabilities of full depth", (SINGLE, MULTI))
+def brier_distance(rows: Answered) -> Floats:
+    """Half the squared distance of two distributions; of label sets the mean over labels."""
+    early, full = _distribution(rows.early, rows), _distribution(rows.full, rows)
+    distance = ((early - full) ** 2).sum(axis=-1) / 2
+    return distance.mean(axis=1) if distance.ndim == 2 else distance
+
+
 @risk("hellinger", "Hellinger distance from the probabilities of full depth", (SINGLE, MULTI))
 def hellinger(rows: Answered) -> Floats:
     """Of two distributions; of label sets the mean over labels."""

@@ -106,7 +106,9 @@ def calibrate(
     chosen = best if best is not None and pays else full
     point = point_of(name, target, judge, chosen)
     if share is not None:
-        point = point.model_copy(update={"sets": Sets.fit(apart, chosen.policy, share)})
+        point = point.model_copy(
+            update={"sets": Sets.fit(apart, chosen.policy, share, judge.table)}
+        )
     if temperatures:
         point = tempered(point, judge.table)
     if pays:

@@ -99,7 +99,7 @@ def _stock(path: Path) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from offramp.calibration.certificate import Certificate
+    from offramp.calibration import OperatingPoint
 
     points = facts.pop("points", None)
     console.facts({name.replace("_", " "): _said(value) for name, value in facts.items()})
@@ -114,9 +114,8 @@ def _show(facts: dict[str, Any]) -> None:
         [_row(point) for point in points],
     )
     for point in points:
-        if point["certificate"] is not None:
-            promise = Certificate.model_validate(point["certificate"])
-            console.say("", f"{point['name']}: {promise.words()}")
+        if promise := OperatingPoint.model_validate(point).promise():
+            console.say("", f"{point['name']}: {promise}")
 
 
 def _row(point: dict[str, Any]) -> list[str]:

@@ -249,7 +249,10 @@ MaxRisk = Annotated[
 ]
 Risk = Annotated[
     str | None,
-    typer.Option("--risk", help="What --max-risk limits: drop, disagreement, brier, hellinger."),
+    typer.Option(
+        "--risk",
+        help="What --max-risk limits, such as brier_distance or hellinger.",
+    ),
 ]
 Confidence = Annotated[
     str | None,

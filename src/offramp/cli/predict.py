@@ -148,7 +148,7 @@ def _watched(predictor: Predictor, path: Path | None, audit: str, on_alarm: str)
         yield
         return
     watch = predictor.watch(audit, path, on_alarm)
-    watch.close()  # a place that cannot be written is found before the work
+    watch.monitor.save(path)  # a place that cannot be written is found before the work
     try:
         yield
     finally:

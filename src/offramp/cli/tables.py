@@ -157,15 +157,16 @@ def joined(paths: list[Path]) -> ExitTable:
     """One table of all rows; the tables may differ in their rows and in nothing else."""
     from offramp.errors import TableError
     from offramp.storage import fingerprint
-    from offramp.table import ExitTable, concatenate
+    from offramp.table import ExitTable, concatenate, overlap
 
     tables = [ExitTable.open(path) for path in paths]
     if len(tables) == 1:
         return tables[0]
     for first, second in combinations(zip(paths, tables, strict=True), 2):
-        if first[1].header.data_fingerprint == second[1].header.data_fingerprint:
+        if shared := overlap(first[1], second[1]):
             raise TableError(
-                f"{first[0]} and {second[0]} hold the same rows, which would count twice. Give one."
+                f"{first[0]} and {second[0]} hold {shared:,} of the same rows, which would count "
+                "twice. Give one of the two, or record all rows together."
             )
     rows = fingerprint(*(table.header.data_fingerprint for table in tables))
     for table in tables:

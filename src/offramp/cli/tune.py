@@ -113,7 +113,8 @@ def _show(done: Tuned) -> None:
         }
     )
     report.show_histogram(outcome.exit_histogram)
-    console.say("", *done.calibration.messages[1:])
+    # the first says what was chosen, as stands above, or why nothing was
+    console.say("", *done.calibration.messages[1 if done.calibration.pays else 0 :])
     options = "" if point.name == "default" else f" --point {point.name}"
     if (point.engine, point.dtype) != ("torch", "float32"):
         options += f" --backend {point.engine} --dtype {point.dtype}"

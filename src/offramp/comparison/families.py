@@ -20,6 +20,7 @@ from offramp.metrics import MULTI, REGRESSION, Metric, predictions
 from offramp.policies import (
     POLICIES,
     Averaged,
+    Binned,
     EvidencePolicy,
     Fixed,
     Full,
@@ -124,10 +125,10 @@ def flattery(judge: Judge, name: str, guess: float) -> float:
 
     A fit gains on its own rows about what it loses elsewhere, and half as much of both on twice
     as many rows. So it is half of what numbers of one half of the rows are better there than
-    those of the other half, mean over both.
+    those of the other half, mean over both. A temperature an exit gains nothing that can be seen.
     """
     metric = judge.metric
-    if name not in FITS or metric is None or judge.table.rows < FEWEST:
+    if name != Binned.name or metric is None or judge.table.rows < FEWEST:
         return 0.0
 
     def area(rows: ExitTable, others: ExitTable) -> float:

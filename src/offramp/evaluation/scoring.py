@@ -12,7 +12,7 @@ from offramp.calibration.frontier import fitting_policy
 from offramp.calibration.judge import Judge
 from offramp.calibration.probabilities import Temperatures, calibration_errors
 from offramp.calibration.proving import losses_under
-from offramp.policies import Fixed, Policy
+from offramp.policies import Fixed, Full, Policy
 from offramp.table import ExitTable
 
 
@@ -142,4 +142,5 @@ def _promised(certificate: Certificate, table: ExitTable, policy: Policy) -> Pro
         risk = RISKS[certificate.risk]
         if table.labels is not None or not risk.labelled:
             loss = float(losses_under(table, policy, risk).mean())
-    return Promised(certificate.words(), certificate.limit, loss)
+    claim = certificate.words() if not isinstance(policy, Full) else "Full depth loses nothing."
+    return Promised(claim, certificate.limit, loss)

@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 def promises(point: OperatingPoint | Policy) -> bool:
     """Whether something is promised of it; that full depth loses nothing goes without saying."""
-    return isinstance(point, Full) or getattr(point, "certificate", None) is not None
+    return isinstance(point, Full) or (isinstance(point, OperatingPoint) and point.certified)
 
 
 class Predictor:
