@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +58,17 @@ def test_windows_hold_every_item_in_order(count: int, size: int) -> None:
     seen = list(windows(iter(range(count)), size))
     assert [item for window in seen for item in window] == list(range(count))
     assert all(len(window) == size for window in seen[:-1])
+
+
+def test_windows_give_what_came_before_a_problem() -> None:
+    def read() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("line 6")
+
+    found = []
+    with pytest.raises(ValueError, match="line 6"):
+        found.extend(windows(read(), 3))
+    assert found == [[0, 1, 2], [3, 4]]
 
 
 def test_windows_read_no_further_than_they_must() -> None:

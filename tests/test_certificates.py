@@ -363,15 +363,50 @@ def test_the_proof_may_be_rows_of_their_own_but_no_row_twice() -> None:
 def test_a_changed_or_uncertified_point_cannot_be_loaded_as_certified(tmp_path: Path) -> None:
     found = certify(table_of(2000), max_disagreement="5%")
     assert found.pays
-    path = found.point.save(tmp_path)
+    found.point.save(tmp_path)
     assert OperatingPoint.load(tmp_path, certified=True) == found.point
     choose(table_of(2000), max_disagreement="5%", name="plain").point.save(tmp_path)
     with pytest.raises(PointError, match="without a certificate"):
         OperatingPoint.load(tmp_path, "plain", certified=True)
-    for change in ({"dtype": "int8"}, {"model_fingerprint": "other"}, {"depth": 7}):
-        path.write_text(json.dumps(json.loads(found.point.model_dump_json()) | change))
-        with pytest.raises(PointError):
-            OperatingPoint.load(tmp_path)
+    mean = certify(table_of(2000), max_disagreement="5%", procedure="expectation", name="mean")
+    mean.point.save(tmp_path)
+    with pytest.raises(PointError, match="right on average alone"):
+        OperatingPoint.load(tmp_path, "mean", certified=True)
+
+
+CERTIFIED = certify(table_of(2000), max_disagreement="5%").point
+SAID = json.loads(CERTIFIED.model_dump_json())
+
+
+@pytest.mark.parametrize("key", sorted(SAID.keys() - {"name", "offramp"}))
+def test_nothing_that_a_certified_point_says_can_be_changed(tmp_path: Path, key: str) -> None:
+    path, other = CERTIFIED.save(tmp_path), SAID[key]
+    if isinstance(other, list):
+        other = [*other[1:], other[0]]
+    elif isinstance(other, dict):
+        other = {name: value for name, value in other.items() if name != next(iter(other))}
+    elif isinstance(other, str):
+        other = {"calibrate": "tune", "tune": "calibrate"}.get(other, f"{other}x")
+    else:
+        other = 0.123 if other is None else other / 2 + 1
+    path.write_text(json.dumps(SAID | {key: other}))
+    with pytest.raises(PointError):
+        OperatingPoint.load(tmp_path)
+
+
+@given(
+    rows=st.integers(40, 400),
+    seed=st.integers(0, 99),
+    limit=st.sampled_from(["0.1%", "1%", "5%", "20%"]),
+    procedure=st.sampled_from(["fixed_sequence", "holm", "bonferroni"]),
+)
+def test_there_is_always_a_point_that_keeps_its_promise_be_it_full_depth(
+    rows: int, seed: int, limit: str, procedure: Procedure
+) -> None:
+    found = certify(table_of(rows, seed), max_disagreement=limit, procedure=procedure)
+    assert found.point.certified
+    assert found.pays == (found.point.policy["name"] != "full")
+    assert found.pays or found.point.disagreement == 0
 
 
 def test_the_claim_names_what_it_rests_on() -> None:

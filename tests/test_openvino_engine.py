@@ -19,7 +19,7 @@ from offramp.engines.graphs import Graphs
 from offramp.engines.openvino_engine import OpenVinoEngine
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.model import MultiExitModel
-from offramp.policies import MaxProbability
+from offramp.policies import MaxProbability, Sample
 from offramp.testing import check_engine
 from offramp.testing.tiny import tiny_batch_for, tiny_model
 
@@ -152,6 +152,11 @@ def test_what_it_cannot_run_is_refused(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[openvino\]"):
         make_engine(bert.model, "openvino")
+
+
+def test_draws_by_the_ids_of_rows_are_refused(bert: OpenVinoEngine) -> None:
+    with pytest.raises(ConfigError, match="32 bits, and policy 'sample'"):
+        bert.run(tiny_batch_for(bert.model.stock, 2), Sample())
 
 
 def test_it_needs_nothing_of_onnx_runtime(

@@ -291,6 +291,19 @@ def test_texts_are_read_only_a_window_ahead() -> None:
     assert len(read) <= 2 * 16
 
 
+@pytest.mark.parametrize("size", [{"max_rows": 0}, {"max_rows": -3}, {"max_tokens": 0}])
+def test_batches_that_hold_nothing_are_refused(folder: Path, size: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="a batch holds 1 or more"):
+        Predictor.load(folder, **size)
+
+
+def test_one_text_is_not_read_letter_by_letter(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    for ask in (predictor.answer, predictor.stream):
+        with pytest.raises(ConfigError, match="letter by letter"):
+            ask("hello")
+
+
 def test_a_mistake_is_said_before_the_first_answer_is_asked_for() -> None:
     with pytest.raises(ConfigError):
         predict(SHARED, TEXTS, point=Fixed(layer=9))

@@ -80,10 +80,19 @@ def collate(
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Successive lists of up to `size` items."""
-    remaining = iter(items)
-    while window := list(islice(remaining, size)):
-        yield window
+    """Successive lists of up to `size` items. If these raise, those before come first."""
+    remaining, problem = iter(items), None
+    while problem is None:
+        window: list[T] = []
+        try:
+            window.extend(islice(remaining, size))
+        except Exception as raised:  # whatever the items are read from
+            problem = raised
+        if window:
+            yield window
+        elif problem is None:
+            return
+    raise problem
 
 
 def in_batches(

@@ -38,6 +38,10 @@ class Session(Protocol):
         ...
 
 
+MOST = 8
+"""Files that an engine keeps loaded."""
+
+
 class CompiledEngine(ABC):
     """Runs a multi-exit model as files that a runtime loads, on the CPU.
 
@@ -133,11 +137,19 @@ class CompiledEngine(ABC):
                 "The model's weights have changed since this engine was made. Make a new one."
             )
         rule = rule_of(policy, self.model.depth, deepest)
-        if rule not in self._sessions:
+        found = self._sessions.get(rule)
+        if found is None:
             with self._lock:
-                if rule not in self._sessions:
-                    self._sessions[rule] = self._graphs.load(policy, self._load, deepest)
-        return self._sessions[rule]
+                found = self._sessions.get(rule)
+                if found is None:
+                    found = self._graphs.load(policy, self._load, deepest)
+                    self._keep(rule, found)
+        return found
+
+    def _keep(self, rule: str, session: Session) -> None:
+        """Callers choose policies and depths, so what is kept loaded has a bound."""
+        kept = [*self._sessions.items()][-(MOST - 1) :]
+        self._sessions = dict([*kept, (rule, session)])
 
 
 def _feed(batch: Batch) -> Feed:

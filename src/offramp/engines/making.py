@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 
 from offramp.engines.base import Engine
-from offramp.engines.settings import as_device, as_dtype, dtype_name
+from offramp.engines.settings import as_device, as_dtype, dtype_name, lacks
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.tracing import require_onnx
 from offramp.errors import ConfigError
 from offramp.registry import Registry, nearest
+
+logger = logging.getLogger("offramp")
 
 ENGINES: Registry[Callable[..., Engine]] = Registry("backend")
 """Makes an engine from (model, dtype, threads, progress), by backend."""
@@ -100,7 +103,15 @@ def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:
 def _torch(
     model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
 ) -> Engine:
+    if threads is not None:
+        logger.warning("threads=%d is not for torch: use torch.set_num_threads.", threads)
     wanted = as_dtype(dtype)
+    on_cpu = next((leaf.is_cpu for leaf in model.parameters()), False)
+    if on_cpu and wanted == torch.bfloat16 and lacks("avx512_bf16", "amx_bf16"):
+        logger.warning(
+            "This processor has no instructions for bf16: it will be slower than fp32. Leave the "
+            "dtype out, or use int8 with backend onnx."
+        )
     if wanted is not None and wanted != model.dtype:
         model = copy.deepcopy(model).to(dtype=wanted)
     return TorchEngine(model)

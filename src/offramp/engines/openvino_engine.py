@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from offramp.engines.base import Exitable
+from offramp.backbones import Batch
+from offramp.engines.base import UNLIMITED, Answers, Budget, Exitable
 from offramp.engines.compiled import Array, CompiledEngine, Feed, Session
 from offramp.errors import ConfigError
+from offramp.policies import Policy, Rows
 
 _DEVICE = "CPU"
 # Left alone it computes in bfloat16 wherever the processor can. What is int8 is so in the file.
@@ -45,6 +47,21 @@ class OpenVinoEngine(CompiledEngine):
         able = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         if dtype == "bfloat16" and "BF16" not in able:
             raise ConfigError("This processor does not compute in bfloat16. Use float32 or int8.")
+
+    def run(
+        self,
+        batch: Batch,
+        policy: Policy,
+        rows: Rows | None = None,
+        budget: Budget = UNLIMITED,
+    ) -> Answers:
+        """See `CompiledEngine.run`. Raises ConfigError for policies that hash the ids of rows."""
+        if policy.hashes_ids:
+            raise ConfigError(
+                f"OpenVINO computes whole numbers in 32 bits, and policy '{policy.name}' draws by "
+                "all 64 of a row's id: its rows would leave elsewhere. Use backend torch or onnx."
+            )
+        return super().run(batch, policy, rows, budget)
 
     def _load(self, file: bytes | Path) -> Session:
         settings = {

@@ -66,6 +66,7 @@ class Policy(BaseModel):
         problem_types: the tasks it is for; `why_not` says why not for the others.
         signals: what it reads beside scores, by their names in `ExitOutput.signals`.
         searched: whether a search that names no policy tries it, where its signals are there.
+        hashes_ids: whether all 64 bits of a row's id decide.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -78,6 +79,7 @@ class Policy(BaseModel):
     why_not: ClassVar[str] = ""
     signals: ClassVar[tuple[str, ...]] = ()
     searched: ClassVar[bool] = True
+    hashes_ids: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[str, ...]:

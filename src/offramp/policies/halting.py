@@ -49,6 +49,7 @@ class Sample(Policy):
     name = "sample"
     signals = ("halt",)
     searched = False
+    hashes_ids = True
     seed: int = Field(default=0, ge=0, le=_LOW)
 
     def start(self, rows: Rows) -> State:

@@ -92,6 +92,10 @@ class Predictor:
         max_length: int | None = None,
         certified: bool = False,
     ) -> None:
+        if max_rows < 1 or max_tokens < 1:
+            raise ConfigError(
+                f"max_rows={max_rows}, max_tokens={max_tokens}: a batch holds 1 or more."
+            )
         self.model = model
         self.processor = processor
         self.max_rows, self.max_tokens = max_rows, max_tokens
@@ -281,6 +285,7 @@ class Predictor:
             seen: called with the answers of each batch as it is done, in any order.
             budget: of each row; what a row asks for itself is never more.
         """
+        _check_items(items)
         courses = self._courses(items, Course(self.ready(point), budget))
         rows, cut = self.items.read(items)
         answers: dict[int, Answer] = {}
@@ -363,6 +368,7 @@ class Predictor:
 
         Raises ConfigError where an option makes no sense.
         """
+        _check_items(items)
         course = Course(self.ready(point), budget)
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             if determinism is not None:
@@ -444,6 +450,11 @@ class Predictor:
 def _said(answers: Sequence[Answer]) -> tuple[npt.NDArray[Any], list[int]]:
     """Scores (rows, classes) and exit layers."""
     return np.stack([one.scores for one in answers]), [one.exit_layer for one in answers]
+
+
+def _check_items(items: Iterable[Item]) -> None:
+    if isinstance(items, str):
+        raise ConfigError("Give a list of texts; one text alone would be read letter by letter.")
 
 
 def _alike(items: Iterable[Item]) -> Iterator[Item]:
