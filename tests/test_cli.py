@@ -199,7 +199,8 @@ def test_tables_of_one_model_are_joined(
     said = offramp(*one[:2], tmp_path / "more.table", *one[2:])
     assert said.code == 0, said.err
     assert said.document["point"]["rows"] == ROWS + 50
-    again = write_csv(tmp_path / "again.csv", [("film", "label-0"), *rows])
+    rows = [("film", "label-0"), (tiny_texts(1, seed=3)[0], "label-1")]
+    again = write_csv(tmp_path / "again.csv", rows)
     offramp("record", place / "exits", "-d", again, "-o", tmp_path / "again.table")
     twice = offramp(*one[:1], tmp_path / "more.table", tmp_path / "again.table", *one[2:])
     assert twice.code == 2
