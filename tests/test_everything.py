@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp import registry
 from offramp.calibration import calibrate, certify, measure, per_exit_path
 from offramp.calibration.frontier import explore
 from offramp.calibration.influence import influence
@@ -253,3 +256,22 @@ def test_one_planted_row_in_a_hundred_moves_the_true_risk_by_less_than_that() ->
         found = certify(table, max_disagreement=0.05, confidence=0.9)
         worst.append(measure(population, found.point.build_policy()).disagreement)
     assert max(worst) <= 0.05 + 0.01
+
+
+def test_an_installed_package_adds_a_risk_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_risk.py").write_text(
+        "import numpy as np\n"
+        "from offramp.calibration.risks import risk\n"
+        "@risk('mine', 'what I say', ('single_label_classification',), whole=True)\n"
+        "def mine(rows):\n"
+        "    return np.zeros(len(rows.early))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(RISKS, "_items", dict(RISKS._items))
+    entry = EntryPoint("mine", "my_risk:mine", "offramp.risk")
+    monkeypatch.setattr(registry, "installed", lambda group: [entry] * (group == "offramp.risk"))
+    point = certify(table_of(rows=2000), max_risk="1%", risk="mine").point
+    assert point.certificate is not None
+    assert (point.certificate.risk, point.certificate.estimate) == ("mine", 0)

@@ -39,6 +39,23 @@ def test_a_point_at_its_limit_is_hardly_ever_called_broken() -> None:
     assert alarms / 200 <= 0.05
 
 
+@pytest.mark.parametrize("share", [0.01, 0.2])
+def test_the_mean_is_within_the_interval_however_often_one_looks(share: float) -> None:
+    begun, missed = watching(0.01), 0
+    for stream in streams(share, 600, 100):
+        seen, within = begun, True
+        for part in np.split(stream, 12):
+            seen = seen.after(part.tolist())
+            low, high = seen.interval
+            within &= low <= share <= high
+        missed += not within
+    assert missed <= 5
+    assert begun.interval == (0, 1)
+    wide, narrow = (begun.after([0.0, 1.0] * n).interval for n in (10, 1000))
+    assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
+    assert narrow[1] - narrow[0] < 0.1
+
+
 def test_five_times_the_losses_are_noticed_within_500_audited_rows() -> None:
     begun = watching(0.01).after(streams(0.01, 300, 1)[0].tolist())
     assert not begun.alarmed

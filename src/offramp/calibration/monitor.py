@@ -17,6 +17,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
+from scipy.optimize import brentq
+from scipy.special import betaln, xlog1py, xlogy
 
 from offramp.calibration.bounds import binomial_bound
 from offramp.calibration.certificate import Certificate
@@ -137,6 +139,29 @@ class Monitor(Strict):
         return self.lost / self.audited if self.audited else None
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """Where the mean loss of rows lies with a chance of 1 - `level`, however often one looks.
+
+        A mean is left out once bets against it, on all other means at once, have won 1 / level:
+        the product of (t / m)^loss ((1 - t) / (1 - m))^(1 - loss), uniform over t, is 1 at most on
+        average where losses from 0 to 1 have the mean m (Howard et al., arXiv 1810.08240, section
+        4.1). It is for one mean all the way: after a change it is that of all audited rows.
+        """
+        lost, kept = self.lost, self.audited - self.lost
+        if not self.audited:
+            return 0.0, 1.0
+
+        def won(mean: float) -> float:
+            """In logarithms, beyond what leaves a mean out."""
+            bets = betaln(lost + 1, kept + 1) - xlogy(lost, mean) - xlog1py(kept, -mean)
+            return float(bets + math.log(self.level))
+
+        here = lost / self.audited
+        low = brentq(won, 0.0, here) if lost > 0 and won(0.0) > 0 else 0.0
+        high = brentq(won, here, 1.0) if kept > 0 and won(1.0) > 0 else 1.0
+        return low, high
+
+    @property
     def drift(self) -> float | None:
         """Population stability index of recent exit layers; None while there are few.
 
@@ -191,7 +216,9 @@ class Monitor(Strict):
         if self.estimate is None:
             return f"Point '{self.point}': no row was audited yet."
         what = RISKS[self.risk].words if self.risk in RISKS else self.risk
+        low, high = self.interval
         seen = f"{what}: {self.estimate:.2%} of {self.audited:,} audited rows"
+        seen += f" ({low:.2%} to {high:.2%})"
         if self.alarmed and not self.promised:
             return (
                 f"Point '{self.point}' is no longer what it was: {seen}, and the rows that it was "
