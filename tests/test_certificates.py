@@ -372,6 +372,10 @@ def test_a_changed_or_uncertified_point_cannot_be_loaded_as_certified(tmp_path: 
     mean.point.save(tmp_path)
     with pytest.raises(PointError, match="right on average alone"):
         OperatingPoint.load(tmp_path, "mean", certified=True)
+    none = certify(table_of(60), max_disagreement="0.1%", procedure="expectation", name="none")
+    assert not none.pays
+    none.point.save(tmp_path)
+    OperatingPoint.load(tmp_path, "none", certified=True)
 
 
 CERTIFIED = certify(table_of(2000), max_disagreement="5%").point

@@ -158,6 +158,25 @@ def test_files_are_made_once_and_shared_by_thresholds(
     assert again.run(batch, MaxProbability(threshold=1.0)).exit_layers.tolist() == [3] * 6
 
 
+def test_what_is_used_stays_loaded_and_what_is_not_goes(
+    bert_model: MultiExitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, loaded = OnnxEngine(bert_model, progress=False), list[tuple[Any, int]]()
+
+    def load(policy: Policy, make: Any, deepest: int) -> Any:
+        loaded.append((policy, deepest))
+        return object()
+
+    monkeypatch.setattr(engine._graphs, "load", load)
+    usual = MaxProbability()
+    for layer in range(1, 6):
+        for deepest in range(1, 7):
+            engine._session(Patience(patience=layer), deepest)
+            engine._session(usual, 6)
+    assert loaded.count((usual, 6)) == 1
+    assert len(loaded) > len(engine._sessions) == 2 * bert_model.depth
+
+
 def test_a_file_that_is_torn_is_made_anew(
     bert: tuple[MultiExitModel, OnnxEngine],
     monkeypatch: pytest.MonkeyPatch,

@@ -358,6 +358,7 @@ def test_settings_reach_the_exits_and_the_loss(tmp_path: Path) -> None:
         ({"beta": "NaN"}, "'beta': Input should be a finite number"),
         ({"tail": "short"}, "'tail': Input should be 'spread' or 'last'"),
         ({"prior": 2}, "between 0 and 1"),
+        ({"prior": True}, "setting 'prior' is a number"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(settings: dict[str, Any], said: str) -> None:

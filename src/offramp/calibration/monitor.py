@@ -82,11 +82,10 @@ class Monitor(Strict):
             raise ValueError("recent exit layers do not fit depth")
         money = self.reserve + sum(self.bets)
         alarmed = self.most >= 1 / self.level
-        if (
-            self.lost > self.audited
-            or alarmed != self.alarmed
-            or not 0 < money <= self.most * 1.001
-        ):
+        # what is kept back hangs on the count alone
+        kept_back = math.isclose(self.reserve, PATIENCE / (PATIENCE + self.audited), rel_tol=1e-6)
+        fits = self.lost <= self.audited and kept_back and money <= self.most * 1.001
+        if alarmed != self.alarmed or not fits:
             raise ValueError("what was bet, won and lost do not fit each other")
         return self
 
@@ -116,8 +115,9 @@ class Monitor(Strict):
         """Go on from a file. Raises PointError for one of another point."""
         found = read_document(cls, Path(path), PointError)
         wanted = cls.of(point, found.level)
-        fixed = ("seal", "risk", "limit", "promised", "expected", "rows")
-        if any(getattr(found, name) != getattr(wanted, name) for name in fixed):
+        fixed = ("seal", "risk", "promised", "expected", "rows")
+        same = all(getattr(found, name) == getattr(wanted, name) for name in fixed)
+        if not same or not math.isclose(found.limit, wanted.limit, rel_tol=1e-6):
             raise PointError(
                 f"{path}: watches another point than '{point.name}' as it is now. Give another "
                 "file, or delete this one to begin anew."
@@ -231,8 +231,8 @@ class Monitor(Strict):
             )
         if self.estimate > self.limit:
             return (
-                f"Point '{self.point}': {seen}, above the limit of {self.limit:.2%}, which so few "
-                "rows do not prove."
+                f"Point '{self.point}': {seen}, above the limit of {self.limit:.2%}, which is "
+                "not proven yet."
             )
         return f"Point '{self.point}': {seen}, within the limit of {self.limit:.2%}."
 

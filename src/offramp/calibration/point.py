@@ -102,8 +102,10 @@ class OperatingPoint(Strict):
 
     @property
     def certified(self) -> bool:
-        """Whether something is promised, of rows like these and not of an average over draws."""
-        return self.certificate is not None and self.certificate.confidence is not None
+        """Whether something is promised, and not of an average over draws alone."""
+        if self.certificate is None:
+            return False
+        return self.certificate.confidence is not None or self.policy["name"] == FULL
 
     def promise(self) -> str | None:
         """What is promised, in a sentence; None for a mere choice."""

@@ -67,7 +67,7 @@ class Risk:
         self.check(rows.problem_type, rows.labels is not None)
         losses = np.asarray(self.losses(rows), dtype=np.float64)
         self._check_losses(losses, len(rows.early))
-        return losses
+        return losses.clip(self.lowest, 1)
 
     def _check_losses(self, losses: Floats, rows: int) -> None:
         """A proof holds for losses of the range that it assumes, and for no others."""

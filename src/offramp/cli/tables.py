@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from offramp.table import ExitTable
 
 NOT_WORTH_IT, NOT_CERTIFIED = 3, 4
+ALIKE = 0.05
+"""Share of a table's inputs that may be in another: some texts are simply common."""
 
 
 def record(
@@ -163,7 +165,8 @@ def joined(paths: list[Path]) -> ExitTable:
     if len(tables) == 1:
         return tables[0]
     for first, second in combinations(zip(paths, tables, strict=True), 2):
-        if shared := overlap(first[1], second[1]):
+        shared = overlap(first[1], second[1])
+        if shared > ALIKE * min(first[1].rows, second[1].rows):
             raise TableError(
                 f"{first[0]} and {second[0]} hold {shared:,} of the same rows, which would count "
                 "twice. Give one of the two, or record all rows together."

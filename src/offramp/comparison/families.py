@@ -37,8 +37,8 @@ from offramp.table.store import Array
 
 MOST = 16
 """Policies of a family that are read on test, beside those that a target chose."""
-FEWEST = 20
-"""Rows from which half of them say anything."""
+FEWEST = 100
+"""Rows from which a family that takes many numbers from them is tried: fewer are learnt by heart."""
 _ROUNDING = 1e-9
 _NOT_A_FAMILY = (Full.name, Averaged.name, PerExit.name)
 
@@ -94,6 +94,8 @@ def _starts(name: str, tune: ExitTable) -> Family:
     kind = POLICIES[name]
     if not set(tune.header.signals).issuperset(kind.signals):
         return []
+    if name == Binned.name and tune.rows < FEWEST:
+        return []
     starts = kind.variants(tune.problem_type, tune.depth)
     return [FITS[name](tune)] if starts and name in FITS else starts
 
@@ -125,10 +127,11 @@ def flattery(judge: Judge, name: str, guess: float) -> float:
 
     A fit gains on its own rows about what it loses elsewhere, and half as much of both on twice
     as many rows. So it is half of what numbers of one half of the rows are better there than
-    those of the other half, mean over both. A temperature an exit gains nothing that can be seen.
+    those of the other half, mean over both; too little where few rows are learnt by heart. A
+    temperature an exit gains nothing that can be seen.
     """
     metric = judge.metric
-    if name != Binned.name or metric is None or judge.table.rows < FEWEST:
+    if name != Binned.name or metric is None:
         return 0.0
 
     def area(rows: ExitTable, others: ExitTable) -> float:

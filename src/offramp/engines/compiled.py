@@ -39,7 +39,8 @@ class Session(Protocol):
 
 
 MOST = 8
-"""Files that an engine keeps loaded."""
+"""Files that an engine keeps loaded, or twice as many as there are depths to stop at: callers
+choose policies and budgets, so there is a bound."""
 
 
 class CompiledEngine(ABC):
@@ -78,7 +79,7 @@ class CompiledEngine(ABC):
         self._graphs = Graphs(model, stored, progress, extra=self.name)
         self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._known, self._making = threading.Lock(), threading.Lock()
         leaves: Iterable[torch.Tensor] = getattr(model, "parameters", tuple)()
         self._weights = [leaf for leaf in leaves if not leaf.is_inference()]
         self._made_of = self._writes()
@@ -137,19 +138,23 @@ class CompiledEngine(ABC):
                 "The model's weights have changed since this engine was made. Make a new one."
             )
         rule = rule_of(policy, self.model.depth, deepest)
-        found = self._sessions.get(rule)
-        if found is None:
-            with self._lock:
-                found = self._sessions.get(rule)
-                if found is None:
+        if (found := self._used(rule)) is None:
+            with self._making:
+                if (found := self._used(rule)) is None:
                     found = self._graphs.load(policy, self._load, deepest)
-                    self._keep(rule, found)
+                    with self._known:
+                        self._sessions[rule] = found
+                        if len(self._sessions) > max(MOST, 2 * self.model.depth):
+                            del self._sessions[next(iter(self._sessions))]
         return found
 
-    def _keep(self, rule: str, session: Session) -> None:
-        """Callers choose policies and depths, so what is kept loaded has a bound."""
-        kept = [*self._sessions.items()][-(MOST - 1) :]
-        self._sessions = dict([*kept, (rule, session)])
+    def _used(self, rule: str) -> Session | None:
+        """A file that is loaded; it is then the last to go."""
+        with self._known:
+            found = self._sessions.pop(rule, None)
+            if found is not None:
+                self._sessions[rule] = found
+            return found
 
 
 def _feed(batch: Batch) -> Feed:

@@ -79,6 +79,8 @@ class Method:
         Raises:
             ConfigError: neither has such a parameter, or it does not take the value.
         """
+        if not settings:
+            return self
         exits, wanted = type(self.exits), _parameters(self.objective)
         fields = [name for name in exits.model_fields if name != "pooling"]
         for name in settings:
@@ -100,6 +102,8 @@ class Method:
     def _checked(self, given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
         checked = {}
         for name, value in given.items():
+            if isinstance(value, bool) and types[name] in (int, float):
+                raise ConfigError(f"Method '{self.name}': setting '{name}' is a number.")
             try:
                 checked[name] = TypeAdapter(types[name], config=_FINITE).validate_python(value)
             except ValidationError as problem:
@@ -111,8 +115,17 @@ class Method:
 def _parameters(objective: Callable[[], Objective]) -> dict[str, Any]:
     """Of what makes an objective, by name, with their types."""
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    found = signature(objective, eval_str=True).parameters.values()
-    return {one.name: one.annotation for one in found if one.kind in named}
+    try:
+        found = signature(objective, eval_str=True).parameters.values()
+    except NameError as problem:
+        raise ConfigError(
+            f"The types of the settings of {objective} are unknown: {problem}."
+        ) from None
+    return {
+        one.name: Any if one.annotation is Parameter.empty else one.annotation
+        for one in found
+        if one.kind in named
+    }
 
 
 METHODS: Registry[Method] = Registry("method")

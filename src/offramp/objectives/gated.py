@@ -21,7 +21,7 @@ from offramp.objectives.task import row_losses, task_loss
 
 WARM_UP, BY_TURNS = "heads", "turns"
 TURNS = 10
-"""At least, of both parts together."""
+"""Of both parts together at least, where a stage has so many steps."""
 _LEAST = 1e-12
 
 

@@ -106,7 +106,8 @@ def fresh_parameters(trainee: Trainee, stock: PreTrainedModel, new_head: bool) -
     if isinstance(model, MultiExitModel) and not model.config.exit_kind().from_nothing:
         trained.add("model.exits.")
     names = (name for name, _ in trainee.named_parameters())
-    return frozenset(name for name in names if not name.startswith(tuple(trained)))
+    # what makes vectors wider is new, whatever it belongs to
+    return frozenset(n for n in names if ".widened." in n or not n.startswith(tuple(trained)))
 
 
 def run_stage(
