@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper
 from offramp import calibrate, evaluate, tune
 from offramp.cli.tables import recorded
 from offramp.engines import TorchEngine, check_backend, make_engine, rows_of
+from offramp.engines.compiled import MOST
 from offramp.engines.graphs import Graphs
 from offramp.engines.onnx_engine import OnnxEngine
 from offramp.errors import ConfigError, MissingExtraError, ModelError, PointError
@@ -169,12 +170,12 @@ def test_what_is_used_stays_loaded_and_what_is_not_goes(
 
     monkeypatch.setattr(engine._graphs, "load", load)
     usual = MaxProbability()
-    for layer in range(1, 6):
-        for deepest in range(1, 7):
-            engine._session(Patience(patience=layer), deepest)
-            engine._session(usual, 6)
-    assert loaded.count((usual, 6)) == 1
-    assert len(loaded) > len(engine._sessions) == 2 * bert_model.depth
+    for layer in range(1, 7):
+        for deepest in range(1, 4):
+            engine._session(Fixed(layer=layer), deepest)
+            engine._session(usual, 3)
+    assert loaded.count((usual, 3)) == 1
+    assert len(loaded) > len(engine._sessions) == max(MOST, 2 * bert_model.depth)
 
 
 def test_a_file_that_is_torn_is_made_anew(

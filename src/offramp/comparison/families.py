@@ -38,7 +38,7 @@ from offramp.table.store import Array
 MOST = 16
 """Policies of a family that are read on test, beside those that a target chose."""
 FEWEST = 100
-"""Rows from which a family that takes many numbers from them is tried: fewer are learnt by heart."""
+"""Rows from which many numbers are taken for a family: fewer are learnt by heart."""
 _ROUNDING = 1e-9
 _NOT_A_FAMILY = (Full.name, Averaged.name, PerExit.name)
 
