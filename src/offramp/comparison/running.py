@@ -153,8 +153,7 @@ def compare(
     if metric is not None:
         METRICS[metric]
     check_pooling(pooling)
-    folder = Path(output)
-    _check_folder(folder)
+    _check_folder(folder := Path(output))
     columns = Columns(split, text, text_pair, image, label)
     given = {
         "tune": _others(data, eval_data, eval_split, columns),
@@ -176,8 +175,7 @@ def compare(
         start_epochs=epochs if start_epochs is None else start_epochs,
         epochs=epochs,
         batch_size=batch_size,
-        # folders of runs are named by these digits
-        rates=tuple(sorted({float(f"{rate:g}") for rate in rates})),
+        rates=_as_named(rates),
         bf16="auto" if bf16 is None else bf16,
         pooling=pooling,
     )
@@ -194,6 +192,11 @@ def compare(
         crew.failed |= _broken(folder, grid.methods)
         crew.run(grid)
         return _conclude(folder, grid, crew, told, reference, metric)
+
+
+def _as_named(rates: Sequence[float]) -> tuple[float, ...]:
+    """Learning rates as the folders of runs are named by them, rising."""
+    return tuple(sorted({float(f"{rate:g}") for rate in rates}))
 
 
 def _plug_in(plugins: Sequence[str]) -> None:
