@@ -34,10 +34,10 @@ ON_TEST = """## On test rows
 `auto` beside the other methods, from compare-\\*.md: which ones are above it, in area or at some
 cost reduction, and how many below it in area, beyond chance (p < 0.05 after Holm), PABEE and
 DeeBERT less `auto` in area, with each seed behind, and `auto` at half the cost less the plain
-fine-tune at full depth. uspto_50k has intervals and p by Student's t over seeds, wide with three of
-them. The other sets were ranked before that by resampling seeds, which takes three for more than
-they are: there intervals are too narrow and p is too small, and what is called beyond chance may be
-chance; PABEE's differences on STS-B are an example.
+fine-tune at full depth. uspto_50k and 20newsgroups have intervals and p by Student's t over seeds,
+wide with three of them. The other sets were ranked before that by resampling seeds, which takes
+three for more than they are: there intervals are too narrow and p is too small, and what is called
+beyond chance may be chance; PABEE's differences on STS-B are an example.
 
 | set | above it | below it | pabee | deebert | at 2x, less full depth |
 |---|---|---|---|---|---|"""
