@@ -59,7 +59,7 @@ def test_all_on_a_residual_network_are_those_that_it_can_have(
         compare(source, tmp_path / "pictures", tmp_path / "no", methods=["truncated"], **given)
     assert not (tmp_path / "no").exists()
     stock = load_stock(source)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "offramp"):
         names = eligible(["all"], "single_label_classification", stock)
     assert set(names) == {"plain", "attach", *METHODS}
     assert "Left out of `all`: truncated: Layers of a 'cifar_resnet'" in caplog.text

@@ -237,9 +237,14 @@ def test_the_net_belongs_to_the_exits_once_and_the_head_to_the_stock_model() -> 
     assert all(name.startswith("exits.shared.net.") for name in own)
 
 
-def test_a_network_whose_width_changes_is_refused_with_a_word_on_what_to_use() -> None:
-    with pytest.raises(ConfigError, match=r"8, 16, 32.*'pooled'"):
-        tiny_model("cifar_resnet", spec=HaltingSpec())
+def test_where_widths_differ_each_smaller_one_has_a_layer_to_the_width_of_the_head() -> None:
+    model = tiny_model("cifar_resnet", spec=HaltingSpec())
+    widened = model.exits["shared"].widened
+    assert {n: tuple(leaf.weight.shape) for n, leaf in widened.items()} == {
+        "8": (32, 8),
+        "16": (32, 16),
+    }
+    assert not len(tiny_model("bert", spec=HaltingSpec()).exits["shared"].widened)
 
 
 CASES = [("bert", KINDS[0]), ("albert", KINDS[1]), ("roberta", KINDS[2]), ("vit", KINDS[2])]

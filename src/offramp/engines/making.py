@@ -103,8 +103,6 @@ def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:
 def _torch(
     model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
 ) -> Engine:
-    if threads is not None:
-        logger.warning("threads=%d is not for torch, which has one number for all.", threads)
     wanted = as_dtype(dtype)
     on_cpu = next((leaf.is_cpu for leaf in model.parameters()), False)
     if on_cpu and wanted == torch.bfloat16 and lacks("avx512_bf16", "amx_bf16"):
