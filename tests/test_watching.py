@@ -188,7 +188,10 @@ def test_the_command_line_promises_or_says_how_many_rows_it_takes(
     data.write_text("text\n" + "\n".join(tiny_texts(200, seed=5)) + "\n")
     made = save_tiny(tmp_path / "tiny")
     assert main(["tune", str(made), "-d", str(data), "--no-speed", "-q", *promise, "99%"]) == 0
-    assert OperatingPoint.load(made, certified=True).certificate is not None
+    point = OperatingPoint.load(made, certified=True)
+    shown = (tmp_path / "tiny.report.html").read_text()
+    assert f"figures of {point.rows} rows (role tune)" in " ".join(shown.split())
+    assert "Guaranteed with 95% confidence" in shown
     capsys.readouterr()
     assert main(["info", str(made)]) == 0
     assert "Guaranteed with 95% confidence" in " ".join(capsys.readouterr().out.split())
