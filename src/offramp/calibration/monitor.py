@@ -144,8 +144,8 @@ class Monitor(Strict):
 
         A mean is left out once bets against it, on all other means at once, have won 1 / level:
         the product of (t / m)^loss ((1 - t) / (1 - m))^(1 - loss), uniform over t, is 1 at most on
-        average where losses from 0 to 1 have the mean m (Howard et al., arXiv 1810.08240, section
-        4.1). It is for one mean all the way: after a change it is that of all audited rows.
+        average where losses from 0 to 1 have the mean m: a beta-binomial mixture, arXiv 1810.08240.
+        It is for one mean all the way: after a change it is that of all audited rows.
         """
         lost, kept = self.lost, self.audited - self.lost
         if not self.audited:

@@ -70,6 +70,7 @@ class HaltingExit(nn.Module):
         view = host.view
         self._view: Callable[[Tensor], Tensor] | None = None if view is None else view.__call__
         self.widened = Widened(host)
+        self._widens = len(self.widened) > 0  # to ask the module costs more than a small exit
         width = self.widened.width
         size = 2 * width if spec.input == "both" else width
         hidden = spec.layers if spec.layers > 1 else 0
@@ -84,7 +85,7 @@ class HaltingExit(nn.Module):
         self, hidden: Tensor, mask: Tensor | None, carry: Any = None
     ) -> tuple[ExitOutput, Any]:
         pooled = self._pool(hidden if self._view is None else self._view(hidden), mask)
-        pooled = self.widened(pooled)
+        pooled = self.widened(pooled) if self._widens else pooled
         logit = self.net(self.dropout(self._seen(pooled, carry))).squeeze(-1)
         output = ExitOutput(self._answer(pooled), {"halt": logit.float().sigmoid()})
         return output, None if self.spec.input == "current" else pooled

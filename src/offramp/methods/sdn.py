@@ -1,9 +1,8 @@
 """SDN: Shallow-Deep Networks, understanding and mitigating network overthinking, ICML 2019.
 
-Source: arXiv 1810.07052, sections 4.2 and 5. A linear layer on the pooled tokens at every exit,
+Source: arXiv 1810.07052. A linear layer on the pooled tokens at every exit,
 trained along with the network, at first with next to no weight; leave where the largest class
-probability is above a threshold. Mended of the released code: batches of any size, where it counts
-how many rows of a set would leave. Not for regression, where a score has no probability.
+probability is above a threshold. Not for regression, where a score has no probability.
 """
 
 from offramp.exits import ExitSpec

@@ -15,7 +15,7 @@ from offramp.objectives.task import task_loss
 
 
 class GrowingWeights(Objective):
-    """loss_L + sum_i tau_i loss_i over exits i = 1..L-1, section 4.2.
+    """loss_L + sum_i tau_i loss_i over exits i = 1..L-1.
 
     tau_i = min(c_i, start + progress * c_i), where progress goes from 0 to 1 and c_i is what exit
     i costs of full depth: i / L, as all layers are taken to be alike.
