@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import ROWS, Said, tree, write_csv
 from datasets import Dataset
 
@@ -240,6 +241,16 @@ def test_predict_writes_a_file_and_says_what_it_did(
     assert said.document["exit_histogram"] == [0, 0, 0, 0, 0, ROWS]
     with open(answers, encoding="utf-8") as handle:
         assert len(list(csv.DictReader(handle))) == ROWS
+
+
+def test_threads_are_as_many_as_asked(
+    exits: Path, offramp: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert offramp("predict", exits, "A film.", "--point", "full", "--threads", 3).code == 0
+    assert asked == [3]
+    assert offramp("predict", exits, "A film.", "--threads", 0).code == 2
 
 
 def test_info_describes_models_and_tables(

@@ -22,7 +22,9 @@ import onnxruntime as ort
 
 from offramp import calibrate, export, record
 from offramp.calibration import OperatingPoint
+from offramp.calibration.probabilities import Temperatures
 from offramp.engines import TorchEngine
+from offramp.engines.graphs import Graphs
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.model import MultiExitModel
 from offramp.policies import MaxProbability
@@ -90,6 +92,23 @@ def test_the_file_says_what_it_is(folder: Path, done: Exported) -> None:
     assert float(said["offramp.bar"]) == done.bar
     assert said["offramp.model_fingerprint"] == MultiExitModel.from_pretrained(folder).fingerprint()
     assert done.outputs == ("answer", "scores", "exit_layer", "bad")
+    assert json.loads(said["offramp.temperatures"]) == []
+
+
+def test_the_file_says_the_temperatures_of_its_point(folder: Path, tmp_path: Path) -> None:
+    warm = Temperatures(values=(2.0, 1.5, 1.0), rows=100)
+    point = OperatingPoint.load(folder).model_copy(update={"temperatures": warm})
+    file = export(folder, tmp_path / "m.onnx", point=point, progress=False).path
+    said = _session(file).get_modelmeta().custom_metadata_map
+    assert json.loads(said["offramp.temperatures"]) == [2.0, 1.5, 1.0]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Graphs, "load", lambda *_: pytest.fail("a graph was made"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        export(folder, "/dev/null/m.onnx", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from offramp.engines.base import Answers
 from offramp.engines.graphs import Graphs
 from offramp.engines.onnx_engine import OnnxEngine
 from offramp.errors import ConfigError
-from offramp.policies import Full
+from offramp.policies import Entropy, Fixed, Full, Margin, MaxProbability
 from offramp.prediction import Predictor
 from offramp.prediction.exporting import _read
 from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_texts, tiny_tokenizer
@@ -57,6 +59,27 @@ def test_a_file_that_is_torn_or_of_another_program_is_made_anew(
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert _name(graphs) == "made"
     assert file.read_bytes() == whole
+
+
+def test_files_that_were_used_longest_ago_make_room(
+    graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = [Fixed(layer=1), Entropy(), Margin()]
+    for age, rule in zip((30, 20, 10), rules, strict=True):
+        before = {*tmp_path.rglob("*.onnx")}
+        graphs.load(rule, _read)
+        (made,) = {*tmp_path.rglob("*.onnx")} - before
+        os.utime(made, (time.time() - age,) * 2)
+    first, second, third = sorted(tmp_path.rglob("*.onnx"), key=lambda file: file.stat().st_mtime)
+    graphs.load(rules[0], _read)  # the oldest is used again
+    monkeypatch.setattr("offramp.engines.graphs.CACHE", 3 * first.stat().st_size)
+    graphs.load(Full(), _read)
+    assert first.exists()
+    assert not second.exists()
+    assert third.exists()
+    monkeypatch.setattr("offramp.engines.graphs.CACHE", 0)
+    graphs.load(MaxProbability(), _read)
+    assert len([*tmp_path.rglob("*.onnx")]) == 1  # the newest is kept however large it is
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/" + "long" * 100, "full"])

@@ -327,6 +327,10 @@ def test_a_predictor_streams_what_it_answers() -> None:
     for position, answer in found.items():
         assert answer.exit_layer == wanted[position].exit_layer
         assert np.allclose(answer.scores, wanted[position].scores, atol=5e-5)
+    few = dict(predictor.stream(iter(items), slots=3, ahead=5))
+    assert {n: one.exit_layer for n, one in few.items()} == {
+        n: one.exit_layer for n, one in found.items()
+    }
     ordered = predictor.stream(items, Full(), ordered=True)
     assert [position for position, _ in ordered] == list(range(90))
 
@@ -362,8 +366,9 @@ def test_an_engine_without_a_pool_streams_batch_by_batch() -> None:
         assert np.allclose(answer.scores, wanted[position].scores, atol=5e-5)
     endless = predictor.stream((items[number % 9] for number in count()), ordered=True)
     assert [position for position, _ in islice(endless, 200)] == list(range(200))
-    with pytest.raises(ConfigError, match="for backend torch alone"):
-        predictor.stream(items, determinism="shape")
+    for asked in ({"determinism": "shape"}, {"slots": 8}, {"ahead": 8}):
+        with pytest.raises(ConfigError, match="for backend torch alone"):
+            predictor.stream(items, **asked)
 
 
 def test_a_predictors_answer_has_the_same_bits_in_any_company_with_determinism() -> None:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,31 @@ def cache_folder() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     known = os.path.isabs(base)  # '~' stays where no home is known
     return Path(base, "offramp") if known else None
+
+
+def drop_oldest(folder: Path, most: int) -> None:
+    """Delete the files of a folder that were used longest ago, until `most` bytes are left.
+
+    Others may be at work there: what is gone already, or not ours to delete, is passed over.
+    """
+    with contextlib.suppress(OSError):
+        files = [(file, file.stat()) for file in folder.iterdir() if file.is_file()]
+        kept = 0
+        for file, known in sorted(files, key=lambda one: one[1].st_mtime, reverse=True):
+            kept += known.st_size
+            if kept > most:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raise OutputError now if a file cannot be written there, not when it has been made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as problem:
+        raise OutputError(f"{path}: cannot be written: {problem}.") from problem
 
 
 @contextlib.contextmanager

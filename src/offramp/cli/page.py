@@ -71,6 +71,7 @@ def report(
     device: o.Device = None,
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
+    threads: o.Threads = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:

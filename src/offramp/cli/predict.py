@@ -63,6 +63,7 @@ def predict(
     device: o.Device = None,
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
+    threads: o.Threads = None,
     json: Annotated[
         bool, typer.Option("--json", help="With --output: the summary as JSON on stdout.")
     ] = False,

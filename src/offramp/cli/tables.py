@@ -50,6 +50,7 @@ def record(
     device: o.Device = None,
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
+    threads: o.Threads = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -228,6 +229,7 @@ def evaluate(
     device: o.Device = None,
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
+    threads: o.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

@@ -55,6 +55,7 @@ def tune(
     device: o.Device = None,
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
+    threads: o.Threads = None,
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the wall clock, too.")
     ] = True,

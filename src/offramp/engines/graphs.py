@@ -2,11 +2,12 @@
 
 A file holds embedding, layers, exits and one policy with its bar as an input, so all thresholds
 of a rule share a file. Making one takes seconds to minutes; it is kept under a
-name that changes with whatever it is made of.
+name that changes with whatever it is made of, and those that were used longest ago make room.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -28,13 +29,21 @@ from offramp.engines.settings import lacks
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
-from offramp.storage import cache_folder, fingerprint, fingerprint_of_files, whole_file
+from offramp.storage import (
+    cache_folder,
+    drop_oldest,
+    fingerprint,
+    fingerprint_of_files,
+    whole_file,
+)
 
 logger = logging.getLogger("offramp")
 
 DTYPES = ("float32", "int8")
 LARGEST = 2**31 - 2**26
 """Bytes of weights in a file, which protobuf ends at 2 GiB."""
+CACHE = 8 << 30
+"""Bytes of files that the cache keeps, and the newest however large."""
 T = TypeVar("T")
 
 
@@ -106,9 +115,12 @@ class Graphs:
         torn: Exception | None = None
         if path is not None and _is_there(path):
             try:
-                return read(path)
+                found = read(path)
             except Exception as problem:  # each runtime has errors of its own
                 torn = problem
+            else:
+                _used(path)
+                return found
         made = self.all_exits() if policy is None else self.early_exit(policy, deepest)
         data = made.SerializeToString()
         found = read(data)  # where this fails, too, it was not the file
@@ -168,8 +180,15 @@ def _keep(path: Path, data: bytes) -> None:
     try:
         with whole_file(path) as staged:
             staged.write_bytes(data)
+        drop_oldest(path.parent, max(CACHE, len(data)))
     except OutputError as problem:
         logger.warning("The file is not cached, and is made anew by each process: %s", problem)
+
+
+def _used(path: Path) -> None:
+    """Note that a file is in use, so that others make room first."""
+    with contextlib.suppress(OSError):  # another's cache may be read as well
+        path.touch()
 
 
 def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> str:

@@ -21,7 +21,7 @@ from offramp.backbones import Backbone, Batch, Flow
 from offramp.engines.base import UNLIMITED, Answers, Budget
 from offramp.engines.trees import take_tree
 from offramp.exits import Exit
-from offramp.policies import Decision, Policy, Rows, State, decide
+from offramp.policies import Decision, Policy, Rows, State, bar_of, decide
 
 
 class Running(NamedTuple):
@@ -76,7 +76,7 @@ class Passed(NamedTuple):
 
 def ask(leave: Tensor) -> int:
     """How many rows leave: where the host waits for the device, and nowhere else."""
-    return int(torch.count_nonzero(leave))
+    return sum(leave.tolist())
 
 
 class Segments:
@@ -105,11 +105,13 @@ class Segments:
         budget: Budget = UNLIMITED,
     ) -> None:
         self.backbone, self.exits, self.policy = backbone, exits, policy
+        self.bar = bar_of(policy)
         self.remembers, self.depth = remembers, len(exits)
         self.looks = sync_every is None
         self.every = sync_every or self.depth
         self.budget = budget
         self.deepest = budget.deepest(self.depth)
+        self.timed = budget.seconds is not None
 
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
     """Batches run within it, so that those that must not meet do not."""
@@ -129,7 +131,7 @@ class Segments:
         last = min(first + self.every - 1, self.deepest)
         for layer in range(first, last + 1):
             flow = self.backbone.layer(layer, flow)
-            over = layer == self.deepest or self._over(layer == last, deadline)
+            over = layer == self.deepest or (self.timed and self._over(layer == last, deadline))
             asked = over or self.policy.reads(layer)
             if not (asked or self.remembers):
                 continue
@@ -137,23 +139,22 @@ class Segments:
             if not asked:
                 continue
             full = layer == self.depth
-            found = decide(self.policy, state, layer, output, full, look=self.looks)
+            found = decide(self.policy, state, layer, output, full, self.bar, self.looks)
             state = found.state
+            if self.looks:
+                leaving = ask(found.leave)
+                if not (leaving or over):
+                    continue
             if left is None:
                 left = Left(found.leave, layer, found.answer, found.bad)
             else:
                 left = left.first(found, layer)
             if self.looks:
-                leaving = ask(left.leave)
-                if leaving or over:
-                    break
-                left = None
+                break
         return Passed(layer, Running(flow, state, carry), left, leaving)
 
     def _over(self, last: bool, deadline: float) -> bool:
-        """Whether time may be up; inside a segment there is no clock."""
-        if self.budget.seconds is None:
-            return False
+        """Whether time may be up, where it is limited; inside a segment there is no clock."""
         return time.perf_counter() >= deadline if self.looks else last
 
 

@@ -130,7 +130,8 @@ def _decision(policy: Policy, layer: int, last: bool) -> Part:
         state = _within("state/", given)
         if "row_id" in given:
             state = policy.start(Rows(given["row_id"], given["length"]))
-        decision = decide(policy, state, layer, _output(given), last, given.get("bar"))
+        # a graph cannot look at values
+        decision = decide(policy, state, layer, _output(given), last, given.get("bar"), look=False)
         bad = decision.bad
         return {
             "leave": decision.leave,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from offramp.errors import ConfigError
 from offramp.exits.base import EXITS, ExitKind, ExitOutput, Exits, Host, Pooling, start_anew
@@ -124,12 +125,20 @@ class PooledExit(nn.Module):
         return self._attend(hidden, mask)
 
     def _attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self.query(hidden).squeeze(-1)
+        logits = self._product("query", hidden).squeeze(-1)
         logits = torch.cat((logits[:, :1] + self.first, logits[:, 1:]), dim=1)
         if mask is not None:
             logits = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
         weights = torch.softmax(logits, dim=-1)
         return (weights.unsqueeze(1) @ hidden).squeeze(1)
+
+    def _product(self, name: str, values: Tensor) -> Tensor:
+        """What a linear layer makes of values: to call a module, or to ask it for its weights, may
+        cost more than so small a product itself."""
+        layer = self._modules[name]
+        if type(layer) is not nn.Linear:  # adapters stand in the place of linear layers
+            return getattr(self, name)(values)
+        return functional.linear(values, *layer._parameters.values())  # type: ignore[arg-type]
 
     def feature(self, pooled: Tensor) -> Tensor:
         """What the linear layer reads, (rows, width)."""
@@ -139,8 +148,7 @@ class PooledExit(nn.Module):
         """(rows, width) -> scores (rows, num_scores)."""
         if self.training:
             feature = self.dropout(feature)
-        # `forward` because a module's call costs more than this small product itself
-        return self.classifier.forward(feature)
+        return self._product("classifier", feature)
 
     def read(self, pooled: Tensor, carry: Any = None) -> tuple[ExitOutput, Any]:
         """What the exit says of pooled vectors, (rows, width); kinds with signals override this."""

@@ -12,6 +12,7 @@ from offramp.policies.base import (
     Rows,
     State,
     Step,
+    bar_of,
     decide,
     make_policy,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Step",
     "Tempered",
     "Window",
+    "bar_of",
     "decide",
     "make_policy",
 ]

@@ -23,6 +23,7 @@ from offramp.registry import Registry
 State = dict[str, Tensor]
 NEVER = math.inf
 """The bar that no evidence passes."""
+_FEW = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,10 @@ class Policy(BaseModel):
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
         """Look at the exit after `layer` (1-based) and say which rows leave."""
         raise NotImplementedError
+
+    def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
+        """A step with another bar, for those that leave by one."""
+        return self.step(state, layer, output)
 
     def reads(self, layer: int) -> bool:
         """Whether the exit after `layer` is looked at; others are not evaluated."""
@@ -192,6 +197,16 @@ def of_exit(values: Sequence[Any], layer: int) -> Any:
     return values[min(layer, len(values)) - 1]
 
 
+def bar_of(policy: Policy) -> Tensor | None:
+    """The bar of a policy that has one, for `decide` again and again.
+
+    A comparison with a number makes a tensor of it each time, which costs more than to compare.
+    """
+    if not isinstance(policy, EvidencePolicy):
+        return None
+    return torch.tensor(policy.bar, dtype=torch.float32)
+
+
 POLICIES: Registry[type[Policy]] = Registry("policy")
 
 
@@ -231,7 +246,8 @@ def decide(
     read nobody leaves, and the answer is what the exit says, for whoever has no time to go on.
 
     Args:
-        bar: instead of the policy's own, where a graph is traced that serves them all.
+        bar: instead of the policy's own, where a graph is traced that serves them all; or its own
+            from `bar_of`.
         look: values may be looked at to save work; on a GPU whoever looks has to wait.
     """
     if output.signals or output.scores.dtype != torch.float32:
@@ -240,15 +256,11 @@ def decide(
         output = ExitOutput(output.scores.float(), signals)
     if not (last or policy.reads(layer)):
         step = Step(torch.zeros_like(output.scores[:, 0], dtype=torch.bool), output.scores, state)
-    elif bar is not None and isinstance(policy, EvidencePolicy):
-        step = policy.step_at(bar, state, layer, output)
-    else:
+    elif bar is None:
         step = policy.step(state, layer, output)
-    return _decision(step, _bad_rows(output.scores, look), last)
-
-
-def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
-    leave = step.leave
+    else:
+        step = policy.step_at(bar, state, layer, output)
+    leave, bad = step.leave, _bad_rows(output.scores, look)
     if last:
         leave = torch.ones_like(leave)
     elif bad is not None:
@@ -258,10 +270,11 @@ def _decision(step: Step, bad: Tensor | None, last: bool) -> Decision:
 
 def _bad_rows(scores: Tensor, look: bool) -> Tensor | None:
     """Rows with a non-finite score, or None where every row is known to be finite."""
-    if not look or torch.compiler.is_exporting():  # nor can a graph look at values
+    if not look:
         return (scores * 0).sum(dim=-1).isnan()  # fewer steps than asking each score
     # one sum says that all is finite in nearly every case
-    if math.isfinite(scores.sum().item()):
+    few = scores.numel() <= _FEW  # which are added sooner than a kernel is called
+    if math.isfinite(sum(map(sum, scores.tolist())) if few else scores.sum().item()):
         return None
     finite = torch.isfinite(scores).all(dim=-1)  # the sum of finite scores may overflow
     return None if finite.all() else ~finite

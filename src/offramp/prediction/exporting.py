@@ -17,7 +17,8 @@ from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Point, Predictor
-from offramp.storage import whole_file
+from offramp.prediction.ready import ReadyPoint
+from offramp.storage import check_place, whole_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -65,7 +66,8 @@ def export(
     the label's index; for several labels (rows, labels) bool, for regression (rows,) float32;
     `scores` (rows, classes) raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows
     whose scores are no numbers.
-    Labels, policy, bar and fingerprints stand in the file's metadata, OpenVINO's `rt_info`.
+    Labels, policy, bar, fingerprints and, where the point has them, the temperatures by which the
+    scores of each exit layer are divided stand in the file's metadata, OpenVINO's `rt_info`.
 
     Args:
         model: folder or hub id of a multi-exit model, or a `Predictor`.
@@ -83,16 +85,18 @@ def export(
     from offramp.engines.graphs import Graphs
 
     path = _path_for(output, format)
+    check_place(path)
     if not isinstance(model, Predictor):
         model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
         point = None
     _check_engine(model, format, dtype)
-    policy = model.policy if point is None else model.policy_of(point)
+    ready = model.ready(point)
+    policy = ready.policy
     graphs = Graphs(model.model, model.engine.dtype, progress, extra=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     bar = _with_bar(file, policy)
     _refuse_rows(file, policy)
-    size = _WRITERS[format](file, _described(model, policy, bar), path)
+    size = _WRITERS[format](file, _described(model, ready, bar), path)
     return Exported(
         path,
         tuple(value.name for value in file.graph.input),
@@ -184,13 +188,15 @@ def _refuse_rows(file: ModelProto, policy: Policy) -> None:
         )
 
 
-def _described(model: Predictor, policy: Policy, bar: float | None) -> dict[str, str]:
+def _described(model: Predictor, ready: ReadyPoint, bar: float | None) -> dict[str, str]:
     """What the file says of itself to whoever loads it."""
+    warm = [] if ready.temperatures is None else list(ready.temperatures.values)
     return {
         "problem_type": model.model.problem_type,
         "labels": json.dumps(Labels(model.model).names, ensure_ascii=False),
-        "policy": json.dumps(policy.to_dict()),
+        "policy": json.dumps(ready.policy.to_dict()),
         "bar": "" if bar is None else repr(bar),
+        "temperatures": json.dumps(warm),
         "dtype": model.engine.dtype,
         "depth": str(model.model.depth),
         "max_length": "" if model.max_length is None else str(model.max_length),

@@ -32,7 +32,7 @@ from offramp.engines import (
     windows,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
-from offramp.engines.pool import Determinism, in_order
+from offramp.engines.pool import SLOTS, Determinism, in_order
 from offramp.engines.steps import most_padding
 from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
@@ -351,6 +351,8 @@ class Predictor:
         *,
         ordered: bool = False,
         determinism: Determinism | None = None,
+        slots: int | None = None,
+        ahead: int | None = None,
         budget: Budget = UNLIMITED,
     ) -> Iterator[tuple[int, Answer]]:
         """Positions of items and their answers as they are found, see `TorchEngine.stream`.
@@ -364,6 +366,8 @@ class Predictor:
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backend torch.
+            slots: rows of a full batch, 32 unless said; with backend torch.
+            ahead: rows read before their answers are there; with backend torch.
             budget: of each row; its seconds begin with its first layer.
 
         Raises ConfigError where an option makes no sense.
@@ -371,11 +375,13 @@ class Predictor:
         _check_items(items)
         course = Course(self.ready(point), budget)
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
-            if determinism is not None:
-                raise ConfigError(
-                    f"determinism='{determinism}' is for backend torch alone, and not for rows "
-                    "that are watched."
-                )
+            pooled = {"determinism": determinism, "slots": slots, "ahead": ahead}
+            for option, value in pooled.items():
+                if value is not None:
+                    raise ConfigError(
+                        f"{option}={value!r} is for backend torch alone, and not for rows that are "
+                        "watched."
+                    )
             found = self._by_batches(items, course)
             return in_order(found) if ordered else found
         results = self.engine.stream(
@@ -383,6 +389,8 @@ class Predictor:
             course.point.policy,
             ordered=ordered,
             determinism=determinism,
+            slots=SLOTS if slots is None else slots,
+            ahead=ahead,
             budget=budget,
         )
         warm = course.point.temperature

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
-from offramp.policies import EvidencePolicy, Policy, Rows, State, decide, make_policy
+from offramp.policies import (
+    EvidencePolicy,
+    Policy,
+    Rows,
+    State,
+    bar_of,
+    decide,
+    make_policy,
+)
 from offramp.testing.reference import (
     Outputs,
     Walked,
@@ -121,13 +129,14 @@ def _check_row_independence(policy: Policy, outputs: Outputs, rows: Rows) -> Non
 
 
 def _check_compaction(policy: Policy, outputs: Outputs, rows: Rows) -> None:
-    """Taking out the rows that left, and skipping exits it does not read, changes nothing."""
+    """Taking out the rows that left, skipping exits it does not read, and its bar as a tensor, as
+    engines have it, change nothing."""
     whole = walk(policy, outputs, rows)
-    where, state = rows.ids, policy.start(rows)
+    where, state, bar = rows.ids, policy.start(rows), bar_of(policy)
     for layer, output in enumerate(outputs, start=1):
         last = layer == len(outputs)
         here = select([output], where)[0]
-        leave, _, answer, state = decide(policy, state, layer, here, last)
+        leave, _, answer, state = decide(policy, state, layer, here, last, bar)
         gone = where[leave]
         agree = (whole.exit_layers[gone] == layer).all() and torch.allclose(
             whole.scores[gone], answer[leave].float(), atol=1e-5, equal_nan=True
