@@ -24,8 +24,9 @@ _CHATTER = {
 BAR = 40
 
 
-def setup(quiet: bool = False, verbose: bool = False) -> None:
-    """Choose what is said on stderr; to be called before torch or transformers are imported."""
+def setup(quiet: bool = False, verbose: bool = False, threads: int | None = None) -> None:
+    """Choose what is said on stderr, and how many threads torch and whatever follows it may use; to
+    be called before torch or transformers are imported."""
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logger = logging.getLogger("offramp")
     logger.handlers = [_Lines()]
@@ -35,6 +36,10 @@ def setup(quiet: bool = False, verbose: bool = False) -> None:
         for name, value in _CHATTER.items():
             os.environ.setdefault(name, value)
         warnings.simplefilter("ignore")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 class _Lines(logging.Handler):

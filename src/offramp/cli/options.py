@@ -338,23 +338,11 @@ Backend = Annotated[
     str,
     typer.Option("--backend", help="What computes: torch, onnx, openvino.", rich_help_panel=_RUN),
 ]
-
-
-def _use_threads(number: int | None) -> int | None:
-    """The other backends take as many as torch."""
-    if number is not None:
-        import torch
-
-        torch.set_num_threads(number)
-    return number
-
-
 Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
         min=1,
-        callback=_use_threads,
         help="Of the processor, that a call uses; else torch's choice.",
         rich_help_panel=_RUN,
     ),

@@ -87,7 +87,7 @@ def report(
       offramp report test.table --model my-offramp --point fast --data test.csv -o fast.html
     """
     given = dict(locals())
-    console.setup(quiet, verbose)
+    console.setup(quiet, verbose, threads)
     from offramp.errors import ConfigError
     from offramp.report import check_price
     from offramp.table.store import HEADER

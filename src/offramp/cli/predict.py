@@ -85,7 +85,7 @@ def predict(
       tail -f texts.log | offramp predict my-offramp -
     """
     given = dict(locals())
-    console.setup(quiet, verbose)
+    console.setup(quiet, verbose, threads)
     _check(given)
     from offramp.engines import Budget
     from offramp.prediction import Predictor

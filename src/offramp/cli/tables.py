@@ -63,7 +63,7 @@ def record(
       offramp record my-offramp -d test.csv -o test.table --role test --apart-from tune.table
     """
     given = dict(locals())
-    console.setup(quiet, verbose)
+    console.setup(quiet, verbose, threads)
     from offramp.data import load_examples
     from offramp.engines import record as run
     from offramp.prediction import Predictor
@@ -244,7 +244,7 @@ def evaluate(
       offramp evaluate my-offramp -d test.csv --point fast --no-speed --json
     """
     given = dict(locals())
-    console.setup(quiet, verbose)
+    console.setup(quiet, verbose, threads)
     from offramp.data import load_examples
     from offramp.evaluation import evaluate as judge
     from offramp.prediction import Predictor

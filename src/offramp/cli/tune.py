@@ -78,7 +78,7 @@ def tune(
       offramp tune my-classifier --data unlabelled.jsonl --max-disagreement 2%
     """
     given = dict(locals())
-    console.setup(quiet, verbose)
+    console.setup(quiet, verbose, threads)
     options = training_options(given)
     check_pooling(pooling)
     from offramp.tuning import tune as run
