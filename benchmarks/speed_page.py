@@ -133,9 +133,6 @@ def _page(parts: Sequence[Part]) -> Iterator[str]:
     if any(part.quick for part in parts):
         yield "**Some of this was made by `--quick` and says nothing.**"
     yield _summary(parts)
-    if parts:
-        machine = parts[0].machine
-        yield "Measured on " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
     for name in ORDER:
         some = [part for part in parts if part.part == name]
         if some:
@@ -166,7 +163,8 @@ def _section(name: str, parts: Sequence[Part]) -> Iterator[str]:
     yield f"## {name}"
     yield f"{words.asked}. {words.how}"
     for part in parts:
-        yield f"{part.threads} thread{'s' if part.threads > 1 else ''}:"
+        machine = ", ".join(f"{name} {value}" for name, value in part.machine.items())
+        yield f"On {part.threads} thread{'s' if part.threads > 1 else ''} of {machine}:"
         yield "\n".join(_table(part))
         yield "\n".join(_facts(part))
     missed = any(

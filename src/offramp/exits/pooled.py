@@ -125,12 +125,14 @@ class PooledExit(nn.Module):
         return self._attend(hidden, mask)
 
     def _attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self._product("query", hidden).squeeze(-1)
-        logits = torch.cat((logits[:, :1] + self.first, logits[:, 1:]), dim=1)
+        logits = self._product("query", hidden).transpose(1, 2)  # (rows, 1, tokens)
+        if torch.is_inference_mode_enabled():
+            logits.select(2, 0).add_(self.first)  # in place, where nobody asks for gradients
+        else:
+            logits = torch.cat((logits[..., :1] + self.first, logits[..., 1:]), dim=-1)
         if mask is not None:
-            logits = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
-        weights = torch.softmax(logits, dim=-1)
-        return (weights.unsqueeze(1) @ hidden).squeeze(1)
+            logits = logits.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
+        return torch.bmm(torch.softmax(logits, dim=-1), hidden).squeeze(1)
 
     def _product(self, name: str, values: Tensor) -> Tensor:
         """What a linear layer makes of values: to call a module, or to ask it for its weights, may
