@@ -243,14 +243,29 @@ def test_predict_writes_a_file_and_says_what_it_did(
         assert len(list(csv.DictReader(handle))) == ROWS
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "{exits}", "A film.", "--point", "full"),
+        ("record", "{exits}", "-d", "{place}/rows.csv", "-o", "{new}/some.table"),
+        ("evaluate", "{exits}", "-d", "{place}/rows.csv", "--point", "full", "--no-speed"),
+    ],
+    ids=lambda command: command[0],
+)
 def test_threads_are_as_many_as_asked(
-    exits: Path, offramp: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...],
+    place: Path,
+    exits: Path,
+    tmp_path: Path,
+    offramp: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    assert offramp("predict", exits, "A film.", "--point", "full", "--threads", 3).code == 0
-    assert asked == [3]
-    assert offramp("predict", exits, "A film.", "--threads", 0).code == 2
+    words = [word.format(exits=exits, place=place, new=tmp_path) for word in command]
+    said = offramp(*words, "--threads", 3)
+    assert (said.code, asked) == (0, [3]), said.err
+    assert offramp(*words, "--threads", 0).code == 2
 
 
 def test_info_describes_models_and_tables(

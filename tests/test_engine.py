@@ -29,6 +29,9 @@ from offramp.policies import (
     Patience,
     Policy,
     Rows,
+    State,
+    Step,
+    bar_of,
 )
 from offramp.testing import (
     EchoModel,
@@ -97,6 +100,25 @@ def test_a_row_of_a_real_model_gets_its_own_answer_in_any_batch(
         assert _near_the_bar(model, policy, batch, row)
         return
     assert torch.allclose(alone.scores[0], whole.scores[row], atol=1e-4)
+
+
+class Late(MaxProbability):
+    """Its evidence and its bar do not say all."""
+
+    name = "late"
+
+    def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        said = super().step(state, layer, output)
+        return said._replace(leave=said.leave & (layer >= 3))
+
+
+def test_a_policy_with_a_step_of_its_own_is_asked_by_it(model: MultiExitModel) -> None:
+    batch, late = tiny_batch(6), Late(threshold=0.0)
+    engine = TorchEngine(model)
+    assert engine.run(batch, late).exit_layers.tolist() == [3] * 6
+    rows = [(n, {name: leaf[n : n + 1] for name, leaf in batch.items()}) for n in range(6)]
+    assert {answer.exit_layer for _, answer in engine.stream(rows, late)} == {3}
+    assert bar_of(late) is None
 
 
 def _near_the_bar(model: MultiExitModel, policy: Policy, batch: Batch, row: int) -> bool:

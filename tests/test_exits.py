@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import prune
 
 from offramp.exits import POOLINGS, ExitSpec, PooledExit, mean_of_tokens
 from offramp.model import MultiExitModel
@@ -114,6 +116,47 @@ def test_a_row_of_nothing_but_padding_is_still_a_number() -> None:
     for pooling in POOLINGS:
         scores = make(pooling)(torch.randn(2, 4, WIDTH), torch.zeros(2, 4).long())[0].scores
         assert torch.isfinite(scores).all()
+
+
+def _prune(layer: nn.Linear, *names: str) -> nn.Linear:
+    for name in names:
+        prune.random_unstructured(layer, name, amount=0.5)
+    return layer
+
+
+def _watched(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_hook(lambda module, given, said: 2 * said)
+    return layer
+
+
+def _replaced(layer: nn.Linear) -> nn.Linear:
+    layer.forward = lambda given: functional.relu(given @ layer.weight.T)  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: _prune(layer, "weight"),
+        lambda layer: _prune(layer, "weight", "bias"),
+        lambda layer: _prune(layer, "bias"),
+        lambda layer: prune.remove(_prune(layer, "weight"), "weight"),
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: nn.Sequential(layer, nn.Tanh()),
+        _watched,
+        _replaced,
+    ],
+)
+def test_whatever_is_done_to_its_linear_layer_is_what_an_exit_says(change: Any) -> None:
+    exit = tiny_model(spec=ExitSpec(pooling="cls"), layers=2).exit_at(1)
+    assert isinstance(exit, PooledExit)
+    changed = change(exit.classifier)
+    exit.classifier = changed.eval() if isinstance(changed, nn.Module) else exit.classifier
+    hidden = torch.randn(3, 5, 32)
+    with torch.inference_mode():
+        said = exit(hidden, None)[0].scores
+        assert torch.equal(said, exit.classifier(hidden[:, 0]))
 
 
 def test_dropout_works_in_training_only() -> None:

@@ -42,6 +42,7 @@ from offramp.policies import (
     Patience,
     Policy,
     State,
+    Step,
 )
 from offramp.prediction import Predictor
 from offramp.testing import check_engine, save_tiny_stock, tiny_texts
@@ -292,6 +293,27 @@ def test_without_a_place_for_files_it_works_all_the_same(monkeypatch: pytest.Mon
     engine = OnnxEngine(model, progress=False)
     batch = tiny_batch_for(model.stock, 3)
     assert engine.run(batch, Fixed(layer=1)).exit_layers.tolist() == [1, 1, 1]
+
+
+class _Late(MaxProbability):
+    """Its evidence and its bar do not say all."""
+
+    name = "late"
+
+    def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        said = super().step(state, layer, output)
+        later = said.leave if layer >= 2 else torch.zeros_like(said.leave)
+        return said._replace(leave=later)
+
+
+def test_a_policy_with_a_step_of_its_own_is_asked_by_it(
+    bert: tuple[MultiExitModel, OnnxEngine],
+) -> None:
+    model, engine = bert
+    batch = tiny_batch_for(model.stock, 6)
+    for threshold, layer in ((0.0, 2), (1.0, 3)):
+        found = engine.run(batch, _Late(threshold=threshold))
+        assert found.exit_layers.tolist() == [layer] * 6
 
 
 class _Peeks(EvidencePolicy):

@@ -327,10 +327,8 @@ def test_a_predictor_streams_what_it_answers() -> None:
     for position, answer in found.items():
         assert answer.exit_layer == wanted[position].exit_layer
         assert np.allclose(answer.scores, wanted[position].scores, atol=5e-5)
-    few = dict(predictor.stream(iter(items), slots=3, ahead=5))
-    assert {n: one.exit_layer for n, one in few.items()} == {
-        n: one.exit_layer for n, one in found.items()
-    }
+    with pytest.raises(ConfigError, match="ahead"):
+        predictor.stream(items, slots=8, ahead=4)
     ordered = predictor.stream(items, Full(), ordered=True)
     assert [position for position, _ in ordered] == list(range(90))
 

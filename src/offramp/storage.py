@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,30 +105,36 @@ def drop_oldest(folder: Path, most: int) -> None:
 
     Others may be at work there: what is gone already, or not ours to delete, is passed over.
     """
-    with contextlib.suppress(OSError):
-        files = [(file, file.stat()) for file in folder.iterdir() if file.is_file()]
-        kept = 0
-        for file, known in sorted(files, key=lambda one: one[1].st_mtime, reverse=True):
-            kept += known.st_size
-            if kept > most:
-                with contextlib.suppress(OSError):
-                    file.unlink()
+    known: dict[Path, os.stat_result] = {}
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):
+            known[file] = file.stat()
+    for file in sorted(known, key=lambda one: known[one].st_mtime, reverse=True):
+        most -= known[file].st_size
+        if most < 0:
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def check_place(path: Path) -> None:
     """Raise OutputError now if a file cannot be written there, not when it has been made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        staged = _staged(path)
+        staged.touch()
+        staged.unlink()
     except OSError as problem:
         raise OutputError(f"{path}: cannot be written: {problem}.") from problem
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a staging path that becomes `path` only if the block succeeds."""
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    staged = _staged(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield staged
@@ -152,7 +157,7 @@ def whole_folder(
     over, all but `leave_behind`, so saving never deletes what the folder's owner keeps there.
     """
     path = path.resolve()
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    staged = _staged(path)
     try:
         recover(path)
         if path.exists() and not path.is_dir():

@@ -20,9 +20,10 @@ from offramp.policies import (
     Policy,
     Sample,
     Tempered,
+    has_own_step,
 )
 from offramp.table import ExitTable
-from offramp.table.replay import evidence_of_exits, has_own_step
+from offramp.table.replay import evidence_of_exits
 from offramp.table.store import Array
 
 LEVELS = 20

@@ -20,7 +20,7 @@ from offramp.metrics import (
     predictions,
     strayed,
 )
-from offramp.policies import EvidencePolicy, Policy
+from offramp.policies import EvidencePolicy, Policy, has_own_step
 from offramp.table import (
     ExitTable,
     answer_matrix,
@@ -30,7 +30,6 @@ from offramp.table import (
     replay,
     sweep,
 )
-from offramp.table.replay import has_own_step
 from offramp.table.store import Array
 
 _BARS = 200

@@ -37,7 +37,7 @@ def setup(quiet: bool = False, verbose: bool = False, threads: int | None = None
             os.environ.setdefault(name, value)
         warnings.simplefilter("ignore")
     if threads is not None:
-        import torch
+        import torch  # which reads what is set above
 
         torch.set_num_threads(threads)
 

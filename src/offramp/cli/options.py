@@ -343,7 +343,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Of the processor, that a call uses; else torch's choice.",
+        help="Processor threads that a call uses; torch's choice unless given.",
         rich_help_panel=_RUN,
     ),
 ]

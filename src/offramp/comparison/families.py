@@ -30,9 +30,9 @@ from offramp.policies import (
     PerExit,
     Policy,
     Sample,
+    has_own_step,
 )
 from offramp.table import ExitTable, answer_matrix, executed_cost, replay, sweep
-from offramp.table.replay import has_own_step
 from offramp.table.store import Array
 
 MOST = 16

@@ -183,8 +183,7 @@ class GraphedSegments(Segments):
         self.turn = graphs.turn
         # graphs read the weights where these were; a model that is moved needs new ones
         places = tuple([weight.data_ptr() for weight in weights])
-        timed = self.budget.seconds is not None
-        self._what = (self.every, self.deepest, timed, places, str(self.policy.to_dict()))
+        self._what = (self.every, self.deepest, self.timed, places, str(self.policy.to_dict()))
 
     def size(self, rows: int) -> int:
         return rows_bucket(rows)

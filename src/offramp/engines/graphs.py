@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -28,7 +29,7 @@ from offramp.engines.exporting import OUT
 from offramp.engines.settings import lacks
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
-from offramp.policies import EvidencePolicy, Policy
+from offramp.policies import EvidencePolicy, Policy, has_own_step
 from offramp.storage import (
     cache_folder,
     drop_oldest,
@@ -43,7 +44,7 @@ DTYPES = ("float32", "int8")
 LARGEST = 2**31 - 2**26
 """Bytes of weights in a file, which protobuf ends at 2 GiB."""
 CACHE = 8 << 30
-"""Bytes of files that the cache keeps, and the newest however large."""
+"""Bytes of files that the cache keeps."""
 T = TypeVar("T")
 
 
@@ -180,7 +181,7 @@ def _keep(path: Path, data: bytes) -> None:
     try:
         with whole_file(path) as staged:
             staged.write_bytes(data)
-        drop_oldest(path.parent, max(CACHE, len(data)))
+        drop_oldest(path.parent, CACHE)
     except OutputError as problem:
         logger.warning("The file is not cached, and is made anew by each process: %s", problem)
 
@@ -188,7 +189,7 @@ def _keep(path: Path, data: bytes) -> None:
 def _used(path: Path) -> None:
     """Note that a file is in use, so that others make room first."""
     with contextlib.suppress(OSError):  # another's cache may be read as well
-        path.touch()
+        os.utime(path)
 
 
 def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> str:
@@ -202,7 +203,9 @@ def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> st
     if deepest is not None and deepest < depth:
         return f"{rule_of(policy, depth)} to layer {deepest}"
     reads = [policy.reads(layer) for layer in range(1, depth + 1)]
-    plain = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
+    plain = policy
+    if isinstance(policy, EvidencePolicy) and not has_own_step(policy):
+        plain = policy.with_bar(0.0)
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, _with_inner(policy))]
     return json.dumps([plain.to_dict(), reads, kinds], sort_keys=True)
 

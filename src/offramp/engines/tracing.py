@@ -24,7 +24,7 @@ from offramp.engines.exporting import Exports, Part
 from offramp.engines.masks import Embed, with_thin_masks
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
-from offramp.policies import EvidencePolicy, Policy, Rows, decide
+from offramp.policies import Policy, Rows, bar_of, decide
 
 _SIZES = ((3, 11), (2, 150))
 """Rows and tokens of the two batches. What a layer does only beyond the longer one, as with a
@@ -112,7 +112,7 @@ def trace_policy(
             continue
         decision = _decision(policy, layer, last)
         given = [_of_output(one) | mine for one, mine in zip(pair, kept, strict=True)]
-        if isinstance(policy, EvidencePolicy):
+        if bar_of(policy) is not None:
             given = [{**one, "bar": torch.tensor(0.5)} for one in given]
         graph, said = exports.graph(decision, given, f"policy '{policy.name}'")
         graphs.append(graph)

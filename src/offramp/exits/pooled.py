@@ -138,9 +138,12 @@ class PooledExit(nn.Module):
         """What a linear layer makes of values: to call a module, or to ask it for its weights, may
         cost more than so small a product itself."""
         layer = self._modules[name]
-        if type(layer) is not nn.Linear:  # adapters stand in the place of linear layers
-            return getattr(self, name)(values)
-        return functional.linear(values, *layer._parameters.values())  # type: ignore[arg-type]
+        if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
+            own = layer._parameters
+            weight = own.get("weight")
+            if weight is not None and "bias" in own and "forward" not in layer.__dict__:
+                return functional.linear(values, weight, own["bias"])
+        return getattr(self, name)(values)  # pruned, normed, adapted, or watched
 
     def feature(self, pooled: Tensor) -> Tensor:
         """What the linear layer reads, (rows, width)."""

@@ -14,6 +14,7 @@ from offramp.policies.base import (
     Step,
     bar_of,
     decide,
+    has_own_step,
     make_policy,
 )
 from offramp.policies.binned import Binned
@@ -60,6 +61,7 @@ __all__ = [
     "Window",
     "bar_of",
     "decide",
+    "has_own_step",
     "make_policy",
 ]
 

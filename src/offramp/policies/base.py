@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 NEVER = math.inf
 """The bar that no evidence passes."""
 _FEW = 128
+"""Scores that are sooner added one by one than by a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ class Policy(BaseModel):
         raise NotImplementedError
 
     def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
-        """A step with another bar, for those that leave by one."""
-        return self.step(state, layer, output)
+        """A step with another bar; for those that `bar_of` knows one of."""
+        raise NotImplementedError
 
     def reads(self, layer: int) -> bool:
         """Whether the exit after `layer` is looked at; others are not evaluated."""
@@ -189,7 +190,7 @@ class EvidencePolicy(Policy):
     def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
         """A step with another bar than its own: in a graph it is an input."""
         evidence, state = self.evidence(state, layer, output)
-        return Step(evidence > bar, self.answer(state, output), state)
+        return Step(evidence.float() > bar, self.answer(state, output), state)
 
 
 def of_exit(values: Sequence[Any], layer: int) -> Any:
@@ -197,14 +198,20 @@ def of_exit(values: Sequence[Any], layer: int) -> Any:
     return values[min(layer, len(values)) - 1]
 
 
-def bar_of(policy: Policy) -> Tensor | None:
-    """The bar of a policy that has one, for `decide` again and again.
+def has_own_step(policy: EvidencePolicy) -> bool:
+    """Whether evidence and bar alone do not say who leaves."""
+    return type(policy).step is not EvidencePolicy.step
 
-    A comparison with a number makes a tensor of it each time, which costs more than to compare.
+
+def bar_of(policy: Policy) -> Tensor | None:
+    """The bar of a policy whose evidence and bar alone say who leaves, for `decide`.
+
+    A comparison with a number makes a tensor of it each time, which costs more than to compare. On
+    the CPU it meets evidence on any device.
     """
-    if not isinstance(policy, EvidencePolicy):
+    if not isinstance(policy, EvidencePolicy) or has_own_step(policy):
         return None
-    return torch.tensor(policy.bar, dtype=torch.float32)
+    return torch.tensor(policy.bar, dtype=torch.float32, device="cpu")
 
 
 POLICIES: Registry[type[Policy]] = Registry("policy")
@@ -273,7 +280,7 @@ def _bad_rows(scores: Tensor, look: bool) -> Tensor | None:
     if not look:
         return (scores * 0).sum(dim=-1).isnan()  # fewer steps than asking each score
     # one sum says that all is finite in nearly every case
-    few = scores.numel() <= _FEW  # which are added sooner than a kernel is called
+    few = scores.numel() <= _FEW
     if math.isfinite(sum(map(sum, scores.tolist())) if few else scores.sum().item()):
         return None
     finite = torch.isfinite(scores).all(dim=-1)  # the sum of finite scores may overflow

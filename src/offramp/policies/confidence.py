@@ -71,7 +71,7 @@ class Confidence(EvidencePolicy):
         return [cls.model_validate(options)]
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        if not self.multi_label:
+        if not self.multi_label:  # what follows would be the same, with two calls more
             return self._sureness(torch.softmax(output.scores, dim=-1)), state
         asked = questions(output.scores, self.multi_label)
         return least(self._sureness(torch.softmax(asked, dim=-1))), state

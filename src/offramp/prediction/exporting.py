@@ -85,13 +85,13 @@ def export(
     from offramp.engines.graphs import Graphs
 
     path = _path_for(output, format)
-    check_place(path)
     if not isinstance(model, Predictor):
         model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
         point = None
     _check_engine(model, format, dtype)
     ready = model.ready(point)
     policy = ready.policy
+    check_place(path)
     graphs = Graphs(model.model, model.engine.dtype, progress, extra=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     bar = _with_bar(file, policy)
@@ -196,7 +196,7 @@ def _described(model: Predictor, ready: ReadyPoint, bar: float | None) -> dict[s
         "labels": json.dumps(Labels(model.model).names, ensure_ascii=False),
         "policy": json.dumps(ready.policy.to_dict()),
         "bar": "" if bar is None else repr(bar),
-        "temperatures": json.dumps(warm),
+        "temperatures": json.dumps(warm) if warm else "",
         "dtype": model.engine.dtype,
         "depth": str(model.model.depth),
         "max_length": "" if model.max_length is None else str(model.max_length),

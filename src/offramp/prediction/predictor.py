@@ -366,7 +366,7 @@ class Predictor:
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backend torch.
-            slots: rows of a full batch, 32 unless said; with backend torch.
+            slots: rows of a full batch; with backend torch.
             ahead: rows read before their answers are there; with backend torch.
             budget: of each row; its seconds begin with its first layer.
 
@@ -375,8 +375,8 @@ class Predictor:
         _check_items(items)
         course = Course(self.ready(point), budget)
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
-            pooled = {"determinism": determinism, "slots": slots, "ahead": ahead}
-            for option, value in pooled.items():
+            asked = {"determinism": determinism, "slots": slots, "ahead": ahead}
+            for option, value in asked.items():
                 if value is not None:
                     raise ConfigError(
                         f"{option}={value!r} is for backend torch alone, and not for rows that are "

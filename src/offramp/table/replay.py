@@ -17,7 +17,7 @@ from torch import Tensor
 
 from offramp.errors import ConfigError, TableError
 from offramp.exits.base import ExitOutput
-from offramp.policies import Decision, EvidencePolicy, Policy, State, decide
+from offramp.policies import Decision, EvidencePolicy, Policy, State, decide, has_own_step
 from offramp.table.store import Array, ExitTable
 
 _CHUNK = 16384
@@ -206,11 +206,6 @@ def sweep(
         if evidence is None:
             evidence = evidence_matrix(table, policy)
         yield _first_above(evidence, candidate.bar)
-
-
-def has_own_step(policy: EvidencePolicy) -> bool:
-    """Whether evidence and bar alone do not say who leaves."""
-    return type(policy).step is not EvidencePolicy.step
 
 
 def _first_above(evidence: npt.NDArray[np.float32], bar: float) -> npt.NDArray[np.int64]:
