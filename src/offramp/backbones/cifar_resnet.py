@@ -7,9 +7,10 @@ width doubles and the map halves twice on the way.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,8 @@ class CifarResNetBackbone:
     def __init__(self, stock: Any) -> None:
         self._stock = stock
         self.layers: nn.ModuleList = stock.resnet.blocks
-        self._blocks = list(stock.resnet.blocks)
+        self._widths = [int(block.conv2.out_channels) for block in stock.resnet.blocks]
+        self._blocks: list[Callable[..., Any]] = list(stock.resnet.blocks)
         self.depth = len(self.layers)
         self.view: nn.Module | None = Pixels()
 
@@ -220,6 +222,12 @@ class CifarResNetBackbone:
     def layer(self, number: int, flow: Flow) -> Flow:
         return flow._replace(hidden=self._blocks[number - 1](flow.hidden))
 
+    def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> CifarResNetBackbone:
+        """See `EncoderBackbone.through`."""
+        twin = copy.copy(self)
+        twin._blocks = [run(block) for block in self.layers]
+        return twin
+
     def take(self, flow: Flow, rows: Tensor) -> Flow:
         return take_rows(flow, rows)
 
@@ -227,7 +235,7 @@ class CifarResNetBackbone:
         return join_rows(flows)
 
     def width(self, number: int) -> int:
-        return int(self._blocks[number - 1].conv2.out_channels)
+        return self._widths[number - 1]
 
     def pool(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden.mean(dim=1)

@@ -81,9 +81,9 @@ _Keys = str | tuple[str, ...]
 
 
 class _Call(NamedTuple):
-    """One recorded layer call: the module, its plain arguments, and where its tensors are."""
+    """One recorded layer call: what runs it, its plain arguments, and where its tensors are."""
 
-    module: nn.Module
+    run: Callable[..., Any]
     fixed: Mapping[str, Any]
     rows: Mapping[str, _Keys]  # into Flow.inputs
     shared: Mapping[str, _Keys]  # into Flow.shared
@@ -96,7 +96,8 @@ class _Recorder:
     """
 
     def __init__(self, layer: nn.Module, log: threading.local, layout: Layout) -> None:
-        self._layer = layer
+        self.layer = layer
+        self.run: Callable[..., Any] = layer
         self._log = log
         self._returns_tuple = layout.returns_tuple
 
@@ -104,11 +105,11 @@ class _Recorder:
         calls = self._log.calls
         if not calls:
             self._log.hidden = hidden
-        calls.append((self._layer, args, kwargs))
+        calls.append((self.run, args, kwargs))
         return (hidden, None) if self._returns_tuple else hidden
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)  # ModernBERT asks a layer what attention it has
+        return getattr(self.layer, name)  # ModernBERT asks a layer what attention it has
 
 
 class _Recorders(nn.Module):
@@ -156,6 +157,14 @@ class EncoderBackbone:
         """A copy of a model cuts its own layers; recorders would still point at the old ones."""
         return type(self), (self._stock, self._layout)
 
+    def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> EncoderBackbone:
+        """The same, on the same weights, whose layers are called as `run` says of each module."""
+        twin = copy.copy(self)
+        for part in twin._skeleton.modules():
+            for recorder in part if isinstance(part, _Recorders) else ():
+                recorder.run = run(recorder.layer)
+        return twin
+
     def _make_skeleton(self) -> nn.Module:
         """A shallow copy of the encoder with recorders for layers and no pooler."""
         prefix, *path = self._layout.layers.split(".")
@@ -200,13 +209,13 @@ class EncoderBackbone:
         inputs: dict[str, Tensor] = {}
         shared: dict[str, Tensor] = {}
         constants: list[_Call] = []
-        for number, (module, args, kwargs) in enumerate(calls, start=1):
+        for number, (run, args, kwargs) in enumerate(calls, start=1):
             if number > 1 and _same(args, kwargs, *calls[number - 2][1:]):
-                constants.append(constants[-1]._replace(module=module))
+                constants.append(constants[-1]._replace(run=run))
             else:
                 arguments = dict(zip(self._names, args, strict=False)) | kwargs
                 rows = hidden.shape[0]
-                constants.append(self._describe(number, module, arguments, inputs, shared, rows))
+                constants.append(self._describe(number, run, arguments, inputs, shared, rows))
         return Flow(hidden, batch.get("attention_mask"), inputs, shared, constants)
 
     def _check_pixels(self, pixels: Tensor) -> None:
@@ -221,7 +230,7 @@ class EncoderBackbone:
     def _describe(
         self,
         number: int,
-        module: nn.Module,
+        run: Callable[..., Any],
         arguments: Mapping[str, Any],
         inputs: dict[str, Tensor],
         shared: dict[str, Tensor],
@@ -244,7 +253,7 @@ class EncoderBackbone:
                     f"{type(value).__name__.lower()} '{name}' that its layout does not describe. "
                     "If it is a tensor with a row axis, add it to the layout's row_inputs."
                 )
-        return _Call(module, fixed, of_rows, of_all)
+        return _Call(run, fixed, of_rows, of_all)
 
     def _is_shared(self, name: str, value: Any, count: int) -> bool:
         """Whether an argument is the same for all rows; a mask of one row is that row's own."""
@@ -265,7 +274,7 @@ class EncoderBackbone:
                 **given,
                 **{name: _fetch(flow.shared, key) for name, key in call.shared.items()},
             }
-        hidden = call.module(flow.hidden, **given)
+        hidden = call.run(flow.hidden, **given)
         if self._layout.returns_tuple:
             hidden = hidden[0]
         return Flow(hidden, flow.mask, flow.inputs, flow.shared, flow.constants)

@@ -12,7 +12,7 @@ from offramp import __version__
 from offramp.storage import Strict
 
 Side = Literal["plain", "offramp"]
-Runtime = Literal["torch", "onnx", "openvino"]
+Runtime = Literal["torch", "inductor", "onnx", "openvino"]
 BASELINE = "transformers fp32"
 """What a user has who does nothing about speed; every contender is compared with it."""
 

@@ -24,6 +24,7 @@ from offramp.benchmark.subject import Subject, open_rows, open_subject
 from offramp.benchmark.workloads import Forced, forced_policies, plan_work
 from offramp.calibration import OperatingPoint, list_points
 from offramp.engines import as_device, dtype_name, processor_fingerprint
+from offramp.engines.making import TORCH
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.policies import Policy
 from offramp.registry import nearest
@@ -31,6 +32,8 @@ from offramp.storage import write_document
 
 HTML, JSON = "bench.html", "bench.json"
 RUNTIMES = get_args(Runtime)
+USUAL: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
+"""Without the one that compiles for minutes."""
 SHARES = (0.25, 0.5, 0.75)
 BATCH_SIZES = (1, 8, 32, 128)
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
@@ -43,7 +46,7 @@ def bench(
     *,
     points: Sequence[str] | None = None,
     depths: Sequence[float] | None = None,
-    backends: Sequence[str] = RUNTIMES,
+    backends: Sequence[str] = USUAL,
     precisions: Sequence[str] = ("fp32", "int8"),
     batch_sizes: Sequence[int] | None = None,
     rows: int = 128,
@@ -73,7 +76,7 @@ def bench(
             for; else `default` where the folder has it.
         depths: mean exit depths to force, as shares of all layers; else 0.25, 0.5 and 0.75
             where there is no point.
-        backends: of `torch`, `onnx` and `openvino`.
+        backends: of `torch`, `inductor`, `onnx` and `openvino`.
         precisions: of `fp32`, `bf16`, `fp16` and `int8`.
         batch_sizes: beside the stream of rows as they come; else those of 1, 8, 32 and 128 that
             there are rows for.
@@ -214,8 +217,8 @@ def _on_device(
     """Those that can run where the torch ones do, and the others."""
     if device.type == "cpu":
         return list(wanted), []
-    there = [one for one in wanted if one.runtime == "torch"]
-    names = tuple(one.name for one in wanted if one.runtime != "torch")
+    there = [one for one in wanted if one.runtime in TORCH]
+    names = tuple(one.name for one in wanted if one.runtime not in TORCH)
     why = f"is for the CPU, and the others run on {device}: give --device cpu to compare"
     return there, [Skipped(names=names, why=why)] if names else []
 

@@ -58,7 +58,7 @@ Depths = Annotated[
 ]
 Backends = Annotated[
     str,
-    typer.Option("--backends", help="Of torch, onnx and openvino.", rich_help_panel=_WHO),
+    typer.Option("--backends", help="Of torch, inductor, onnx and openvino.", rich_help_panel=_WHO),
 ]
 Precisions = Annotated[
     str,

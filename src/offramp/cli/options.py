@@ -336,7 +336,11 @@ Dtype = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option("--backend", help="What computes: torch, onnx, openvino.", rich_help_panel=_RUN),
+    typer.Option(
+        "--backend",
+        help="What computes: torch, inductor (torch.compile), onnx, openvino.",
+        rich_help_panel=_RUN,
+    ),
 ]
 Threads = Annotated[
     int | None,

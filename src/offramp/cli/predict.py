@@ -112,7 +112,7 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ConfigError("--point-column is for --data and for lines of JSON; give --point.")
     if given["sets"] and given["points"] is not None:
         raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
-    if given["max_seconds"] is not None and given["backend"] != "torch":
+    if given["max_seconds"] is not None and given["backend"] not in ("torch", "inductor"):
         raise ConfigError("--max-seconds needs --backend torch: a graph has no clock.")
 
 

@@ -22,8 +22,10 @@ logger = logging.getLogger("offramp")
 ENGINES: Registry[Callable[..., Engine]] = Registry("backend")
 """Makes an engine from (model, dtype, threads, progress), by backend."""
 
+TORCH = ("torch", "inductor")
+"""Those that run the model itself, on any device."""
 DTYPES = {
-    "torch": ("float32", "bfloat16", "float16"),
+    **dict.fromkeys(TORCH, ("float32", "bfloat16", "float16")),
     "onnx": ("float32", "int8"),
     "openvino": ("float32", "bfloat16", "int8"),
 }
@@ -45,9 +47,9 @@ def make_engine(
 
     Args:
         model: in evaluation mode; for backends other than `torch` in fp32 and on the CPU.
-        backend: `torch`, `onnx`, `openvino`, or another that is registered.
-        dtype: `fp32`; `bf16` with torch or openvino; `fp16` with torch; `int8` with onnx or
-            openvino. None is the model's own.
+        backend: `torch`, `inductor`, `onnx`, `openvino`, or another that is registered.
+        dtype: `fp32`; `bf16` with torch, inductor or openvino; `fp16` with torch or inductor;
+            `int8` with onnx or openvino. None is the model's own.
         threads: that a call may use; None is as many as torch's. Torch itself has one number
             for the whole process: `torch.set_num_threads`.
         progress: show a bar while a backend prepares.
@@ -77,7 +79,7 @@ def check_backend(
     check_dtype(backend, dtype)
     if backend in _PACKAGES:
         _PACKAGES[backend]()
-    if backend == "torch":
+    if backend in TORCH:
         return as_device(device)
     if device not in (None, -1) and str(device).partition(":")[0] != "cpu":
         raise ConfigError(
@@ -103,6 +105,20 @@ def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:
 def _torch(
     model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
 ) -> Engine:
+    return TorchEngine(_in_format(model, dtype))
+
+
+@ENGINES.register("inductor")
+def _inductor(
+    model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
+) -> Engine:
+    from offramp.engines.inductor_engine import InductorEngine
+
+    return InductorEngine(_in_format(model, dtype))
+
+
+def _in_format(model: Any, dtype: str | torch.dtype | None) -> Any:
+    """The model, or a copy in another number format."""
     wanted = as_dtype(dtype)
     on_cpu = next((leaf.is_cpu for leaf in model.parameters()), False)
     if on_cpu and wanted == torch.bfloat16 and lacks("avx512_bf16", "amx_bf16"):
@@ -111,8 +127,8 @@ def _torch(
             "dtype out, or use int8 with backend onnx."
         )
     if wanted is not None and wanted != model.dtype:
-        model = copy.deepcopy(model).to(dtype=wanted)
-    return TorchEngine(model)
+        return copy.deepcopy(model).to(dtype=wanted)
+    return model
 
 
 @ENGINES.register("onnx")

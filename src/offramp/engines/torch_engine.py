@@ -79,9 +79,12 @@ class TorchEngine:
         """Run every layer and every exit."""
 
         def step(part: Batch, mine: Rows) -> tuple[ExitOutput, ...]:
-            return self.model.all_exits(part)
+            return self._every(part)
 
         return in_steps(batch, rows_of(batch), self._size(batch), step, join_outputs)
+
+    def _every(self, batch: Batch) -> tuple[ExitOutput, ...]:
+        return self.model.all_exits(batch)
 
     @torch.inference_mode()
     def run(

@@ -32,6 +32,7 @@ from offramp.engines import (
     windows,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
+from offramp.engines.making import TORCH
 from offramp.engines.pool import SLOTS, Determinism, in_order
 from offramp.engines.steps import most_padding
 from offramp.errors import ConfigError, ModelError, PointError
@@ -144,7 +145,7 @@ class Predictor:
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
-        number_format = as_dtype(dtype) if backend == "torch" else torch.float32
+        number_format = as_dtype(dtype) if backend in TORCH else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
         return cls(
