@@ -38,7 +38,7 @@ from offramp.model import MultiExitModel
 from offramp.policies import Full, MaxProbability, Policy, Rows
 
 SHARES = {"25 %": 0.25, "50 %": 0.5, "75 %": 0.75}
-ENGINES = (("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"))
+ENGINES = (("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"), ("inductor", "fp32"))
 SHARE_TARGETS = {1: 0.95, 32: 0.90}
 ADDED_TARGETS = {"torch": 100.0, "onnx": 50.0}
 OURS, FIXED = "ours", "fixed"

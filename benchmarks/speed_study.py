@@ -294,6 +294,7 @@ class Stand:
     def plain(self, runtime: str, precision: str) -> dict[str, Runner | PlainOnnx]:
         """What a user has without offramp, by what it is called."""
         if runtime != "onnx":
+            runtime = "torch" if runtime == "inductor" else runtime
             name = {"torch": "transformers", "openvino": "OpenVINO"}[runtime]
             return {name: self._runner("plain", runtime, precision)}
         path = self.shop.exported(precision, self.model.depth)
