@@ -35,7 +35,7 @@ from transformers import (
 
 from offramp.backbones import Batch
 from offramp.data import encode, load_examples
-from offramp.engines import Answers, Engine, TorchEngine, collate, rows_of
+from offramp.engines import Answers, Engine, collate, make_engine, rows_of
 from offramp.evaluation import Speed, measure_speed
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=9)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", default="torch", help="torch or inductor")
     parser.add_argument("--only", help="one model, such as BERT-base")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {given.device}, {torch.get_num_threads()} threads\n")
@@ -130,7 +131,7 @@ def main() -> None:
         model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval().to(given.device)
         for size in (1, 32):
             batches = make_batches(encoded, size, given.device)
-            engine = Numbered(TorchEngine(model), batches)
+            engine = Numbered(make_engine(model, given.backend), batches)
             forced = half_depth(model.depth, len(encoded))
             for question, policy in (("forced", forced), ("never", CONFIDENCE)):
                 speed = measure_speed(engine, model, batches, policy, given.passes)

@@ -31,7 +31,7 @@ counted FLOPs, not time.
 ## How it is decided
 
 All figures are differences, paired by row and seed, in points (hundredths of the set's score), with
-95 % intervals over rows and seeds. For uspto_50k the spread of seeds counts by Student's t, as
+95 % intervals over rows and seeds. For uspto_50k and 20newsgroups seeds count by Student's t, as
 `offramp compare` has it today; for the others seeds were resampled, and three are few to draw
 from: there intervals are too narrow, and a yes or no that is close may be undecided. An answer
 comes from the interval alone:
