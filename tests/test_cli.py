@@ -246,6 +246,37 @@ def test_predict_writes_a_file_and_says_what_it_did(
 @pytest.mark.parametrize(
     "command",
     [
+        (
+            "train",
+            "{place}/stock",
+            "-d",
+            "{place}/rows.csv",
+            "--max-steps",
+            "2",
+            "--pooling",
+            "cls",
+        ),
+        ("attach", "{place}/stock", "-d", "{place}/texts.csv", "--max-steps", "2"),
+        ("record", "{exits}", "-d", "{place}/rows.csv"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_was_made_is_told_to_scripts_as_info_tells_it(
+    command: tuple[str, ...],
+    place: Path,
+    exits: Path,
+    tmp_path: Path,
+    offramp: Callable[..., Said],
+) -> None:
+    words, made = [word.format(exits=exits, place=place) for word in command], tmp_path / "made"
+    said = offramp(*words, "-o", made, "--json")
+    assert said.code == 0, said.err
+    assert said.document == {"folder": str(made), **offramp("info", made, "--json").document}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
         ("predict", "{exits}", "A film.", "--point", "full"),
         ("record", "{exits}", "-d", "{place}/rows.csv", "-o", "{new}/some.table"),
         ("evaluate", "{exits}", "-d", "{place}/rows.csv", "--point", "full", "--no-speed"),

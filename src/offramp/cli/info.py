@@ -23,14 +23,15 @@ def info(
       offramp info my-offramp.tune --json
     """
     console.setup(quiet, verbose)
-    facts = _facts(folder)
+    found = facts(folder)
     if json:
-        console.say_json(facts)
+        console.say_json(found)
     else:
-        _show(facts)
+        _show(found)
 
 
-def _facts(folder: str) -> dict[str, Any]:
+def facts(folder: str) -> dict[str, Any]:
+    """What a folder holds, as `--json` says it."""
     from offramp.model.folder import is_ours, resolve
     from offramp.table.store import HEADER
 

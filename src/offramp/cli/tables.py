@@ -13,6 +13,7 @@ import typer
 
 from offramp.cli import console, report
 from offramp.cli import options as o
+from offramp.cli.info import facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +52,7 @@ def record(
     dtype: o.Dtype = None,
     backend: o.Backend = "torch",
     threads: o.Threads = None,
+    json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -82,6 +84,9 @@ def record(
         others=others,
         progress=not quiet,
     )
+    if json:
+        console.say_json({"folder": str(output), **facts(str(output))})
+        return
     console.say(
         f"{output}: {table.rows:,} rows, {table.depth} exits, role {table.header.role}.",
         f"  offramp calibrate {output} --model {folder} --max-drop 1%",

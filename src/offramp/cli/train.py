@@ -12,6 +12,7 @@ import typer
 
 from offramp.cli import console
 from offramp.cli import options as o
+from offramp.cli.info import facts
 
 if TYPE_CHECKING:
     from offramp.training import TrainOptions
@@ -61,6 +62,7 @@ def train(
     cache_limit: o.CacheLimit = None,
     checkpoint_minutes: o.CheckpointMinutes = None,
     report_to: o.ReportTo = None,
+    json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -83,7 +85,9 @@ def train(
     from offramp.training import train as run
 
     run(model, options=options, **o.passed(run, given))
-    if method != "plain":
+    if json:
+        console.say_json({"folder": str(output), **facts(str(output))})
+    elif method != "plain":
         say_next(output)
 
 
@@ -108,6 +112,7 @@ def attach(
     cache_limit: o.CacheLimit = None,
     checkpoint_minutes: o.CheckpointMinutes = None,
     report_to: o.ReportTo = None,
+    json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -128,7 +133,10 @@ def attach(
     from offramp.training import attach as run
 
     run(model, options=options, **o.passed(run, given))
-    say_next(output)
+    if json:
+        console.say_json({"folder": str(output), **facts(str(output))})
+    else:
+        say_next(output)
 
 
 def _settings(given: Sequence[str]) -> dict[str, Any]:
