@@ -365,7 +365,7 @@ def test_an_engine_without_a_pool_streams_batch_by_batch() -> None:
     endless = predictor.stream((items[number % 9] for number in count()), ordered=True)
     assert [position for position, _ in islice(endless, 200)] == list(range(200))
     for asked in ({"determinism": "shape"}, {"slots": 8}, {"ahead": 8}):
-        with pytest.raises(ConfigError, match="for backend torch alone"):
+        with pytest.raises(ConfigError, match="for backends torch and inductor"):
             predictor.stream(items, **asked)
 
 

@@ -106,9 +106,10 @@ def drop_oldest(folder: Path, most: int) -> None:
     Others may be at work there: what is gone already, or not ours to delete, is passed over.
     """
     known: dict[Path, os.stat_result] = {}
-    for file in folder.iterdir():
-        with contextlib.suppress(OSError):
-            known[file] = file.stat()
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            with contextlib.suppress(OSError):
+                known[file] = file.stat()
     for file in sorted(known, key=lambda one: known[one].st_mtime, reverse=True):
         most -= known[file].st_size
         if most < 0:

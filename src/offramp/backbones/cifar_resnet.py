@@ -7,7 +7,6 @@ width doubles and the map halves twice on the way.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -224,7 +223,7 @@ class CifarResNetBackbone:
 
     def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> CifarResNetBackbone:
         """See `EncoderBackbone.through`."""
-        twin = copy.copy(self)
+        twin = type(self)(self._stock)
         twin._blocks = [run(block) for block in self.layers]
         return twin
 

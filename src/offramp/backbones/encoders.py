@@ -159,7 +159,7 @@ class EncoderBackbone:
 
     def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> EncoderBackbone:
         """The same, on the same weights, whose layers are called as `run` says of each module."""
-        twin = copy.copy(self)
+        twin = type(self)(self._stock, self._layout)
         for part in twin._skeleton.modules():
             for recorder in part if isinstance(part, _Recorders) else ():
                 recorder.run = run(recorder.layer)

@@ -17,7 +17,7 @@ from offramp.benchmark.document import Contender, Runtime
 from offramp.benchmark.exporting import Front, Scores, export_plain, quantise_plain
 from offramp.benchmark.runners import Embedding, OnnxRuntime, OpenVino, Ours, Runner, Transformers
 from offramp.engines import Engine, as_dtype, check_dtype, make_engine
-from offramp.engines.making import TORCH
+from offramp.engines.making import ON_TORCH
 from offramp.errors import ConfigError
 from offramp.model import MultiExitModel, truncated
 
@@ -145,7 +145,7 @@ class Shop:
 
     def _front(self, contender: Contender) -> Runner:
         """What comes before the first layer, in that runtime."""
-        if contender.runtime in TORCH:
+        if contender.runtime in ON_TORCH:
             engine: Any = self._engine(contender)
             return Embedding(engine.backbone.embed, self.device)
         path = self.place / "front.onnx"
@@ -172,7 +172,7 @@ class Shop:
 
     def _engine(self, contender: Contender) -> Engine:
         model: Any = self.model
-        if contender.runtime in TORCH and self.device.type != "cpu":
+        if contender.runtime in ON_TORCH and self.device.type != "cpu":
             model = copy.deepcopy(model).to(self.device)
         return make_engine(
             model, contender.runtime, contender.precision, threads=self.threads, progress=False

@@ -24,7 +24,7 @@ from offramp.benchmark.subject import Subject, open_rows, open_subject
 from offramp.benchmark.workloads import Forced, forced_policies, plan_work
 from offramp.calibration import OperatingPoint, list_points
 from offramp.engines import as_device, dtype_name, processor_fingerprint
-from offramp.engines.making import TORCH
+from offramp.engines.making import ON_TORCH
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.policies import Policy
 from offramp.registry import nearest
@@ -217,8 +217,8 @@ def _on_device(
     """Those that can run where the torch ones do, and the others."""
     if device.type == "cpu":
         return list(wanted), []
-    there = [one for one in wanted if one.runtime in TORCH]
-    names = tuple(one.name for one in wanted if one.runtime not in TORCH)
+    there = [one for one in wanted if one.runtime in ON_TORCH]
+    names = tuple(one.name for one in wanted if one.runtime not in ON_TORCH)
     why = f"is for the CPU, and the others run on {device}: give --device cpu to compare"
     return there, [Skipped(names=names, why=why)] if names else []
 

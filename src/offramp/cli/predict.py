@@ -113,7 +113,7 @@ def _check(given: Mapping[str, Any]) -> None:
     if given["sets"] and given["points"] is not None:
         raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
     if given["max_seconds"] is not None and given["backend"] not in ("torch", "inductor"):
-        raise ConfigError("--max-seconds needs --backend torch: a graph has no clock.")
+        raise ConfigError("--max-seconds needs --backend torch or inductor: a file has no clock.")
 
 
 def _answer(predictor: Predictor, how: dict[str, Any], given: Mapping[str, Any]) -> None:

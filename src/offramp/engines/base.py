@@ -42,7 +42,7 @@ class Budget:
     Attributes:
         depth: layers.
         seconds: from when the first layer of a row's batch is begun; looked at after each layer,
-            and on a GPU where it is asked who has left. For backend torch.
+            and on a GPU where it is asked who has left. For backends torch and inductor.
 
     Raises ConfigError for a budget of nothing.
     """

@@ -1,14 +1,16 @@
 """The inductor engine: torch runs the layers as graphs that `torch.compile` makes of them.
 
 Layers that are alike share a graph, whatever their weights, and so do batches of all sizes and
-lengths: there is one for one row and one for more, and each again for those with padding. A graph
-is made when it is first needed, which takes a quarter of a minute or so; torch keeps it on disk.
+lengths: there is one for one row and one for more, each again for those with padding, and a few for
+shapes that torch takes for special, such as as many rows as tokens. A graph is made when it is
+first needed, which takes a quarter of a minute or so; torch keeps it on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from itertools import count
 from types import FunctionType
 from typing import Any
@@ -23,16 +25,15 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 
 GRAPHS = 32
-"""That torch may make for one engine: a few for each kind of layers, of which models have one or
-two."""
+"""As many may an engine have: some for each kind of layers, of which models have one to three."""
 _NUMBERS = count()
 
 
 class InductorEngine(TorchEngine):
     """Runs a multi-exit model as `TorchEngine` does, its layers compiled.
 
-    Scores differ from those of `TorchEngine` in the last bits, in bf16 and fp16 by more: choose
-    points on it.
+    Scores differ from those of `TorchEngine` in the last bits, in bf16 and fp16 by more: there a
+    point must be chosen on it. Hooks that are put on a layer once its graph is made are not seen.
 
     Raises:
         ConfigError: a backbone that cannot be told how to run its layers; on a call, layers that
@@ -69,21 +70,23 @@ def _compiled() -> Callable[[nn.Module], Callable[..., Any]]:
     """
     from torch import _dynamo as dynamo
 
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, GRAPHS)
+    limit: dict[str, Any] = {"recompile_limit": GRAPHS}
+    if limit.keys() - signature(torch.compile).parameters.keys():  # before torch 2.13
+        limit, dynamo.config.recompile_limit = {}, GRAPHS
     own = _run.__code__.replace(co_name=f"{_run.__name__}_{next(_NUMBERS)}")
-    graphs = torch.compile(FunctionType(own, globals()), dynamic=True, fullgraph=True)
+    graphs = torch.compile(FunctionType(own, globals()), dynamic=True, fullgraph=True, **limit)
 
     def run(layer: nn.Module, hidden: torch.Tensor, **given: Any) -> Any:
         try:
             return graphs(layer, hidden, given)
-        except dynamo.exc.TorchDynamoException as problem:
-            why = str(problem).strip().partition("\n")[0]
+        except (dynamo.exc.TorchDynamoException, dynamo.exc.FailOnRecompileLimitHit) as problem:
+            why = " ".join(str(problem).strip().splitlines()[:2]).rstrip(".")
             raise ConfigError(
-                f"The layers cannot be compiled here: {why}. On a CPU that takes a C++ compiler, "
-                "such as g++. Or use backend torch."
+                f"The layers cannot be compiled here: {why}. Compiling takes a C++ compiler on a "
+                "CPU, such as g++, and Triton on a GPU. Or use backend torch."
             ) from problem
 
-    return lambda layer: partial(run, layer)
+    return partial(partial, run)
 
 
 def _run(layer: nn.Module, hidden: torch.Tensor, given: Mapping[str, Any]) -> Any:

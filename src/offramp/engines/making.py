@@ -22,10 +22,10 @@ logger = logging.getLogger("offramp")
 ENGINES: Registry[Callable[..., Engine]] = Registry("backend")
 """Makes an engine from (model, dtype, threads, progress), by backend."""
 
-TORCH = ("torch", "inductor")
+ON_TORCH = ("torch", "inductor")
 """Those that run the model itself, on any device."""
 DTYPES = {
-    **dict.fromkeys(TORCH, ("float32", "bfloat16", "float16")),
+    **dict.fromkeys(ON_TORCH, ("float32", "bfloat16", "float16")),
     "onnx": ("float32", "int8"),
     "openvino": ("float32", "bfloat16", "int8"),
 }
@@ -46,7 +46,7 @@ def make_engine(
     """An engine that runs a multi-exit model.
 
     Args:
-        model: in evaluation mode; for backends other than `torch` in fp32 and on the CPU.
+        model: in evaluation mode; for backends that do not run in torch in fp32 and on the CPU.
         backend: `torch`, `inductor`, `onnx`, `openvino`, or another that is registered.
         dtype: `fp32`; `bf16` with torch, inductor or openvino; `fp16` with torch or inductor;
             `int8` with onnx or openvino. None is the model's own.
@@ -79,7 +79,7 @@ def check_backend(
     check_dtype(backend, dtype)
     if backend in _PACKAGES:
         _PACKAGES[backend]()
-    if backend in TORCH:
+    if backend in ON_TORCH:
         return as_device(device)
     if device not in (None, -1) and str(device).partition(":")[0] != "cpu":
         raise ConfigError(

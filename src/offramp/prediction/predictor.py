@@ -32,7 +32,7 @@ from offramp.engines import (
     windows,
 )
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
-from offramp.engines.making import TORCH
+from offramp.engines.making import ON_TORCH
 from offramp.engines.pool import SLOTS, Determinism, in_order
 from offramp.engines.steps import most_padding
 from offramp.errors import ConfigError, ModelError, PointError
@@ -145,7 +145,7 @@ class Predictor:
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
-        number_format = as_dtype(dtype) if backend in TORCH else torch.float32
+        number_format = as_dtype(dtype) if backend in ON_TORCH else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
         return cls(
@@ -359,16 +359,17 @@ class Predictor:
         """Positions of items and their answers as they are found, see `TorchEngine.stream`.
 
         Items are read a batch at a time, so `items` may be endless; long texts are cut. Engines
-        other than torch have no pool: they read some batches ahead and answer one after the other.
+        that do not run in torch have no pool: they read some batches ahead and answer one after
+        the other.
 
         Args:
             items: all run alike; none may ask for a point or a budget of its own.
             point: None is the predictor's own.
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
-                are asked about; with backend torch.
-            slots: rows of a full batch; with backend torch.
-            ahead: rows read before their answers are there; with backend torch.
+                are asked about; with backends torch and inductor, as the next two.
+            slots: rows of a full batch.
+            ahead: rows read before their answers are there.
             budget: of each row; its seconds begin with its first layer.
 
         Raises ConfigError where an option makes no sense.
@@ -380,8 +381,8 @@ class Predictor:
             for option, value in asked.items():
                 if value is not None:
                     raise ConfigError(
-                        f"{option}={value!r} is for backend torch alone, and not for rows that are "
-                        "watched."
+                        f"{option}={value!r} is for backends torch and inductor, and not for rows "
+                        "that are watched."
                     )
             found = self._by_batches(items, course)
             return in_order(found) if ordered else found
