@@ -123,7 +123,7 @@ def test_an_albert_layer_is_one_pass_through_a_group() -> None:
     assert backbone.depth == 6
     assert backbone.shared_weights
     assert not make_backbone(tiny_stock("bert")).shared_weights
-    groups = [call.module for call in backbone.embed(tiny_batch(2)).constants]
+    groups = [call.run for call in backbone.embed(tiny_batch(2)).constants]
     assert [groups.index(group) for group in groups] == [0, 0, 0, 3, 3, 3]
 
 

@@ -20,7 +20,6 @@ from offramp.benchmark.contenders import Shop, line_up
 from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.runners import with_mask
-from offramp.benchmark.running import _on_device
 from offramp.benchmark.subject import open_rows, open_subject
 from offramp.benchmark.workloads import STREAM_BATCH, Forced, forced_policies, plan_work
 from offramp.calibration import calibrate
@@ -367,17 +366,6 @@ def test_a_contender_that_breaks_is_left_out_and_the_others_go_on(
 def test_the_baseline_takes_part_whatever_is_asked_for() -> None:
     for runtimes, precisions in ((["onnx"], ["int8"]), (["torch"], ["bf16"])):
         assert line_up(4, runtimes, precisions, [])[0].name == BASELINE
-
-
-def test_compiled_layers_are_ours_alone_and_run_where_torch_does() -> None:
-    wanted = line_up(6, ["torch", "inductor"], ["fp32", "int8"], ["here"])
-    assert [one.name for one in wanted if one.runtime == "inductor"] == [
-        "offramp inductor fp32, full depth",
-        "offramp inductor fp32, here",
-    ]
-    there, skipped = _on_device(wanted, torch.device("cuda"))
-    assert there == wanted
-    assert not skipped
 
 
 def test_memory_is_that_of_a_process_of_its_own_and_of_full_depth(

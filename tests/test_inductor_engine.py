@@ -16,6 +16,8 @@ from cli_support import Said
 from engine_fixtures import BAND
 from torch import _dynamo as dynamo
 
+from offramp.benchmark.contenders import line_up
+from offramp.benchmark.running import _on_device
 from offramp.engines import TorchEngine, make_engine
 from offramp.engines.inductor_engine import InductorEngine
 from offramp.errors import ConfigError
@@ -139,3 +141,14 @@ def test_a_backbone_that_cannot_be_told_is_refused(model: MultiExitModel) -> Non
 
     with pytest.raises(ConfigError, match="has no `through`"):
         InductorEngine(Other())  # type: ignore[arg-type]
+
+
+def test_a_benchmark_has_them_on_our_side_alone_and_wherever_torch_runs() -> None:
+    wanted = line_up(6, ["torch", "inductor"], ["fp32", "int8"], ["here"])
+    assert [one.name for one in wanted if one.runtime == "inductor"] == [
+        "offramp inductor fp32, full depth",
+        "offramp inductor fp32, here",
+    ]
+    there, skipped = _on_device(wanted, torch.device("cuda"))
+    assert there == wanted
+    assert not skipped
