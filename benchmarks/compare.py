@@ -71,19 +71,21 @@ def rows_of(file: Path, name: str) -> Dataset:
 
 
 def slim(board: Board) -> Board:
-    """Without what a repository need not keep: curves of other families, policies of curves."""
+    """Without what a repository need not keep: curves and readings of other families, policies of
+    curves."""
     methods = []
     for method in board.methods:
         rows = []
         for row in method.policies:
-            shown = row.curves if row.name in {method.chosen, method.own, "fixed"} else ()
-            curves = [[p.model_copy(update={"policy": None}) for p in one] for one in shown]
+            shown = row.name in {method.chosen, method.own, "fixed"}
+            lines = row.curves if shown else ()
+            curves = [[p.model_copy(update={"policy": None}) for p in one] for one in lines]
             readings = [
                 one.model_copy(
                     update={
                         "readings": tuple(
                             reading.model_copy(update={"policy": {"name": row.name}})
-                            for reading in one.readings
+                            for reading in (one.readings if shown else ())
                         )
                     }
                 )

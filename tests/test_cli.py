@@ -348,7 +348,7 @@ INJECTED = """
 import sys
 import offramp.cli.info as command
 from offramp.cli.main import main
-command.facts = lambda folder: {}
+command._facts = lambda folder: {}
 sys.exit(main(["info", "."]))
 """
 

@@ -23,15 +23,19 @@ def info(
       offramp info my-offramp.tune --json
     """
     console.setup(quiet, verbose)
-    found = facts(folder)
+    facts = _facts(folder)
     if json:
-        console.say_json(found)
+        console.say_json(facts)
     else:
-        _show(found)
+        _show(facts)
 
 
-def facts(folder: str) -> dict[str, Any]:
-    """What a folder holds, as `--json` says it."""
+def say_made(folder: Path) -> None:
+    """Tell scripts where a folder is that was just written, and what it holds."""
+    console.say_json({"folder": str(folder), **_facts(str(folder))})
+
+
+def _facts(folder: str) -> dict[str, Any]:
     from offramp.model.folder import is_ours, resolve
     from offramp.table.store import HEADER
 

@@ -13,7 +13,7 @@ import typer
 
 from offramp.cli import console, report
 from offramp.cli import options as o
-from offramp.cli.info import facts
+from offramp.cli.info import say_made
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +85,7 @@ def record(
         progress=not quiet,
     )
     if json:
-        console.say_json({"folder": str(output), **facts(str(output))})
+        say_made(output)
         return
     console.say(
         f"{output}: {table.rows:,} rows, {table.depth} exits, role {table.header.role}.",

@@ -12,7 +12,7 @@ import typer
 
 from offramp.cli import console
 from offramp.cli import options as o
-from offramp.cli.info import facts
+from offramp.cli.info import say_made
 
 if TYPE_CHECKING:
     from offramp.training import TrainOptions
@@ -86,7 +86,7 @@ def train(
 
     run(model, options=options, **o.passed(run, given))
     if json:
-        console.say_json({"folder": str(output), **facts(str(output))})
+        say_made(output)
     elif method != "plain":
         say_next(output)
 
@@ -134,7 +134,7 @@ def attach(
 
     run(model, options=options, **o.passed(run, given))
     if json:
-        console.say_json({"folder": str(output), **facts(str(output))})
+        say_made(output)
     else:
         say_next(output)
 
