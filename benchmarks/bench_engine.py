@@ -10,8 +10,9 @@ BERT-base sized models (random weights, docstrings):
   speed-up is realised?
 - never: a finite threshold that no row meets. How much slower than the stock model is that?
 
-Full depth is the faster of ours and the stock model's (inference mode, sdpa, same batches, no
-mask where nothing is padded); passes are interleaved and intervals are over passes.
+Full depth is the faster of ours and the stock model's, and the stock model's for `never`
+(inference mode, sdpa, same batches, no mask where nothing is padded); passes are interleaved and
+intervals are over passes.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backend", default="torch", help="torch or inductor")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 32], help="rows of a batch")
     parser.add_argument("--only", help="one model, such as BERT-base")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {given.device}, {torch.get_num_threads()} threads\n")
@@ -129,12 +131,13 @@ def main() -> None:
         if given.only not in (None, name):
             continue
         model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval().to(given.device)
-        for size in (1, 32):
+        for size in given.sizes:
             batches = make_batches(encoded, size, given.device)
             engine = Numbered(make_engine(model, given.backend), batches)
             forced = half_depth(model.depth, len(encoded))
             for question, policy in (("forced", forced), ("never", CONFIDENCE)):
-                speed = measure_speed(engine, model, batches, policy, given.passes)
+                against: Any = "stock" if question == "never" else None
+                speed = measure_speed(engine, model, batches, policy, given.passes, against)
                 print(line(name, size, question, speed), flush=True)
 
 

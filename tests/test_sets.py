@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cli_support import ROWS, Said
 
-from offramp.calibration import OperatingPoint, calibrate
+from offramp.calibration import OperatingPoint, calibrate, choose
 from offramp.calibration.conformal import Covered
 from offramp.errors import ConfigError, OfframpError, PointError, TableError
 from offramp.evaluation import evaluate
@@ -68,6 +69,27 @@ def test_one_half_of_the_rows_chooses_the_point_and_the_other_makes_the_sets() -
     assert any("of rows: " in line and "classes on average" in line for line in asked.messages)
 
 
+def test_a_certified_point_keeps_sets_from_rows_that_prove_nothing() -> None:
+    promise: dict[str, Any] = {"max_drop": "5%", "confidence": "90%", "policies": ["margin"]}
+    shares = []
+    for seed in range(20):
+        search, proof = make_table(500, seed), make_table(1000, 500 + seed, "calibrate")
+        asked = choose(search, proof=proof, sets=0.9, **promise)
+        proven, sets = asked.point.certificate, asked.point.sets
+        assert proven is not None
+        assert sets is not None
+        apart = (proof.ids >> 1) % 2 == 1
+        assert (proven.rows, sets.rows) == (int((~apart).sum()), int(apart.sum()))
+        without = choose(search, proof=proof.take(~apart), **promise).point.certificate
+        assert without is not None
+        assert proven == without.model_copy(update={"seal": proven.seal})  # of the sets as well
+        found = evaluate(make_table(600, 1000 + seed, "test"), asked.point).sets
+        assert found is not None
+        shares.append(found.covered)
+    assert 0.89 < np.mean(shares) < 0.93
+    assert any("classes on average" in line for line in asked.messages)
+
+
 def test_rows_with_broken_scores_make_no_sets() -> None:
     table = make_table(400, 0)
     odd = np.flatnonzero(table.ids % 2)
@@ -102,7 +124,7 @@ def test_sets_are_refused_without_labels_without_one_right_class_and_without_row
     several = ExitTable.from_arrays(table.scores, problem_type=MULTI)
     with pytest.raises(ConfigError, match="this is multi_label_classification"):
         calibrate(several, sets=0.9, **HOW)
-    with pytest.raises(TableError, match="too few to choose on one half"):
+    with pytest.raises(TableError, match="too few to take sets"):
         calibrate(table.take(np.flatnonzero(table.ids % 2)), sets=0.9, **HOW)
 
 

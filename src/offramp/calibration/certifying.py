@@ -16,12 +16,20 @@ from offramp.calibration.certificate import (
     rows_needed,
     rows_on_average,
 )
+from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
 from offramp.calibration.judge import Judge, Outcome, finite_rows
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
-from offramp.calibration.search import WORTH_IT, Calibration, calibrate, point_of, tempered
+from offramp.calibration.search import (
+    WORTH_IT,
+    Calibration,
+    calibrate,
+    point_of,
+    rows_for_sets,
+    tempered,
+)
 from offramp.calibration.target import Target, parse_share
 from offramp.errors import ConfigError, TableError
 from offramp.policies import Full
@@ -45,6 +53,7 @@ def certify(
     policies: Sequence[PolicySpec] | None = None,
     name: str = "default",
     seed: int = 0,
+    sets: float | str | None = None,
     temperatures: bool = False,
     progress: bool = False,
 ) -> Calibration:
@@ -66,6 +75,7 @@ def certify(
         procedure, test: see `prove`; by default exact where losses are whole numbers, else bets.
         policies, name: see `calibrate`.
         seed: of the order in which rows are bet on.
+        sets: see `calibrate`; half of the rows of the proof then serve these alone.
         temperatures: see `calibrate`; fitted on the rows of the search.
         progress: show a bar while candidates are tried.
 
@@ -77,7 +87,10 @@ def certify(
     target = Target.of(None, max_drop, max_disagreement, False, max_risk, risk)
     measured, sure = RISKS[str(target.loss)], _confidence(confidence)
     _check(target, measured, procedure, test, seed)
+    share = None if sets is None else parse_coverage(sets)
     search, rest, excluded = _parts(table, proof)
+    if share is not None:
+        rest, apart = rows_for_sets(rest, digit=1)  # the last digit may have chosen them
     measured.check(search.problem_type, search.labels is not None)
     judge = Judge(search, risk=measured)
     if temperatures:
@@ -112,13 +125,15 @@ def certify(
     point = point_of(name, target, judged, outcome).model_copy(update=left_out)
     if temperatures:
         point = tempered(point, search)
+    if share is not None:
+        point = point.model_copy(update={"sets": Sets.fit(apart, policy, share, search)})
     point = point.promising(promised)
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
         said = sentences.no_promise(target, rest.rows, _needed(path, target, sure, procedure))
     repeated = rest.rows - len(np.unique(rest.ids))
-    cautions = sentences.proof(search.rows, rest.rows, excluded, repeated)
+    cautions = sentences.proof(search.rows, rest.rows, excluded, repeated, point.sets)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
@@ -130,7 +145,7 @@ DEMAND = (
     "temperatures",
 )
 """What users ask of `choose`, beside the tables."""
-_OF_CHOICE = {"target_speedup": None, "metric": None, "per_class": False, "sets": None}
+_OF_CHOICE = {"target_speedup": None, "metric": None, "per_class": False}
 _OF_PROMISE = {"proof": None, "procedure": "fixed_sequence", "test": None, "seed": 0}
 
 

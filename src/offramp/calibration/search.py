@@ -91,7 +91,7 @@ def calibrate(
     require_role(table, ("tune", "calibrate"), "choose a policy")
     share, apart = None if sets is None else parse_coverage(sets), table
     if share is not None:
-        table, apart = _halves(table)
+        table, apart = rows_for_sets(table)
     target = Target.of(target_speedup, max_drop, max_disagreement, per_class, max_risk, risk)
     judge = Judge(table, metric, per_class, None if risk is None else RISKS[risk])
     if temperatures:
@@ -121,8 +121,12 @@ def calibrate(
     return Calibration(point, pays, (*verdict, *cautions), (*tried, *rest))
 
 
-def _halves(table: ExitTable) -> tuple[ExitTable, ExitTable]:
-    """Rows to choose on, and rows that limits of sets come from and nothing else."""
+def rows_for_sets(table: ExitTable, digit: int = 0) -> tuple[ExitTable, ExitTable]:
+    """The rest, and rows that limits of sets come from and nothing else.
+
+    Args:
+        digit: of the binary ids that says which, counted from the last.
+    """
     if table.problem_type != SINGLE:
         raise ConfigError(
             f"Sets hold the one right class as often as asked; this is {table.problem_type}. "
@@ -130,12 +134,10 @@ def _halves(table: ExitTable) -> tuple[ExitTable, ExitTable]:
         )
     if table.labels is None:
         raise TableError("Sets need labels, but the table has none. Leave --sets out.")
-    apart = (table.ids % 2 == 1) & finite_rows(table)
-    rest = table.ids % 2 == 0
+    drawn = (table.ids >> digit) % 2 == 1
+    apart, rest = drawn & finite_rows(table), ~drawn
     if not apart.any() or not rest.any():
-        raise TableError(
-            f"{table.rows} rows are too few to choose on one half and take sets from the other."
-        )
+        raise TableError(f"{table.rows} rows are too few to take sets from one half of them.")
     return table.take(rest), table.take(apart)
 
 

@@ -63,7 +63,9 @@ def no_promise(target: Target, rows: int, needed: int | None) -> list[str]:
     return [head, f"It would take about {needed:,} rows for the proof alone."]
 
 
-def proof(searched: int, proven: int, excluded: int, repeated: int = 0) -> list[str]:
+def proof(
+    searched: int, proven: int, excluded: int, repeated: int = 0, sets: Sets | None = None
+) -> list[str]:
     """What the promise rests on.
 
     Args:
@@ -80,7 +82,7 @@ def proof(searched: int, proven: int, excluded: int, repeated: int = 0) -> list[
             f"{repeated} rows of the proof repeat the input of another. If a row was recorded "
             "twice, drop one of the two: the proof counts both."
         )
-    return lines
+    return [*lines, *_of_sets(sets)]
 
 
 def cautions(rows: int, excluded: int, sets: Sets | None = None) -> list[str]:
@@ -90,13 +92,20 @@ def cautions(rows: int, excluded: int, sets: Sets | None = None) -> list[str]:
         lines.append(f"{excluded} rows with NaN or infinite scores were left out.")
     if rows < FEW_ROWS:
         lines.append(f"{rows} rows are too few to choose on; use at least {FEW_ROWS}.")
-    if sets is not None:
-        lines.append(
-            f"{sets.rows} other rows say how large sets must be to hold the right class for "
-            f"{sets.share:g} of rows: {sets.size:.2f} classes on average."
-        )
-    lines.append(f"This is a choice on {rows} rows, not a guarantee for others.")
-    return lines
+    return [
+        *lines,
+        *_of_sets(sets),
+        f"This is a choice on {rows} rows, not a guarantee for others.",
+    ]
+
+
+def _of_sets(sets: Sets | None) -> list[str]:
+    if sets is None:
+        return []
+    return [
+        f"{sets.rows} other rows say how large sets must be to hold the right class for "
+        f"{sets.share:g} of rows: {sets.size:.2f} classes on average."
+    ]
 
 
 def _describe(outcome: Outcome) -> str:
