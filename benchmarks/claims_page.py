@@ -31,10 +31,10 @@ counted FLOPs, not time.
 ## How it is decided
 
 All figures are differences, paired by row and seed, in points (hundredths of the set's score), with
-95 % intervals over rows and seeds. For uspto_50k and 20newsgroups seeds count by Student's t, as
-`offramp compare` has it today; for the others seeds were resampled, and three are few to draw
-from: there intervals are too narrow, and a yes or no that is close may be undecided. An answer
-comes from the interval alone:
+95 % intervals over rows and seeds. For uspto_50k and 20newsgroups, and for 6a to 6c on SICK, seeds
+count by Student's t, as `offramp compare` has it today; for the others seeds were resampled, and
+three are few to draw from: there intervals are too narrow, and a yes or no that is close may be
+undecided. An answer comes from the interval alone:
 
 - *at least level*: **yes** if its lower end is above -0.5 points; **no**, if not yes, where its
   upper end is at or below 0;
