@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from certificate_support import table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapie.risk_control import control_fwer
 from scipy.stats import binomtest, multinomial
 
-from offramp import ExitTable, OperatingPoint
+from offramp import OperatingPoint
 from offramp.calibration import RISKS, certify, choose
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
 from offramp.calibration.certificate import Procedure, percent, rows_needed
@@ -25,25 +26,6 @@ from offramp.calibration.risks import Answered, Risk
 from offramp.calibration.target import Target
 from offramp.errors import ConfigError, PointError, TableError
 from offramp.policies import Full
-
-DEPTH = 6
-
-
-def table_of(rows: int, seed: int = 0, role: str = "tune", labelled: bool = True) -> ExitTable:
-    """Exits that know more the deeper they are, and know how sure they are."""
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, 2, rows)
-    ease = rng.normal(1.5, 1.5, rows)[:, None]
-    margins = ease * np.linspace(0.6, 1.6, DEPTH) + rng.normal(0, 0.7, (rows, DEPTH))
-    signed = np.where(truth[:, None] == 1, margins, -margins)
-    return ExitTable.from_arrays(
-        np.stack((-signed, signed), axis=-1),
-        ids=rng.permutation(10 * rows)[:rows] + 10**6 * seed,
-        problem_type="single_label_classification",
-        labels=truth if labelled else None,
-        role=role,
-    )
-
 
 # Bounds
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_support import write_csv
 from datasets import Dataset
 
 from offramp.calibration import Monitor, OperatingPoint, calibrate
@@ -16,7 +17,9 @@ from offramp.data import encode
 from offramp.engines import Budget, record
 from offramp.errors import ConfigError
 from offramp.policies import Fixed, Full
-from offramp.prediction import Predictor, predict
+from offramp.prediction import Predictor, predict, predict_file
+from offramp.prediction.partial import PartialFile
+from offramp.prediction.watching import Watch
 from offramp.testing import save_tiny, tiny_model, tiny_texts, tiny_tokenizer
 
 TEXTS = tiny_texts(200, seed=3)
@@ -73,6 +76,35 @@ def test_a_point_is_not_judged_by_answers_that_a_budget_forced(
     assert all(entry["forced"] and entry["exit_layer"] == 1 for entry in forced)
     assert seen.monitor == wanted.monitor
     assert set(seen.monitor.recent) == {4}
+
+
+def test_a_run_that_was_interrupted_counts_no_row_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, seen = tmp_path / "rows.csv", tmp_path / "watch.json"
+    write_csv(file, [(text,) for text in TEXTS], ("text",))
+    usual = PartialFile.append
+
+    def stop(self: PartialFile, entries: list) -> None:
+        if self.rows:
+            raise KeyboardInterrupt  # answered, audited, and not kept
+        usual(self, entries)
+
+    def run() -> Watch:
+        predictor = Predictor.load(folder, "never", max_rows=8)
+        watch = predictor.watch(1, seen)
+        try:
+            predict_file(predictor, file, tmp_path / "out.jsonl", progress=False)
+        finally:
+            watch.close()
+        return watch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFile, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert 0 < Monitor.load(seen, OperatingPoint.load(folder, "never")).audited < len(TEXTS)
+    assert run().monitor.audited == len(TEXTS)
 
 
 def test_a_share_is_audited(folder: Path) -> None:

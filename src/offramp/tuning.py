@@ -18,7 +18,7 @@ from datasets import Dataset
 from offramp.backbones import Batch
 from offramp.calibration import Calibration, Target, choose
 from offramp.calibration.certificate import Procedure
-from offramp.calibration.certifying import DEMAND, for_proof
+from offramp.calibration.certifying import DEMAND, proven_on
 from offramp.calibration.frontier import ALL, PolicySpec
 from offramp.data import (
     data_fingerprint,
@@ -235,8 +235,7 @@ def _choose(
     found = choose(table, **demand, progress=True)
     found.point.save(folder)
     write_picture(folder, found)
-    if found.point.certificate is not None:
-        table = table.take(for_proof(table))  # figures are not of rows that were searched on
+    table = proven_on(table, found.point)  # figures are not of rows that were searched on
     policy = found.point.build_policy()
     clock = speed_on(predictor, rows, policy) if speed and found.pays else None
     report = write_report(

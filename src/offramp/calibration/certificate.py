@@ -53,14 +53,16 @@ class Certificate(Strict):
 
     def hangs_on(self) -> str | None:
         """How few rows would have moved the choice, in one sentence."""
-        if self.faster_after is None:
-            return None
-        share = self.faster_after / self.rows
-        return (
-            f"Had {self.faster_after:,} of these {self.rows:,} rows ({share:.1%}) been planted or "
-            "mislabelled to look harmless, a faster point would have been chosen: know where "
-            "they come from."
-        )
+        ways = [
+            f"{count:,} of these {self.rows:,} rows ({count / self.rows:.1%}) been planted or "
+            f"mislabelled to look {how}, {then} have been chosen"
+            for count, how, then in (
+                (self.faster_after, "harmless", "a faster point would"),
+                (self.withdrawn_after, "harmful", "this one would not"),
+            )
+            if count is not None
+        ]
+        return f"Had {'; had '.join(ways)}: know where they come from." if ways else None
 
     def words(self) -> str:
         """The claim in one sentence, with what it rests on."""

@@ -20,12 +20,14 @@ from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
 from offramp.calibration.judge import Judge, Outcome, finite_rows
+from offramp.calibration.point import OperatingPoint
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
 from offramp.calibration.search import (
     WORTH_IT,
     Calibration,
     calibrate,
+    for_sets,
     point_of,
     rows_for_sets,
     tempered,
@@ -36,6 +38,8 @@ from offramp.policies import Full
 from offramp.storage import fingerprint
 from offramp.table import ExitTable, refuse_overlap, require_role
 
+_OF_SETS = 1
+"""The digit of ids that says which rows of a proof serve sets; the last has chosen the proof."""
 PROCEDURES: tuple[Procedure, ...] = ("fixed_sequence", "holm", "bonferroni", "expectation")
 
 
@@ -90,8 +94,10 @@ def certify(
     share = None if sets is None else parse_coverage(sets)
     search, rest, excluded = _parts(table, proof)
     if share is not None:
-        rest, apart = rows_for_sets(rest, digit=1)  # the last digit may have chosen them
+        rest, apart = rows_for_sets(rest, _OF_SETS)
     measured.check(search.problem_type, search.labels is not None)
+    for part in (search, rest):
+        _check_full_depth(measured, part)
     judge = Judge(search, risk=measured)
     if temperatures:
         probabilities.check(search, measured)
@@ -131,12 +137,14 @@ def certify(
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
-        said = sentences.no_promise(target, rest.rows, _needed(path, target, sure, procedure))
+        needed = _needed(path, target, sure, procedure)
+        said = sentences.no_promise(target, promised, needed, sets is not None)
     repeated = rest.rows - len(np.unique(rest.ids))
     cautions = sentences.proof(search.rows, rest.rows, excluded, repeated, point.sets)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
+_NOTHING = 1e-6  # roots of sums of products
 _LEAST = 1e-9
 """What any number of rows could prove."""
 DEMAND = (
@@ -193,6 +201,17 @@ def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, 
         )
 
 
+def _check_full_depth(risk: Risk, table: ExitTable) -> None:
+    """Refuse a risk that full depth, which is taken to lose nothing, does not keep either."""
+    worst = float(losses_under(table, Full(), risk).max())
+    if worst > _NOTHING:
+        raise ConfigError(
+            f"Risk '{risk.name}' loses up to {worst:.4g} where a row is answered by full depth. A "
+            "promise is of what leaving early loses: subtract what `rows.full` loses, and register "
+            "the risk with lowest=-1."
+        )
+
+
 def exact_test(risk: Risk) -> Test | None:
     """The test that needs no more than to count its losses."""
     if not risk.whole:
@@ -203,9 +222,11 @@ def exact_test(risk: Risk) -> Test | None:
 def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTable, int]:
     """Rows to search on, rows to prove on, both with finite scores, and how many have not."""
     require_role(table, ("tune", "calibrate"), "choose a policy")
+    table.check_content()
     fine = finite_rows(table)
     if proof is not None:
         require_role(proof, ("calibrate",), "prove a promise")
+        proof.check_content()
         proof.check_model(table.header.model_fingerprint)
         refuse_overlap(table, proof)
         good = finite_rows(proof)
@@ -222,6 +243,14 @@ def _parts(table: ExitTable, proof: ExitTable | None) -> tuple[ExitTable, ExitTa
 def for_proof(table: ExitTable) -> npt.NDArray[np.bool_]:
     """Every second row, by a hash of its input: those to prove on where none are given apart."""
     return table.ids % 2 == 1
+
+
+def proven_on(table: ExitTable, point: OperatingPoint) -> ExitTable:
+    """The rows of a table that a point with a promise was proven on; for others, all."""
+    if point.certificate is None:
+        return table
+    mine = for_proof(table)
+    return table.take(mine if point.sets is None else mine & ~for_sets(table, _OF_SETS))
 
 
 def _population(table: ExitTable) -> str:

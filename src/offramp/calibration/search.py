@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from offramp.calibration import probabilities, sentences
 from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import BASELINE, PolicySpec, applicable, explore
@@ -89,6 +92,7 @@ def calibrate(
         TableError: the role forbids it, labels are missing, or no row is usable.
     """
     require_role(table, ("tune", "calibrate"), "choose a policy")
+    table.check_content()
     share, apart = None if sets is None else parse_coverage(sets), table
     if share is not None:
         table, apart = rows_for_sets(table)
@@ -121,12 +125,13 @@ def calibrate(
     return Calibration(point, pays, (*verdict, *cautions), (*tried, *rest))
 
 
-def rows_for_sets(table: ExitTable, digit: int = 0) -> tuple[ExitTable, ExitTable]:
-    """The rest, and rows that limits of sets come from and nothing else.
+def for_sets(table: ExitTable, digit: int = 0) -> npt.NDArray[np.bool_]:
+    """Every second row, by a digit of its binary id, counted from the last."""
+    return (table.ids >> digit) % 2 == 1
 
-    Args:
-        digit: of the binary ids that says which, counted from the last.
-    """
+
+def rows_for_sets(table: ExitTable, digit: int = 0) -> tuple[ExitTable, ExitTable]:
+    """The rest, and rows that limits of sets come from and nothing else, see `for_sets`."""
     if table.problem_type != SINGLE:
         raise ConfigError(
             f"Sets hold the one right class as often as asked; this is {table.problem_type}. "
@@ -134,7 +139,7 @@ def rows_for_sets(table: ExitTable, digit: int = 0) -> tuple[ExitTable, ExitTabl
         )
     if table.labels is None:
         raise TableError("Sets need labels, but the table has none. Leave --sets out.")
-    drawn = (table.ids >> digit) % 2 == 1
+    drawn = for_sets(table, digit)
     apart, rest = drawn & finite_rows(table), ~drawn
     if not apart.any() or not rest.any():
         raise TableError(f"{table.rows} rows are too few to take sets from one half of them.")

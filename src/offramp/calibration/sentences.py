@@ -53,14 +53,27 @@ def promise(target: Target, chosen: Outcome, certificate: Certificate) -> list[s
     return said if hangs_on is None else [*said, hangs_on]
 
 
-def no_promise(target: Target, rows: int, needed: int | None) -> list[str]:
-    """Why the point is full depth, and how many rows might change that; `needed` 0: none."""
+def no_promise(
+    target: Target, certificate: Certificate, needed: int | None, sets: bool = False
+) -> list[str]:
+    """Why the point is full depth, and how many rows might change that.
+
+    Args:
+        needed: rows of the proof; 0 where none would do, None where there is nothing to prove.
+        sets: half of the rows given serve these.
+    """
+    rows, hangs_on = certificate.rows, certificate.hangs_on()
     head = f"No early exit is certified for a {target} with {rows:,} rows; the point is full depth."
     if needed is None:
-        return [head, "No policy saves 5%, whatever it loses."]
-    if needed <= rows:
-        return [head, "What rows lose is too near the limit; allow more, or train better exits."]
-    return [head, f"It would take about {needed:,} rows for the proof alone."]
+        why = "No policy saves 5%, whatever it loses."
+    elif not needed:
+        why = "What rows lose is too near the limit; allow more, or train better exits."
+    elif needed <= rows:
+        why = f"About {needed:,} rows can do, but do not always: give more, or allow more."
+    else:
+        why = f"It would take about {needed:,} rows for the proof alone, and more to be safe"
+        why += "; sets take as many again." if sets else "."
+    return [head, why] if hangs_on is None else [head, why, hangs_on]
 
 
 def proof(

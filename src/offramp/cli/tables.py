@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -260,11 +261,21 @@ def evaluate(
     with recorded(predictor, rows, quiet) as table:
         ready = predictor.point
         done = judge(table, metric=metric, **ready._asdict())
+        _say_if_chosen_on(predictor, table)
     clock = speed_on(predictor, rows, predictor.policy) if speed else None
     if json:
         console.say_json({"point": point, **done.to_dict(), "speed": report.speed_json(clock)})
     else:
         _show(point, predictor.model.problem_type, done, clock)
+
+
+def _say_if_chosen_on(predictor: Predictor, table: ExitTable) -> None:
+    """Figures of the rows of the choice say little about others."""
+    chosen = predictor.chosen
+    if chosen is not None and chosen.data_fingerprint == table.header.data_fingerprint:
+        logging.getLogger("offramp").warning(
+            "Point '%s' was chosen on these very rows, which flatters it. Give others.", chosen.name
+        )
 
 
 def _show(point: str, problem_type: str, done: Evaluation, clock: Speed | None) -> None:

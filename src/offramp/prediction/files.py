@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,10 +169,16 @@ def _run(
         bar.set_postfix_str(f"mean exit layer {_mean(seen):.2f}", refresh=False)
         bar.update(len(answers))
 
-    with bar:
+    watch = predictor.watched
+    with bar, nullcontext(_nothing) if watch is None else watch.with_answers() as keep:
         rows = ahead(predictor, rows_of_examples(examples, first=part.rows))
         for block in blocks(predictor, rows, point, labels, budget, show):
             part.append(block)
+            keep()
+
+
+def _nothing() -> None:
+    """Nobody watches."""
 
 
 def _mean(counts: Counter[int]) -> float:

@@ -211,6 +211,12 @@ class Predictor:
         point.check_engine(self.engine.name, self.engine.dtype)
         return ReadyPoint(point.build_policy(), point.sets, point.temperatures, point.certificate)
 
+    @property
+    def chosen(self) -> OperatingPoint | None:
+        """The operating point that rows run under; None under a bare policy or full depth."""
+        point = self._named(self._given) if isinstance(self._given, str) else self._given
+        return point if isinstance(point, OperatingPoint) else None
+
     def watch(
         self,
         share: float | str = 0.01,
@@ -231,8 +237,8 @@ class Predictor:
             ConfigError: there is no operating point to watch, or an option makes no sense.
             PointError: no such point, or a file of another one.
         """
-        point = self._named(self._given) if isinstance(self._given, str) else self._given
-        if not isinstance(point, OperatingPoint):
+        point = self.chosen
+        if point is None:
             raise ConfigError("There is nothing to watch: rows run under no operating point.")
         audited = parse_share(share)
         if not 0 < audited <= 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class Watch:
         self._instead, self._path, self._problem_type = instead, path, problem_type
         self._drawn = np.random.default_rng()  # nobody shall know which row is audited
         self._lock = threading.Lock()
-        self._drift_said = False
+        self._drift_said = self._waits = False
         if monitor.alarmed:
             logger.warning("%s", monitor.words())
 
@@ -86,8 +87,33 @@ class Watch:
             before = self.monitor
             after = self.monitor = before.after(losses, exit_layers)
             self._say(before, after)
-            if losses:
+            if losses and (after.alarmed or not self._waits):
                 self._save()
+
+    @contextmanager
+    def with_answers(self) -> Iterator[Callable[[], None]]:
+        """Let what was seen count when answers are kept: call what this gives whenever they are.
+
+        Rows whose answers are lost run again and are seen again, and no row may count twice. An
+        alarm stands.
+        """
+        kept = self.monitor
+
+        def keep() -> None:
+            nonlocal kept
+            with self._lock:
+                kept = self.monitor
+                self._save()
+
+        self._waits = True
+        try:
+            yield keep
+        except BaseException:
+            with self._lock:
+                self.monitor = self.monitor if self.monitor.alarmed else kept
+            raise
+        finally:
+            self._waits = False
 
     def close(self) -> None:
         """Save what was seen."""

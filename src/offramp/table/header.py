@@ -50,6 +50,7 @@ class TableHeader(Strict):
             threshold, `test` may only be read.
         dtype, engine: what computed the scores; they are stored as float32 whatever it was.
         offramp: version that recorded the table.
+        content: fingerprint of the files as they were recorded; None in memory.
         columns: every array of the table; its file is `<name>.npy`.
     """
 
@@ -66,6 +67,7 @@ class TableHeader(Strict):
     dtype: str = "float32"
     engine: str = "torch"
     offramp: str = __version__
+    content: str | None = None
     columns: dict[ColumnName, Column]
 
     @classmethod

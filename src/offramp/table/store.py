@@ -26,7 +26,14 @@ import torch
 from offramp.errors import OutputError, TableError
 from offramp.exits.base import ExitOutput
 from offramp.policies import Rows
-from offramp.storage import fingerprint, read_document, recover, whole_folder, write_document
+from offramp.storage import (
+    fingerprint,
+    fingerprint_of_files,
+    read_document,
+    recover,
+    whole_folder,
+    write_document,
+)
 from offramp.table.header import Column, TableHeader
 
 Array = npt.NDArray[Any]
@@ -36,6 +43,9 @@ _CHUNK = 8192
 
 class ExitTable:
     """A recorded exit table; its columns are memory-mapped when opened from a folder."""
+
+    path: Path | None = None
+    """The folder that it was opened from."""
 
     def __init__(self, header: TableHeader, columns: Mapping[str, Array]) -> None:
         self.header = header
@@ -56,7 +66,9 @@ class ExitTable:
             name: _map_column(path / f"{name}.npy", column)
             for name, column in header.columns.items()
         }
-        return cls(header, columns)
+        table = cls(header, columns)
+        table.path = path
+        return table
 
     @classmethod
     def from_arrays(
@@ -161,6 +173,16 @@ class ExitTable:
                 f"not with {fingerprint}. Record it again with `offramp record`."
             )
 
+    def check_content(self) -> None:
+        """Refuse a table whose files are not as they were recorded. Raises TableError."""
+        if self.path is None or self.header.content is None:
+            return
+        if _content(self.path, self.header) != self.header.content:
+            raise TableError(
+                f"{self.path}: its rows have been changed since they were recorded. Record them "
+                "again with `offramp record`."
+            )
+
 
 class TableWriter:
     """Streams an exit table to disk; the folder appears whole when the block ends.
@@ -197,7 +219,8 @@ class TableWriter:
             }
             yield self
             self._finish()
-            write_document(staged / HEADER, self.header)
+            content = {"content": _content(staged, self.header)}
+            write_document(staged / HEADER, self.header.model_copy(update=content))
 
     def write(self, rows: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
         """Fill every column for row indices `rows`; a signal is named `signals.<name>`."""
@@ -226,6 +249,8 @@ def concatenate(shards: Sequence[ExitTable]) -> ExitTable:
     if not shards:
         raise TableError("There is no table to concatenate.")
     first = shards[0].header
+    for shard in shards:
+        shard.check_content()
     for shard in shards[1:]:
         if wrong := _differences(first, shard.header):
             raise TableError(f"Tables of different kinds cannot be joined; they differ in {wrong}.")
@@ -282,7 +307,11 @@ def _with_rows(header: TableHeader, rows: int) -> TableHeader:
         name: Column(dtype=column.dtype, shape=(rows, *column.shape[1:]))
         for name, column in header.columns.items()
     }
-    return header.model_copy(update={"rows": rows, "columns": columns})
+    return header.model_copy(update={"rows": rows, "columns": columns, "content": None})
+
+
+def _content(folder: Path, header: TableHeader) -> str:
+    return fingerprint_of_files(*(folder / f"{name}.npy" for name in sorted(header.columns)))
 
 
 def _differences(first: TableHeader, second: TableHeader) -> str:
