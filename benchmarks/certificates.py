@@ -321,8 +321,8 @@ def tally(answers: dict[str, list[str]]) -> str:
     """How often it was met, of both questions, and how often nobody could have met it."""
     counts = {name: " ".join(lines).split() for name, lines in answers.items()}
     return "\n".join(
-        f"- {name}: met in {words.count(YES)} of {2 * len(answers[name])}, and in "
-        f"{words.count(NOBODY)} nobody could"
+        f"- {name}: met in {words.count(YES)} of {2 * len(answers[name])}, out of anybody's reach "
+        f"in {words.count(NOBODY)}"
         for name, words in counts.items()
     )
 

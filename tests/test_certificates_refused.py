@@ -19,7 +19,7 @@ from offramp.errors import ConfigError, TableError
 def test_it_is_said_that_as_many_rows_as_are_needed_do_not_always_do() -> None:
     said = [certify(table_of(700, seed), max_disagreement="1%") for seed in range(8)]
     refused = [found.messages[1] for found in said if not found.pays]
-    assert any(re.match(r"About [\d,]+ rows can do, but do not always", why) for why in refused)
+    assert any(re.match(r"About [\d,]+ rows of the proof can do, but", why) for why in refused)
 
 
 def test_sets_are_counted_among_the_rows_that_it_takes() -> None:
@@ -56,8 +56,18 @@ def test_rows_that_were_changed_after_they_were_recorded_are_refused(tmp_path: P
     np.save(tmp_path / "table" / "scores.npy", scores)
     again = ExitTable.open(tmp_path / "table")
     for choice in (calibrate, certify):
-        with pytest.raises(TableError, match="changed since they were recorded"):
+        with pytest.raises(TableError, match="changed since it was recorded"):
             choice(again, max_drop="20%")
+    with pytest.raises(TableError, match="changed since it was recorded"):
+        again.save(tmp_path / "laundered")
+
+
+def test_a_table_whose_role_was_changed_is_refused(tmp_path: Path) -> None:
+    table_of(400, role="test").save(tmp_path / "table")
+    header = tmp_path / "table" / "header.json"
+    header.write_text(header.read_text().replace('"test"', '"tune"'))
+    with pytest.raises(TableError, match="changed since it was recorded"):
+        certify(ExitTable.open(tmp_path / "table"), max_drop="20%")
 
 
 def test_figures_are_of_the_rows_of_the_proof_alone() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +80,11 @@ def test_a_point_is_not_judged_by_answers_that_a_budget_forced(
     assert set(seen.monitor.recent) == {4}
 
 
+@pytest.mark.parametrize("point", ["never", "default"])
 def test_a_run_that_was_interrupted_counts_no_row_twice(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: None, point: str
 ) -> None:
+    """Nor after an alarm, which `default` gives at once."""
     file, seen = tmp_path / "rows.csv", tmp_path / "watch.json"
     write_csv(file, [(text,) for text in TEXTS], ("text",))
     usual = PartialFile.append
@@ -91,7 +95,7 @@ def test_a_run_that_was_interrupted_counts_no_row_twice(
         usual(self, entries)
 
     def run() -> Watch:
-        predictor = Predictor.load(folder, "never", max_rows=8)
+        predictor = Predictor.load(folder, point, max_rows=8)
         watch = predictor.watch(1, seen)
         try:
             predict_file(predictor, file, tmp_path / "out.jsonl", progress=False)
@@ -103,8 +107,25 @@ def test_a_run_that_was_interrupted_counts_no_row_twice(
         patch.setattr(PartialFile, "append", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
-    assert 0 < Monitor.load(seen, OperatingPoint.load(folder, "never")).audited < len(TEXTS)
-    assert run().monitor.audited == len(TEXTS)
+    assert 0 < Monitor.load(seen, OperatingPoint.load(folder, point)).audited < len(TEXTS)
+    seen_at_last = run().monitor
+    assert seen_at_last.audited == len(TEXTS)
+    assert seen_at_last.alarmed == (point == "default")
+
+
+def test_rows_of_another_thread_are_noted_at_once_and_stay(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    seen = predictor.watch(share=1)
+    with contextlib.suppress(KeyboardInterrupt), seen.when_kept() as keep:
+        list(predict(predictor, TEXTS[:20]))
+        assert seen.monitor.audited == 0
+        keep()
+        other = threading.Thread(target=lambda: list(predict(predictor, TEXTS[:50])))
+        other.start()
+        other.join()
+        list(predict(predictor, TEXTS[:30]))
+        raise KeyboardInterrupt
+    assert seen.monitor.audited == 70
 
 
 def test_a_share_is_audited(folder: Path) -> None:

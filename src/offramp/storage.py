@@ -251,7 +251,7 @@ def _sync(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def fingerprint(*parts: bytes | str) -> str:
+def fingerprint(*parts: bytes | memoryview | str) -> str:
     """A short stable name for content: 32 hex digits of SHA-256 over the parts."""
     digest = hashlib.sha256()
     for part in parts:

@@ -358,6 +358,7 @@ def _record(predictor: Predictor, rows: Dataset, place: Path) -> ExitTable:
     try:
         table = ExitTable.open(place)
         if all(getattr(table.header, name) == value for name, value in wanted.items()):
+            table.check_content()
             logger.info("%s holds these rows already.", place)
             return table
     except OfframpError:

@@ -38,6 +38,8 @@ from offramp.policies import Full
 from offramp.storage import fingerprint
 from offramp.table import ExitTable, refuse_overlap, require_role
 
+_NOTHING = 1e-4
+"""What rounding may lose at full depth."""
 _OF_SETS = 1
 """The digit of ids that says which rows of a proof serve sets; the last has chosen the proof."""
 PROCEDURES: tuple[Procedure, ...] = ("fixed_sequence", "holm", "bonferroni", "expectation")
@@ -137,14 +139,14 @@ def certify(
     if place is not None:
         said = sentences.promise(target, outcome, promised)
     else:
-        needed = _needed(path, target, sure, procedure)
+        near = bool(path) and losses[:, 0].mean() >= target.value
+        needed = 0 if near else _needed(path, target, sure, procedure)
         said = sentences.no_promise(target, promised, needed, sets is not None)
     repeated = rest.rows - len(np.unique(rest.ids))
     cautions = sentences.proof(search.rows, rest.rows, excluded, repeated, point.sets)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 
-_NOTHING = 1e-6  # roots of sums of products
 _LEAST = 1e-9
 """What any number of rows could prove."""
 DEMAND = (
@@ -202,13 +204,13 @@ def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, 
 
 
 def _check_full_depth(risk: Risk, table: ExitTable) -> None:
-    """Refuse a risk that full depth, which is taken to lose nothing, does not keep either."""
+    """Refuse a risk by which full depth loses, too: it is taken to lose nothing."""
     worst = float(losses_under(table, Full(), risk).max())
     if worst > _NOTHING:
         raise ConfigError(
             f"Risk '{risk.name}' loses up to {worst:.4g} where a row is answered by full depth. A "
-            "promise is of what leaving early loses: subtract what `rows.full` loses, and register "
-            "the risk with lowest=-1."
+            "promise is of what leaving early loses: subtract what `rows.full` loses, with "
+            "lowest=-1; or, if this is rounding, compute in float64."
         )
 
 
@@ -246,10 +248,10 @@ def for_proof(table: ExitTable) -> npt.NDArray[np.bool_]:
 
 
 def proven_on(table: ExitTable, point: OperatingPoint) -> ExitTable:
-    """The rows of a table that a point with a promise was proven on; for others, all."""
+    """The rows that a point was proven on, of a table that held all; without a promise, all."""
     if point.certificate is None:
         return table
-    mine = for_proof(table)
+    mine = for_proof(table) & finite_rows(table)
     return table.take(mine if point.sets is None else mine & ~for_sets(table, _OF_SETS))
 
 

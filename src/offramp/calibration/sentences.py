@@ -69,7 +69,7 @@ def no_promise(
     elif not needed:
         why = "What rows lose is too near the limit; allow more, or train better exits."
     elif needed <= rows:
-        why = f"About {needed:,} rows can do, but do not always: give more, or allow more."
+        why = f"About {needed:,} rows of the proof can do, but do not always: give more."
     else:
         why = f"It would take about {needed:,} rows for the proof alone, and more to be safe"
         why += "; sets take as many again." if sets else "."

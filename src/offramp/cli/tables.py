@@ -274,7 +274,7 @@ def _say_if_chosen_on(predictor: Predictor, table: ExitTable) -> None:
     chosen = predictor.chosen
     if chosen is not None and chosen.data_fingerprint == table.header.data_fingerprint:
         logging.getLogger("offramp").warning(
-            "Point '%s' was chosen on these very rows, which flatters it. Give others.", chosen.name
+            "Point '%s' was made with these very rows: they say little of others.", chosen.name
         )
 
 

@@ -34,9 +34,8 @@ class Speed:
     """Measured times of a set of batches, and what could have been.
 
     Attributes:
-        full_seconds: full depth, per pass: of ours or the stock model's, whichever was asked for or
-            faster.
-        full_is: which of the two that was, `ours` or `stock`.
+        full_seconds: full depth, per pass, of `full_is`.
+        full_is: which was asked for, or is faster: `ours` or `stock`.
         early_seconds: under the policy, per pass.
         fixed_seconds: from tokenised input to the first layer, per pass.
         speed_up: full over early, geometric mean over passes; `interval` is its 95 % interval.

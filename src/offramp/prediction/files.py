@@ -170,15 +170,12 @@ def _run(
         bar.update(len(answers))
 
     watch = predictor.watched
-    with bar, nullcontext(_nothing) if watch is None else watch.with_answers() as keep:
+    with bar, nullcontext() if watch is None else watch.when_kept() as keep:
         rows = ahead(predictor, rows_of_examples(examples, first=part.rows))
         for block in blocks(predictor, rows, point, labels, budget, show):
             part.append(block)
-            keep()
-
-
-def _nothing() -> None:
-    """Nobody watches."""
+            if keep is not None:
+                keep()
 
 
 def _mean(counts: Counter[int]) -> float:

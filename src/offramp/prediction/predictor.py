@@ -106,8 +106,9 @@ class Predictor:
         self.inputs = inputs_of(processor)
         self.items = items_of(model, self.inputs, max_length)
         self.max_length = self.items.longest
-        self.point = self.ready(point)
-        self._given = point
+        named = self._named(point) if isinstance(point, str) else point
+        self.chosen = named if isinstance(named, OperatingPoint) else None
+        self.point = self.ready(FULL if named is None else named)
         self.watched: Watch | None = None
         self._said_cut = False
 
@@ -210,12 +211,6 @@ class Predictor:
         point.check(self.model.fingerprint(), self.processor_fingerprint)
         point.check_engine(self.engine.name, self.engine.dtype)
         return ReadyPoint(point.build_policy(), point.sets, point.temperatures, point.certificate)
-
-    @property
-    def chosen(self) -> OperatingPoint | None:
-        """The operating point that rows run under; None under a bare policy or full depth."""
-        point = self._named(self._given) if isinstance(self._given, str) else self._given
-        return point if isinstance(point, OperatingPoint) else None
 
     def watch(
         self,

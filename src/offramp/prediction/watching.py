@@ -28,7 +28,7 @@ class Watch:
         share: of rows to audit, at random.
         policy: whose rows are watched, and nobody else's.
         instead: the point after an alarm; None keeps the first.
-        path: where the monitor is saved after every audit; None keeps it in memory.
+        path: where the monitor is saved after what it notes of audits; None keeps it in memory.
         problem_type: of the model.
     """
 
@@ -45,7 +45,8 @@ class Watch:
         self._instead, self._path, self._problem_type = instead, path, problem_type
         self._drawn = np.random.default_rng()  # nobody shall know which row is audited
         self._lock = threading.Lock()
-        self._drift_said = self._waits = False
+        self._of_thread = threading.local()
+        self._drift_said = False
         if monitor.alarmed:
             logger.warning("%s", monitor.words())
 
@@ -83,37 +84,39 @@ class Watch:
             early, exit_layers = unforced(some) if some else (early, [])
         if some:
             losses = self._losses(early, full_depth(some))
-        with self._lock:
-            before = self.monitor
-            after = self.monitor = before.after(losses, exit_layers)
-            self._say(before, after)
-            if losses and (after.alarmed or not self._waits):
-                self._save()
+        unkept = getattr(self._of_thread, "unkept", None)
+        if unkept is None:
+            self._note([(losses, exit_layers)])
+        else:
+            unkept.append((losses, exit_layers))
 
     @contextmanager
-    def with_answers(self) -> Iterator[Callable[[], None]]:
-        """Let what was seen count when answers are kept: call what this gives whenever they are.
+    def when_kept(self) -> Iterator[Callable[[], None]]:
+        """Take note of this thread's rows when their answers are kept: call what this gives then.
 
-        Rows whose answers are lost run again and are seen again, and no row may count twice. An
-        alarm stands.
+        Answers that are lost are given again, and rows audited again, which may not count twice.
         """
-        kept = self.monitor
+        unkept: list[tuple[list[float], Sequence[int]]] = []
+        self._of_thread.unkept = unkept
 
         def keep() -> None:
-            nonlocal kept
-            with self._lock:
-                kept = self.monitor
-                self._save()
+            self._note(unkept)
+            unkept.clear()
 
-        self._waits = True
         try:
             yield keep
-        except BaseException:
-            with self._lock:
-                self.monitor = self.monitor if self.monitor.alarmed else kept
-            raise
         finally:
-            self._waits = False
+            del self._of_thread.unkept
+
+    def _note(self, seen: Sequence[tuple[list[float], Sequence[int]]]) -> None:
+        """Batches: what their audited rows lost, and where rows left."""
+        with self._lock:
+            for losses, exit_layers in seen:
+                before = self.monitor
+                after = self.monitor = before.after(losses, exit_layers)
+                self._say(before, after)
+            if any(losses for losses, _ in seen):
+                self._save()
 
     def close(self) -> None:
         """Save what was seen."""

@@ -28,7 +28,6 @@ from offramp.exits.base import ExitOutput
 from offramp.policies import Rows
 from offramp.storage import (
     fingerprint,
-    fingerprint_of_files,
     read_document,
     recover,
     whole_folder,
@@ -43,9 +42,6 @@ _CHUNK = 8192
 
 class ExitTable:
     """A recorded exit table; its columns are memory-mapped when opened from a folder."""
-
-    path: Path | None = None
-    """The folder that it was opened from."""
 
     def __init__(self, header: TableHeader, columns: Mapping[str, Array]) -> None:
         self.header = header
@@ -66,9 +62,7 @@ class ExitTable:
             name: _map_column(path / f"{name}.npy", column)
             for name, column in header.columns.items()
         }
-        table = cls(header, columns)
-        table.path = path
-        return table
+        return cls(header, columns)
 
     @classmethod
     def from_arrays(
@@ -160,6 +154,7 @@ class ExitTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table to a folder."""
+        self.check_content()
         with TableWriter(path, self.header) as writer:
             for first in range(0, self.rows, _CHUNK):
                 rows = np.arange(first, min(first + _CHUNK, self.rows))
@@ -174,13 +169,12 @@ class ExitTable:
             )
 
     def check_content(self) -> None:
-        """Refuse a table whose files are not as they were recorded. Raises TableError."""
-        if self.path is None or self.header.content is None:
-            return
-        if _content(self.path, self.header) != self.header.content:
+        """Refuse a table that is not as it was recorded, if it was. Raises TableError."""
+        content = self.header.content
+        if content is not None and content != _content(self.header, self.columns):
             raise TableError(
-                f"{self.path}: its rows have been changed since they were recorded. Record them "
-                "again with `offramp record`."
+                "This table has been changed since it was recorded. Record it again with "
+                "`offramp record`."
             )
 
 
@@ -218,9 +212,7 @@ class TableWriter:
                 for name, column in self.header.columns.items()
             }
             yield self
-            self._finish()
-            content = {"content": _content(staged, self.header)}
-            write_document(staged / HEADER, self.header.model_copy(update=content))
+            write_document(staged / HEADER, self._finish())
 
     def write(self, rows: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
         """Fill every column for row indices `rows`; a signal is named `signals.<name>`."""
@@ -235,13 +227,15 @@ class TableWriter:
             self._columns[name][index] = _as_column(name, values, column, len(index))
         self._written[index] = True
 
-    def _finish(self) -> None:
+    def _finish(self) -> TableHeader:
         missing = self.header.rows - int(self._written.sum())
         if missing:
             raise TableError(f"{self.path}: {missing} of {self.header.rows} rows were not written.")
+        content = _content(self.header, self._columns)
         for column in self._columns.values():
             column.flush()
         self._columns = {}
+        return self.header.model_copy(update={"content": content})
 
 
 def concatenate(shards: Sequence[ExitTable]) -> ExitTable:
@@ -249,11 +243,11 @@ def concatenate(shards: Sequence[ExitTable]) -> ExitTable:
     if not shards:
         raise TableError("There is no table to concatenate.")
     first = shards[0].header
-    for shard in shards:
-        shard.check_content()
     for shard in shards[1:]:
         if wrong := _differences(first, shard.header):
             raise TableError(f"Tables of different kinds cannot be joined; they differ in {wrong}.")
+    for shard in shards:
+        shard.check_content()
     columns = {name: np.concatenate([s.columns[name] for s in shards]) for name in first.columns}
     header = _with_rows(first, sum(shard.rows for shard in shards))
     data = [shard.header.data_fingerprint for shard in shards]
@@ -310,8 +304,11 @@ def _with_rows(header: TableHeader, rows: int) -> TableHeader:
     return header.model_copy(update={"rows": rows, "columns": columns, "content": None})
 
 
-def _content(folder: Path, header: TableHeader) -> str:
-    return fingerprint_of_files(*(folder / f"{name}.npy" for name in sorted(header.columns)))
+def _content(header: TableHeader, columns: Mapping[str, Array]) -> str:
+    """Fingerprint of all that a table holds."""
+    said = header.model_copy(update={"content": None}).model_dump_json()
+    flat = (np.ascontiguousarray(columns[name]).reshape(-1) for name in sorted(columns))
+    return fingerprint(said, *(column.view(np.uint8).data for column in flat))
 
 
 def _differences(first: TableHeader, second: TableHeader) -> str:
