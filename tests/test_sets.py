@@ -215,6 +215,7 @@ def test_the_command_line_goes_from_tune_to_sets(
     assert said.code == 0, said.err
     assert "to hold the right class for 0.8 of rows" in said.out
     judged = offramp("evaluate", exits, "-d", place / "rows.csv", "--no-speed")
+    assert "'default' was made with these very rows" in judged.err
     assert re.search(r"sets +hold the right class for [\d.]+% of rows \(asked: 0.8\)", judged.out)
     document = offramp("evaluate", exits, "-d", place / "rows.csv", "--no-speed", "--json").document
     assert set(document["sets"]) == {"asked", "covered", "size"}

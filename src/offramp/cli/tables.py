@@ -180,7 +180,9 @@ def joined(paths: list[Path]) -> ExitTable:
             )
     rows = fingerprint(*(table.header.data_fingerprint for table in tables))
     for table in tables:
-        table.header = table.header.model_copy(update={"data_fingerprint": rows})
+        table.check_content()
+        joint = {"data_fingerprint": rows, "content": None}
+        table.header = table.header.model_copy(update=joint)
     return concatenate(tables)
 
 
