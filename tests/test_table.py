@@ -132,7 +132,7 @@ def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path, problem_type):
     table = make_table(problem_type=problem_type, signals={"gate": gate}, role="calibrate")
     table.save(tmp_path / "table")
     again = ExitTable.open(tmp_path / "table")
-    assert again.header.model_copy(update={"content": None}) == table.header
+    assert again.header == table.header
     assert again.columns.keys() == table.columns.keys()
     for name in table.columns:
         assert again.columns[name].dtype == table.columns[name].dtype

@@ -181,9 +181,8 @@ def joined(paths: list[Path]) -> ExitTable:
     rows = fingerprint(*(table.header.data_fingerprint for table in tables))
     for table in tables:
         table.check_content()
-        joint = {"data_fingerprint": rows, "content": None}
-        table.header = table.header.model_copy(update=joint)
-    return concatenate(tables)
+    joint = [table.header.model_copy(update={"data_fingerprint": rows}) for table in tables]
+    return concatenate([ExitTable(h, one.columns) for h, one in zip(joint, tables, strict=True)])
 
 
 def calibration_json(found: Calibration) -> dict[str, Any]:

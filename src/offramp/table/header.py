@@ -50,8 +50,7 @@ class TableHeader(Strict):
             threshold, `test` may only be read.
         dtype, engine: what computed the scores; they are stored as float32 whatever it was.
         offramp: version that recorded the table.
-        content: fingerprint of the rest of the header and all columns, as they were recorded; None
-            in memory.
+        content: of a table on the disk, fingerprint of the rest of the header and all columns.
         columns: every array of the table; its file is `<name>.npy`.
     """
 

@@ -43,6 +43,8 @@ _CHUNK = 8192
 class ExitTable:
     """A recorded exit table; its columns are memory-mapped when opened from a folder."""
 
+    _recorded: str | None = None  # fingerprint, as long as this is the table of a folder
+
     def __init__(self, header: TableHeader, columns: Mapping[str, Array]) -> None:
         self.header = header
         self.columns = dict(columns)
@@ -62,7 +64,9 @@ class ExitTable:
             name: _map_column(path / f"{name}.npy", column)
             for name, column in header.columns.items()
         }
-        return cls(header, columns)
+        table = cls(header.model_copy(update={"content": None}), columns)
+        table._recorded = header.content
+        return table
 
     @classmethod
     def from_arrays(
@@ -170,8 +174,9 @@ class ExitTable:
 
     def check_content(self) -> None:
         """Refuse a table that is not as it was recorded, if it was. Raises TableError."""
-        content = self.header.content
-        if content is not None and content != _content(self.header, self.columns):
+        if self._recorded is None:
+            return
+        if self._recorded != _content(self.header, self.columns):
             raise TableError(
                 "This table has been changed since it was recorded. Record it again with "
                 "`offramp record`."
@@ -301,12 +306,12 @@ def _with_rows(header: TableHeader, rows: int) -> TableHeader:
         name: Column(dtype=column.dtype, shape=(rows, *column.shape[1:]))
         for name, column in header.columns.items()
     }
-    return header.model_copy(update={"rows": rows, "columns": columns, "content": None})
+    return header.model_copy(update={"rows": rows, "columns": columns})
 
 
 def _content(header: TableHeader, columns: Mapping[str, Array]) -> str:
     """Fingerprint of all that a table holds."""
-    said = header.model_copy(update={"content": None}).model_dump_json()
+    said = header.model_dump_json()
     flat = (np.ascontiguousarray(columns[name]).reshape(-1) for name in sorted(columns))
     return fingerprint(said, *(column.view(np.uint8).data for column in flat))
 
