@@ -45,6 +45,7 @@ from offramp.policies import (
     Step,
 )
 from offramp.prediction import Predictor
+from offramp.table import ExitTable
 from offramp.testing import check_engine, save_tiny_stock, tiny_texts
 from offramp.testing.reference import spread_bars
 from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_processor
@@ -377,7 +378,7 @@ def test_what_is_measured_was_computed_as_asked() -> None:
     rows = Dataset.from_list([{"text": text} for text in tiny_texts(20)])
     with recorded(predictor, rows, quiet=True) as table:
         assert (table.header.engine, table.header.dtype) == ("onnx", "int8")
-        table.header = table.header.model_copy(update={"role": "tune"})
+        table = ExitTable(table.header.model_copy(update={"role": "tune"}), table.columns)
         point = calibrate(table, max_disagreement=0.5).point
         table.header = table.header.model_copy(update={"engine": "torch", "dtype": "float32"})
         with pytest.raises(PointError, match="chosen on onnx in int8, not on torch in float32"):
