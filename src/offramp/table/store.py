@@ -26,13 +26,7 @@ import torch
 from offramp.errors import OutputError, TableError
 from offramp.exits.base import ExitOutput
 from offramp.policies import Rows
-from offramp.storage import (
-    fingerprint,
-    read_document,
-    recover,
-    whole_folder,
-    write_document,
-)
+from offramp.storage import fingerprint, read_document, recover, whole_folder, write_document
 from offramp.table.header import Column, TableHeader
 
 Array = npt.NDArray[Any]
