@@ -43,25 +43,20 @@ COMMANDS = (
 
 def run_python(code: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 
-def test_help_is_fast_and_loads_no_torch() -> None:
+def test_help_loads_no_torch() -> None:
     code = (
-        "import sys, time; start = time.process_time()\n"
+        "import sys\n"
         "from offramp.cli.main import main\n"
         "assert main(['--help']) == 0\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy; print(time.process_time() - start, file=sys.stderr)"
+        "assert not heavy, heavy"
     )
-
-    def seconds() -> float:
-        run = run_python(code)
-        assert run.returncode == 0, run.stderr
-        assert all(command in run.stdout for command in COMMANDS)
-        return float(run.stderr)
-
-    assert min(seconds() for _ in range(3)) < 1
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
+    assert all(command in run.stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -49,7 +49,7 @@ def run(processes: int, size: int, source: Path, place: Path) -> dict[str, torch
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [*launch, str(script), str(source), str(place), str(size)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len({path.read_text() for path in place.glob("rank-*")}) == 1
     return load_file(place / "out" / "model.safetensors")

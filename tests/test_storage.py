@@ -297,7 +297,6 @@ def test_a_save_killed_at_any_moment_leaves_the_old_or_the_new_model(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=115,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     words = done.stdout.split()

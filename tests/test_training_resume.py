@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_running_step_and_says_so(
     # in a process of its own: only the main thread is told, and tests may run in another
     run("pabee", source, tmp_path / "whole")
     command = [sys.executable, "-c", PRESSED, Path(__file__).parent, source, tmp_path / "cut"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.endswith("interrupted after 5\n"), done.stderr
     assert "The same command continues" in done.stderr
     last = WorkFolder(tmp_path / "cut").last_checkpoint("joint")
