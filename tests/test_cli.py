@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from cli_support import ROWS, Said, tree, write_csv
 from datasets import Dataset
 
+from offramp.calibration import OperatingPoint
 from offramp.data import load_examples, split_examples
 from offramp.testing import tiny_texts
 from offramp.tuning import _cut
@@ -308,6 +310,22 @@ def test_info_describes_models_and_tables(
     assert (stock["is"], stock["supported"]) == ("stock model", True)
     table = offramp("info", place / "tune.table", "--json").document
     assert (table["is"], table["rows"], table["role"]) == ("exit table", ROWS, "tune")
+
+
+def test_info_tells_of_sound_points_beside_one_that_is_broken(
+    place: Path, exits: Path, tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    model = Path(shutil.copytree(exits, tmp_path / "model"))
+    offramp("calibrate", place / "tune.table", "--model", model, "--target-speedup", "2")
+    OperatingPoint.load(model).model_copy(update={"name": "fast"}).save(model)
+    file = model / "points" / "default.json"
+    file.write_text(file.read_text().replace('"cost"', '"price"'))
+    said = offramp("info", model)
+    assert said.code == 0
+    assert re.search(r"\n +fast +\w+ \(", said.out)
+    assert re.search(r"default cannot be used: .*default\.json.*cost", said.out)
+    points = offramp("info", model, "--json").document["points"]
+    assert ["broken" in point for point in points] == [True, False]
 
 
 def test_info_says_why_a_model_is_not_supported(

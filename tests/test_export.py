@@ -23,7 +23,7 @@ import onnxruntime as ort
 from offramp import calibrate, export, record
 from offramp.calibration import OperatingPoint
 from offramp.calibration.probabilities import Temperatures
-from offramp.engines import TorchEngine
+from offramp.engines import TorchEngine, dtype_name
 from offramp.engines.graphs import Graphs
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.model import MultiExitModel
@@ -132,12 +132,25 @@ def test_other_tasks_answer_with_labels_or_a_number(
 def test_eight_bits_make_a_smaller_file_at_a_point_of_their_own(
     folder: Path, done: Exported, tmp_path: Path
 ) -> None:
-    with pytest.raises(PointError, match="--backend onnx --dtype int8"):
+    with pytest.raises(PointError, match=f"--backend onnx --dtype {dtype_name('int8')}"):
         export(folder, tmp_path / "m.onnx", dtype="int8")
     small = export(folder, tmp_path / "m.onnx", point=POLICY, dtype="int8", progress=False)
     assert small.bytes < done.bytes
     batch = tiny_batch_for(MultiExitModel.from_pretrained(folder).stock, 4)
     assert _run(_session(small.path), batch)["scores"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(("vnni", "chosen"), [(True, "int7"), (False, "int8")])
+def test_a_point_of_eight_bits_is_refused_where_weights_keep_seven_and_the_other_way_round(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool, chosen: str
+) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "model"))
+    new = {"engine": "onnx", "dtype": chosen}
+    OperatingPoint.load(place).model_copy(update=new).save(place)
+    has = {"architecture": "x86_64", "avx512_vnni": vnni}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    with pytest.raises(PointError, match=rf"in {chosen}, not on onnx in {dtype_name('int8')}"):
+        Predictor.load(place, backend="onnx", dtype="int8")
 
 
 def test_a_predictor_is_exported_as_it_computes(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from onnx import TensorProto, numpy_helper
 from offramp import calibrate, evaluate, tune
 from offramp.backbones import Batch
 from offramp.cli.tables import recorded
-from offramp.engines import TorchEngine, check_backend, make_engine, rows_of
+from offramp.engines import TorchEngine, check_backend, dtype_name, make_engine, rows_of
 from offramp.engines.base import Answers
 from offramp.engines.compiled import MOST
 from offramp.engines.graphs import Graphs
@@ -182,7 +182,7 @@ def test_eight_bits_move_scores_a_little_and_no_row_by_its_neighbours(
 ) -> None:
     model = bert_model
     engine = make_engine(model, "onnx", "int8", progress=False)
-    assert (engine.name, engine.dtype) == ("onnx", "int8")
+    assert (engine.name, engine.dtype) == ("onnx", dtype_name("int8"))
     batch = tiny_batch_for(model.stock, 9, seed=1)
     whole = engine.run(batch, Full())
     exact = TorchEngine(model).run(batch, Full())
@@ -377,11 +377,12 @@ def test_what_is_measured_was_computed_as_asked() -> None:
     predictor = Predictor(model, tiny_processor("bert"), "full", engine=engine)
     rows = Dataset.from_list([{"text": text} for text in tiny_texts(20)])
     with recorded(predictor, rows, quiet=True) as table:
-        assert (table.header.engine, table.header.dtype) == ("onnx", "int8")
+        kind = dtype_name("int8")
+        assert (table.header.engine, table.header.dtype) == ("onnx", kind)
         table = ExitTable(table.header.model_copy(update={"role": "tune"}), table.columns)
         point = calibrate(table, max_disagreement=0.5).point
         table.header = table.header.model_copy(update={"engine": "torch", "dtype": "float32"})
-        with pytest.raises(PointError, match="chosen on onnx in int8, not on torch in float32"):
+        with pytest.raises(PointError, match=f"chosen on onnx in {kind}, not on torch in float32"):
             evaluate(table, point)
 
 
@@ -418,7 +419,9 @@ def test_weights_keep_seven_bits_where_sums_of_eight_would_overflow(
 ) -> None:
     has = {"architecture": "x86_64", "avx512_vnni": vnni}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    made = Graphs(bert_model, "int8", progress=False).early_exit(Full())
+    kind = dtype_name("int8")
+    assert kind == ("int8" if vnni else "int7")
+    made = Graphs(bert_model, kind, progress=False).early_exit(Full())
     stored = [
         numpy_helper.to_array(one)
         for one in every_initializer(made.graph)

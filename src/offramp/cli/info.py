@@ -55,7 +55,7 @@ def _table(folder: str) -> dict[str, Any]:
 
 
 def _ours(path: Path) -> dict[str, Any]:
-    from offramp.calibration import OperatingPoint, list_points
+    from offramp.calibration import list_points
     from offramp.engines.recording import label_names
     from offramp.model import MultiExitModel
 
@@ -73,10 +73,19 @@ def _ours(path: Path) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "parameters_added": added,
         "fingerprint": model.fingerprint(),
-        "points": [
-            OperatingPoint.load(path, name).model_dump(mode="json") for name in list_points(path)
-        ],
+        "points": [_point(path, name) for name in list_points(path)],
     }
+
+
+def _point(path: Path, name: str) -> dict[str, Any]:
+    """A point, or why there is none: the others are told of all the same."""
+    from offramp.calibration import OperatingPoint
+    from offramp.errors import PointError
+
+    try:
+        return OperatingPoint.load(path, name).model_dump(mode="json")
+    except PointError as problem:
+        return {"name": name, "broken": str(problem)}
 
 
 def _stock(path: Path) -> dict[str, Any]:
@@ -113,13 +122,15 @@ def _show(facts: dict[str, Any]) -> None:
     if not points:
         console.say("", "No operating point yet. Make one: offramp tune, offramp calibrate.")
         return
-    console.say("", "Operating points:")
-    console.columns(
-        ["  name", "policy", "chosen on", "metric", "full depth", "score", "cost reduction", "for"],
-        [_row(point) for point in points],
-    )
+    sound = [point for point in points if "broken" not in point]
+    if sound:
+        heads = ["name", "policy", "chosen on", "metric", "full depth", "score", "cost reduction"]
+        console.say("", "Operating points:")
+        console.columns([f"  {heads[0]}", *heads[1:], "for"], [_row(point) for point in sound])
     for point in points:
-        if promise := OperatingPoint.model_validate(point).promise():
+        if "broken" in point:
+            console.say("", f"{point['name']} cannot be used: {point['broken']}")
+        elif promise := OperatingPoint.model_validate(point).promise():
             console.say("", f"{point['name']}: {promise}")
 
 

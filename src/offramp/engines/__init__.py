@@ -16,12 +16,13 @@ from offramp.engines.recording import (
     record,
     warn_below_majority,
 )
-from offramp.engines.settings import as_device, as_dtype, dtype_name, lacks
+from offramp.engines.settings import INTEGERS, as_device, as_dtype, dtype_name, lacks
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.trees import take_tree
 
 __all__ = [
     "ENGINES",
+    "INTEGERS",
     "UNLIMITED",
     "Answers",
     "Budget",

@@ -114,7 +114,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """What its layers compute in: `float32`, `bfloat16`, `float16` or `int8`."""
+        """What its layers compute in: `float32`, `bfloat16`, `float16`, `int8` or `int7`."""
         ...
 
     def run(

@@ -18,6 +18,7 @@ import torch
 from offramp.backbones import Batch
 from offramp.engines.base import UNLIMITED, Answers, Budget, Exitable, rows_of
 from offramp.engines.graphs import Graphs, rule_of
+from offramp.engines.settings import INTEGERS, dtype_name
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
@@ -72,10 +73,10 @@ class CompiledEngine(ABC):
         progress: bool = True,
     ) -> None:
         self.model = model
-        self.dtype = dtype
+        self.dtype = dtype = dtype_name(dtype)
         self.threads = threads
         # sixteen bits are the runtime's own doing
-        stored = "int8" if dtype == "int8" else "float32"
+        stored = dtype if dtype in INTEGERS else "float32"
         self._graphs = Graphs(model, stored, progress, extra=self.name)
         self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}

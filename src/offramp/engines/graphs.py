@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from offramp import __version__
 from offramp.engines.base import Exitable
 from offramp.engines.exporting import OUT
-from offramp.engines.settings import lacks
+from offramp.engines.settings import INTEGERS
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy, has_own_step
@@ -40,7 +40,7 @@ from offramp.storage import (
 
 logger = logging.getLogger("offramp")
 
-DTYPES = ("float32", "int8")
+DTYPES = ("float32", *INTEGERS)
 LARGEST = 2**31 - 2**26
 """Bytes of weights in a file, which protobuf ends at 2 GiB."""
 CACHE = 8 << 30
@@ -53,7 +53,7 @@ class Graphs:
 
     Args:
         model: in evaluation mode, fp32, on CPU.
-        dtype: `float32` or `int8`: layers with weights and activations in 8 bits, exits in float.
+        dtype: `float32`, or one of `INTEGERS`: exits stay in float.
         progress: show a bar while files are made.
         extra: of what runs them, for the error where a package is missing.
 
@@ -139,7 +139,7 @@ class Graphs:
         if folder is None or weights is None or code is None:
             return None
         rule = rule_of(policy, self.model.depth, deepest)
-        made_of = [weights(), self.dtype, rule, code, str(_saturates())]
+        made_of = [weights(), self.dtype, rule, code]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -153,8 +153,8 @@ class Graphs:
         from offramp.engines.slimming import slim
 
         layers = tuple(map(slim, traced.layers))
-        if self.dtype == "int8":
-            ends, few = [f"{OUT}hidden"], _saturates()
+        if self.dtype in INTEGERS:
+            ends, few = [f"{OUT}hidden"], self.dtype == "int7"
             layers = tuple(quantise(layer, ends, reduce_range=few) for layer in layers)
         return traced._replace(layers=layers)
 
@@ -162,11 +162,6 @@ class Graphs:
 def _tell(bar: Any, part: str) -> None:
     bar.set_postfix_str(part)
     bar.update()
-
-
-def _saturates() -> bool:
-    """Whether sums of products of eight bits may be too large for this processor."""
-    return lacks("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _is_there(path: Path) -> bool:
@@ -251,9 +246,9 @@ def _check(model: Any) -> None:
 def _check_size(model: Any, dtype: str) -> None:
     """Refuse now what could not be written in the end. Raises ModelError."""
     weights = sum(leaf.numel() for leaf in getattr(model, "parameters", tuple)())
-    least = weights * (1 if dtype == "int8" else 4)
+    least = weights * (1 if dtype in INTEGERS else 4)
     if least > LARGEST:
-        other = "" if dtype == "int8" else "dtype int8 or "
+        other = "" if dtype in INTEGERS else "dtype int8 or "
         raise ModelError(
             f"The model's weights take {least / 1e9:.1f} GB in {dtype}, and an ONNX file holds "
             f"2.1 GB. Use {other}backend torch."

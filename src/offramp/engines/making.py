@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from offramp.engines.base import Engine
-from offramp.engines.settings import as_device, as_dtype, dtype_name, lacks
+from offramp.engines.settings import INTEGERS, as_device, as_dtype, dtype_name, lacks
 from offramp.engines.torch_engine import TorchEngine
 from offramp.engines.tracing import require_onnx
 from offramp.errors import ConfigError
@@ -26,8 +26,8 @@ ON_TORCH = ("torch", "inductor")
 """Those that run the model itself, on any device."""
 DTYPES = {
     **dict.fromkeys(ON_TORCH, ("float32", "bfloat16", "float16")),
-    "onnx": ("float32", "int8"),
-    "openvino": ("float32", "bfloat16", "int8"),
+    "onnx": ("float32", *INTEGERS),
+    "openvino": ("float32", "bfloat16", *INTEGERS),
 }
 """The number formats of the backends here; another's own are its own business."""
 

@@ -15,8 +15,6 @@ from offramp.errors import ConfigError
 from offramp.policies import Policy, Rows
 
 _DEVICE = "CPU"
-# Left alone it computes in bfloat16 wherever the processor can. What is int8 is so in the file.
-_PRECISIONS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
 
 class OpenVinoEngine(CompiledEngine):
@@ -65,7 +63,8 @@ class OpenVinoEngine(CompiledEngine):
 
     def _load(self, file: bytes | Path) -> Session:
         settings = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
+            # left alone it computes in bfloat16 wherever the processor can; int8 is so in the file
+            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": self.threads or torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",

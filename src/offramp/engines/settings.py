@@ -18,6 +18,10 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+INTEGERS = ("int8", "int7")
+"""Layers in integers of eight bits; in the second with weights of seven, for processors on which
+sums of products of eight bits may be too large."""
+
 
 def as_device(device: str | int | torch.device | None) -> torch.device:
     """A device that is there; None is the first GPU, or the CPU where there is none.
@@ -50,9 +54,12 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:
-    """The full name of a number format: `float32`, `bfloat16`, `float16` or `int8`."""
-    if dtype == "int8":
-        return "int8"
+    """The full name of a number format: `float32`, `bfloat16`, `float16`, `int8` or `int7`.
+
+    What is asked for as `int8` is `int7` on processors without VNNI.
+    """
+    if dtype in INTEGERS:
+        return "int7" if lacks("avx512_vnni", "avx_vnni", "amx_int8") else str(dtype)
     return str(as_dtype(dtype)).removeprefix("torch.")
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
-from offramp.engines import dtype_name
+from offramp.engines import INTEGERS, dtype_name
 from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.prediction.labels import Labels
@@ -125,7 +125,7 @@ def _check_engine(model: Predictor, format: str, dtype: str | None) -> None:
     same = engine.dtype == "float32" or engine.name == format
     if same and (dtype is None or dtype_name(dtype) == engine.dtype):
         return
-    wanted = dtype or ("int8" if engine.dtype == "int8" else "fp32")
+    wanted = dtype or (engine.dtype if engine.dtype in INTEGERS else "fp32")
     raise ConfigError(
         f"The predictor computes in {engine.dtype} on {engine.name}, and so will the file, not in "
         f"{wanted} on {format}. Load it with backend='{format}' and dtype='{wanted}'."
