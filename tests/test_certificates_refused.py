@@ -13,7 +13,7 @@ from offramp import ExitTable
 from offramp.calibration import RISKS, calibrate, certify
 from offramp.calibration.certifying import proven_on
 from offramp.calibration.risks import Answered, risk
-from offramp.errors import ConfigError, TableError
+from offramp.errors import ConfigError, PointError, TableError
 
 
 def test_it_is_said_that_as_many_rows_as_are_needed_do_not_always_do() -> None:
@@ -76,3 +76,11 @@ def test_figures_are_of_the_rows_of_the_proof_alone() -> None:
         point = certify(table, max_drop="20%", **options).point  # type: ignore[arg-type]
         assert point.certificate is not None
         assert proven_on(table, point).rows == point.certificate.rows
+
+
+def test_a_point_that_was_altered_in_memory_is_no_longer_what_was_certified() -> None:
+    point = certify(table_of(2000), max_disagreement="20%").point
+    point.model_copy(update={"name": "other"}).check(point.model_fingerprint)
+    faster = point.model_copy(update={"policy": {"name": "fixed", "layer": 1}})
+    with pytest.raises(PointError, match="certificate was made for has changed"):
+        faster.check(point.model_fingerprint)

@@ -25,6 +25,7 @@ from offramp.storage import Strict, fingerprint, parse_document, read_document, 
 from offramp.table import ProblemType
 
 FOLDER = "points"
+_TAMPERED = "what the certificate was made for has changed, or what it says"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FULL = "full"
 """What full depth is called where a point is asked for."""
@@ -92,8 +93,8 @@ class OperatingPoint(Strict):
             raise ValueError("sets do not fit depth")
         if self.temperatures is not None and len(self.temperatures.values) != self.depth:
             raise ValueError("temperatures do not fit depth")
-        if self.certificate is not None and self.certificate.seal != self.seal():
-            raise ValueError("what the certificate was made for has changed, or what it says")
+        if self._tampered():
+            raise ValueError(_TAMPERED)
         try:
             self.build_policy().check(self.problem_type, self.depth)
         except OfframpError as problem:
@@ -121,6 +122,9 @@ class OperatingPoint(Strict):
         claim = self.certificate and self.certificate.model_dump(mode="json", exclude={"seal"})
         return fingerprint(json.dumps([said, claim], sort_keys=True))
 
+    def _tampered(self) -> bool:
+        return self.certificate is not None and self.certificate.seal != self.seal()
+
     def promising(self, certificate: Certificate) -> Self:
         """The same point with a certificate."""
         claimed = self.model_copy(update={"certificate": certificate})
@@ -132,7 +136,10 @@ class OperatingPoint(Strict):
         return make_policy(self.policy)
 
     def check(self, model_fingerprint: str, processor_fingerprint: str | None = None) -> None:
-        """Refuse a point that was chosen for another model or processor. Raises PointError."""
+        """Refuse a point that was chosen for another model or processor, or that is no longer what
+        its certificate was made for. Raises PointError."""
+        if self._tampered():
+            raise PointError(f"Point '{self.name}': {_TAMPERED}. Run `offramp calibrate` again.")
         for what, mine, other in (
             ("model", self.model_fingerprint, model_fingerprint),
             ("processor", self.processor_fingerprint, processor_fingerprint),
