@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def few_updates() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """What is cached is cached in a folder of this run; xdist's workers inherit it."""
+    # what a shell runs in its background is deaf to Ctrl-C, and so is what that starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="offramp-datasets-")
         config.stash[_cache] = folder
