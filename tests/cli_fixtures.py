@@ -41,6 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "other", seed=5)
     texts = tiny_texts(ROWS)
     write_csv(folder / "rows.csv", [(t, f"label-{n % 3}") for n, t in enumerate(texts)])
+    write_csv(folder / "odd.csv", [(text, "odd") for text in texts[:2]])
     write_csv(folder / "texts.csv", [(text,) for text in texts], ("text",))
     quiet = ["--quiet", "--output"]
     assert main(["record", str(folder / "exits"), "-d", str(folder / "rows.csv"), *quiet,

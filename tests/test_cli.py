@@ -20,8 +20,9 @@ from cli_support import ROWS, Said, tree, write_csv
 from datasets import Dataset
 
 from offramp.calibration import OperatingPoint
+from offramp.cli.options import specs
 from offramp.data import load_examples, split_examples
-from offramp.testing import tiny_texts
+from offramp.testing import save_tiny_stock, tiny_texts
 from offramp.tuning import _cut
 
 pytest_plugins = ("cli_fixtures",)
@@ -310,6 +311,36 @@ def test_info_describes_models_and_tables(
     assert (stock["is"], stock["supported"]) == ("stock model", True)
     table = offramp("info", place / "tune.table", "--json").document
     assert (table["is"], table["rows"], table["role"]) == ("exit table", ROWS, "tune")
+
+
+def test_a_table_of_test_rows_is_not_offered_to_a_choice(
+    place: Path, exits: Path, tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    new = tmp_path / "a table"
+    said = offramp("record", exits, "-d", place / "rows.csv", "-o", new, "--role", "test")
+    assert f"offramp report '{new}'" in said.out
+    said = offramp("record", exits, "-d", place / "texts.csv", "-o", tmp_path / "more")
+    assert "--max-disagreement 1%" in said.out
+
+
+def test_a_regression_model_is_tuned_by_the_correlation_it_may_lose(
+    tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    save_tiny_stock(tmp_path / "scorer", problem_type="regression")
+    rows = [(text, f"{len(text) / 40:.2f}") for text in tiny_texts(120)]
+    data = write_csv(tmp_path / "rows.csv", rows, ("text", "score"))
+    given = ["--pooling", "mean", "--no-speed", "--epochs", 1, "-o", tmp_path / "out", "--quiet"]
+    said = offramp("tune", tmp_path / "scorer", "-d", data, "--max-drop", "50%", *given, "--json")
+    assert said.code in (0, 3), said.err
+    assert (tmp_path / "out" / "points" / "default.json").is_file()
+
+
+def test_a_policy_may_be_given_with_its_options(place: Path, offramp: Callable[..., Said]) -> None:
+    policy = '{"name": "agreement", "divergence": "kl", "threshold": 9, "patience": 1}'
+    given = ["calibrate", place / "tune.table", "--max-disagreement", "99%", "--policy", policy]
+    found = offramp(*given, "--json").document["point"]["policy"]
+    assert found["name"] == "fixed" or found["divergence"] == "kl"
+    assert specs(["patience", policy]) == ["patience", json.loads(policy)]
 
 
 def test_info_tells_of_sound_points_beside_one_that_is_broken(

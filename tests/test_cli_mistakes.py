@@ -146,6 +146,23 @@ MISTAKES = {
     "a table twice": (["calibrate", "{table}", "{table}", "--max-drop", "1%"], "the same rows"),
     "misspelt problem type": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--problem-type",
                                "regresion"], r"Unknown problem type 'regresion'.*'regression'"),
+    "no model": (["info", "{place}"], "holds no model: there is no config.json"),
+    "a label of none": (["record", "{exits}", "-d", "{place}/odd.csv", "-o", "t"],
+                        r"odd\.csv: Row 0 .*'odd'"),
+    "pooling of exits that are there": (["tune", "{exits}", "-d", "{rows}", "--max-drop", "1%",
+                                         "--pooling", "cls"], "leave pooling out"),
+    "epochs of exits that are there": (["tune", "{exits}", "-d", "{rows}", "--max-drop", "1%",
+                                        "--epochs", "2"], "leave epochs out"),
+    "a policy that is no JSON": (["calibrate", "{table}", "--max-drop", "1%", "--policy",
+                                  "{{name: patience}}"], "not JSON"),
+    "an option of no policy": (["calibrate", "{table}", "--max-drop", "1%", "--policy",
+                                '{{"name": "patience", "depth": 3}}'], "option 'depth'"),
+    "an engine that does not compute so": (["bench", "{exits}", "--backends", "torch",
+                                            "--precisions", "int8"], "No engine computes as asked"),
+    "one layer": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--layers", "1", "--method",
+                   "pabee"], "A model of one layer has no exit"),
+    "no joint stage": (["train", "{stock}", "-d", "{rows}", "-o", "m", "--set", "warm_up=1"],
+                       "warm_up is 1"),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from offramp.errors import OutputError
+from offramp.errors import ConfigError, ModelError, OutputError
 from offramp.exits import POOLINGS, ExitSpec
 from offramp.model import MultiExitConfig, MultiExitModel, load_stock
 from offramp.testing import (
@@ -273,3 +273,34 @@ def test_a_stock_checkpoint_loads_alone(stock: Path) -> None:
     with torch.inference_mode():
         batch = tiny_batch(4)
         assert torch.equal(loaded.eval()(**batch).logits, tiny_stock()(**batch).logits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto", torch.bfloat16, "int8", "bf17"])
+def test_a_dtype_may_be_given_by_its_name(tmp_path: Path, dtype: Any) -> None:
+    save_tiny(tmp_path)
+    if dtype in ("int8", "bf17"):
+        with pytest.raises(ConfigError, match="Give float32, bfloat16"):
+            MultiExitModel.from_pretrained(tmp_path, dtype=dtype)
+        return
+    found = MultiExitModel.from_pretrained(tmp_path, dtype=dtype).dtype
+    assert found == (torch.float32 if dtype == "auto" else torch.bfloat16)
+
+
+def test_what_would_not_come_back_is_not_saved(tmp_path: Path) -> None:
+    resized = tiny_model()
+    resized.resize_token_embeddings(400)
+    renamed = tiny_model()
+    renamed.stock.config.id2label = {0: "x", 1: "y", 2: "z"}
+    for model, said in ((resized, "has shape"), (renamed, "'id2label' of the config")):
+        with pytest.raises(ModelError, match=said):
+            model.save_pretrained(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+
+def test_a_layer_that_is_broken_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.backbone.layers.parameters())[0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="of a layer holds NaN"):
+        MultiExitModel.from_pretrained(tmp_path)

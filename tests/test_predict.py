@@ -293,7 +293,7 @@ def test_texts_are_read_only_a_window_ahead() -> None:
 
 @pytest.mark.parametrize("size", [{"max_rows": 0}, {"max_rows": -3}, {"max_tokens": 0}])
 def test_batches_that_hold_nothing_are_refused(folder: Path, size: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="a batch holds 1 or more"):
+    with pytest.raises(ConfigError, match="a whole number of each, 1 or more"):
         Predictor.load(folder, **size)
 
 

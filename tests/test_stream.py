@@ -395,3 +395,18 @@ def test_a_row_is_padded_to_the_length_asked_for() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 1, 1]]
     assert rows_of(batch).lengths.tolist() == [3]
     assert "attention_mask" not in collate({"input_ids": [[5, 6, 7]]}, pad_id=1, tokens=3)
+
+
+def test_a_row_that_is_no_number_does_not_stand_in_the_way_of_the_others() -> None:
+    model = tiny_model("bert", layers=3)
+    with torch.no_grad():
+        model.stock.get_input_embeddings().weight[7] = torch.nan
+    rows = [(n, {"input_ids": torch.full((1, 8), 7 if n == 0 else 8)}) for n in range(6)]
+    found = dict(TorchEngine(model).stream(rows, Full(), slots=4, determinism="shape"))
+    assert [found[n].bad for n in range(6)] == [True, *[False] * 5]
+
+
+@pytest.mark.parametrize("slots", ["3", 1.5])
+def test_slots_are_a_whole_number(slots: Any) -> None:
+    with pytest.raises(ConfigError, match=r"slots is .* whole number"):
+        TorchEngine(tiny_model()).stream([], Full(), slots=slots)

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset
 
 from offramp.errors import ConfigError, DataError, ModelError, NonFiniteError, OutputError
-from offramp.testing import save_tiny_stock, tiny_stock, tiny_texts
+from offramp.testing import save_tiny, save_tiny_stock, tiny_stock, tiny_texts
 from offramp.training import TrainOptions, attach, train
-from offramp.training.work import WorkFolder
+from offramp.training.work import WorkFolder, says_disk_is_full
 
 SHORT = TrainOptions(max_steps=4, batch_size=8, quiet=True)
 TEXTS = tiny_texts(24, longest=8)
@@ -112,7 +112,7 @@ def test_a_full_disk_is_found_before_the_work(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
-    with pytest.raises(OutputError, match=r"free are 0\.0 GB"):
+    with pytest.raises(OutputError, match=r"free are 0 MB"):
         run(source, examples(), tmp_path / "out", pooling="mean")
 
 
@@ -122,3 +122,58 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     with pytest.raises(NonFiniteError, match=r"inf at step 1 of stage 'stock'.*learning rate"):
         train(regression, examples(huge), tmp_path / "out", pooling="mean", options=SHORT)
     assert WorkFolder(tmp_path / "out").last_checkpoint("stock") is None
+
+
+def test_two_runs_do_not_train_into_one_output(source: Path, tmp_path: Path) -> None:
+    with (
+        WorkFolder(tmp_path / "out").alone(),
+        pytest.raises(ConfigError, match=r"Another run is at work in .*out\.work"),
+    ):
+        attach(source, examples(), tmp_path / "out")
+    attach(source, examples(), tmp_path / "out", options=TrainOptions(max_steps=1, quiet=True))
+    assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"), True),
+        (RuntimeError("CUDA out of memory"), False),
+    ],
+)
+def test_a_disk_that_fills_on_the_way_is_named(
+    tmp_path: Path, problem: Exception, full: bool
+) -> None:
+    with pytest.raises(OutputError if full else RuntimeError), says_disk_is_full(tmp_path):
+        raise problem
+
+
+def test_points_that_will_go_are_named_before_the_work(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = save_tiny(tmp_path / "out")
+    (place / "points").mkdir()
+    (place / "points" / "fast.json").write_text("{}")
+    attach(source, examples(), place, options=TrainOptions(max_steps=1, quiet=True))
+    assert "operating points (fast). It will be replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("auto", {"warm_up": 2}),
+        ("auto", {"thresholds": 0}),
+        ("cosee", {"sharpness": -3}),
+        ("romebert", {"temperature": 0}),
+        ("elbert", {"learning_rate": -1}),
+        ("jei_dnn", {"trade_off": -1}),
+        ("gpfee", {"detached": -1}),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(
+    source: Path, tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        train(source, examples(), tmp_path / "out", method=method, settings=settings)
+    assert not (tmp_path / "out.work").exists()

@@ -25,6 +25,7 @@ from offramp.data import (
     drop_overlap,
     encode_labels,
     load_examples,
+    names_source,
 )
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.memory import take
@@ -192,6 +193,7 @@ def tune(
     _rehearse(loaded, "label" in parts["tune"].column_names, demand, signals)
     if is_ours(source):
         folder = _own_folder(source, output)
+        _refuse_training(source, pooling, options)
     else:
         folder = Path(output or f"{Path(model).absolute().name}-offramp")
         wanted = Recipe(
@@ -209,7 +211,9 @@ def tune(
 
 def _load(model: MultiExitModel, data: str | Path | Dataset, **columns: Any) -> Dataset:
     """Examples with the model's label numbers."""
-    return encode_labels(load_examples(data, **columns), task_of(model))
+    rows = load_examples(data, **columns)
+    with names_source(data):
+        return encode_labels(rows, task_of(model))
 
 
 def _unseen(others: Dataset, rows: Dataset) -> Dataset:
@@ -301,7 +305,9 @@ def _rehearse(
     """Let a table of few rows tell now what `choose` would refuse in the end."""
     width = len(label_names(model))
     multi = model.problem_type == "multi_label_classification"
-    labels = np.zeros((FEW, width) if multi else FEW, dtype=np.int64)
+    labels: np.ndarray = np.zeros((FEW, width) if multi else FEW, dtype=np.int64)
+    if model.problem_type == "regression":
+        labels = np.arange(FEW, dtype=np.float64)  # scores that differ, as real ones do
     rehearsed = ExitTable.from_arrays(
         np.random.default_rng(0).normal(size=(FEW, model.depth, width)),
         problem_type=model.problem_type,
@@ -320,6 +326,19 @@ def _own_folder(source: Path, output: str | os.PathLike[str] | None) -> Path:
             "--output out."
         )
     return source
+
+
+def _refuse_training(source: Path, pooling: str | None, options: TrainOptions | None) -> None:
+    """Exits that are there are not trained; what changes no weights may be given all the same."""
+    asked = (options or TrainOptions()).what_changes_weights()
+    usual = TrainOptions().what_changes_weights()
+    changed = ["pooling"] if pooling is not None else []
+    changed += [name for name in asked if name != "seed" and asked[name] != usual[name]]
+    if changed:
+        raise ConfigError(
+            f"{source} has exits already, and they are not trained again: leave "
+            f"{', '.join(changed)} out, or start from the classifier that they hang on."
+        )
 
 
 def _attach(

@@ -71,13 +71,13 @@ def line_up(
             leaves=said,
         )
         for runtime, precision in pairs
-        if _computes(runtime, precision)
+        if computes(runtime, precision)
         for said in (None, *leaves)
     ]
     return plain + ours
 
 
-def _computes(runtime: Runtime, precision: str) -> bool:
+def computes(runtime: Runtime, precision: str) -> bool:
     """Whether there is such an engine of ours."""
     try:
         check_dtype(runtime, precision)

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from offramp.benchmark.contenders import PRECISIONS, Shop, line_up
+from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up
 from offramp.benchmark.document import BASELINE, Bench, Contender, Runtime, Skipped
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
@@ -276,6 +276,11 @@ def _check(
                 )
         if not given:
             raise ConfigError(f"{option} is empty. Known: {', '.join(known)}.")
+    if not any(computes(cast(Any, one), kind) for one in backends for kind in precisions):
+        raise ConfigError(
+            f"No engine computes as asked: {', '.join(backends)} in {', '.join(precisions)}. Add a "
+            "backend or a precision; int8 is for onnx and openvino."
+        )
     for option, (value, least) in numbers.items():
         if value is not None and not value >= least:
             raise ConfigError(f"{option} is {value}; it must be at least {least:g}.")

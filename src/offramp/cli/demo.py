@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,14 +91,14 @@ def _show(done: Demo) -> None:
 
 def _show_next(done: Demo) -> None:
     again = "that of an earlier run" if done.resumed else "trained in this run"
-    table = done.folder.parent / "tune"
+    table, folder = quote(str(done.folder.parent / "tune")), quote(str(done.folder))
     console.say(
         "",
         f"The model is in {done.folder} ({again}); this took {done.seconds:.0f} s.",
         f"All of it as a page: {done.report}. Try:",
-        f'  offramp predict {done.folder} "Compute the eigenvalues of a sparse matrix."',
-        f"  offramp calibrate {table} --model {done.folder} --target-speedup 3 --name fast",
-        f"  offramp evaluate {done.folder} --data docstrings --split test --point fast",
+        f'  offramp predict {folder} "Compute the eigenvalues of a sparse matrix."',
+        f"  offramp calibrate {table} --model {folder} --target-speedup 3 --name fast",
+        f"  offramp evaluate {folder} --data docstrings --split test --point fast",
     )
 
 

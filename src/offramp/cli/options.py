@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,30 @@ import typer
 def passed(to: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that a function takes under the same name: the words are the same."""
     known = inspect.signature(to).parameters
-    return {name: value for name, value in given.items() if name in known}
+    found = {name: value for name, value in given.items() if name in known}
+    if "policies" in found:
+        found["policies"] = specs(found["policies"])
+    return found
+
+
+def specs(policies: list[str] | None) -> list[Any] | None:
+    """What --policy was given, each a name or options."""
+    return None if policies is None else [_policy(text) for text in policies]
+
+
+def _policy(text: str) -> Any:
+    """A name, or a policy with its options as JSON. Raises ConfigError."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        from offramp.errors import ConfigError
+
+        raise ConfigError(
+            f"--policy {text}: not JSON: {problem}. Give a name, or options as "
+            """'{"name": "patience", "patience": 3}'."""
+        ) from None
 
 
 _ROWS = "Rows"
@@ -295,6 +319,7 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         help="Search only this one, such as patience, entropy, margin, window, fixed; repeatable. "
+        "With options of its own, as JSON, it is tried as it is. "
         "'all' searches whatever fits, with averages, temperatures and a bar for each exit.",
     ),
 ]

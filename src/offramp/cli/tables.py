@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,7 +68,7 @@ def record(
     """
     given = dict(locals())
     console.setup(quiet, verbose, threads)
-    from offramp.data import load_examples
+    from offramp.data import load_examples, names_source
     from offramp.engines import record as run
     from offramp.prediction import Predictor
     from offramp.table import ExitTable
@@ -75,23 +76,33 @@ def record(
     others = [ExitTable.open(path) for path in apart_from or []]
     predictor = Predictor.load(folder, "full", device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
-    table = run(
-        predictor.model,
-        rows,
-        output,
-        role,
-        processor=predictor.processor,
-        engine=predictor.engine,
-        others=others,
-        progress=not quiet,
-    )
+    with names_source(data):
+        table = run(
+            predictor.model,
+            rows,
+            output,
+            role,
+            processor=predictor.processor,
+            engine=predictor.engine,
+            others=others,
+            progress=not quiet,
+        )
     if json:
         say_made(output)
         return
     console.say(
         f"{output}: {table.rows:,} rows, {table.depth} exits, role {table.header.role}.",
-        f"  offramp calibrate {output} --model {folder} --max-drop 1%",
+        f"  {_next(table, output, folder)}",
     )
+
+
+def _next(table: ExitTable, place: Path, folder: str) -> str:
+    """The command that a recorded table is for."""
+    mine, model = quote(str(place)), quote(folder)
+    if table.header.role == "test":
+        return f"offramp report {mine}"
+    limit = "--max-disagreement" if table.labels is None else "--max-drop"
+    return f"offramp calibrate {mine} --model {model} {limit} 1%"
 
 
 def calibrate(
@@ -143,6 +154,7 @@ def calibrate(
     if model is not None:
         table.check_model(fingerprint_of(model))
     given["proof"] = None if proof is None else joined([proof])
+    given["policies"] = o.specs(policies)
     demand = {name: given[name] for name in (*DEMAND, "proof")}
     found = choose(table, **demand, progress=not quiet)
     written = None
@@ -252,14 +264,14 @@ def evaluate(
     """
     given = dict(locals())
     console.setup(quiet, verbose, threads)
-    from offramp.data import load_examples
+    from offramp.data import load_examples, names_source
     from offramp.evaluation import evaluate as judge
     from offramp.prediction import Predictor
     from offramp.tuning import speed_on
 
     predictor = Predictor.load(folder, point, device=device, dtype=dtype, backend=backend)
     rows = load_examples(data, **o.passed(load_examples, given))
-    with recorded(predictor, rows, quiet) as table:
+    with names_source(data), recorded(predictor, rows, quiet) as table:
         ready = predictor.point
         done = judge(table, metric=metric, **ready._asdict())
         _say_if_chosen_on(predictor, table)

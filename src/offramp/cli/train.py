@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -192,5 +193,5 @@ def check_pooling(pooling: str | None) -> None:
 def say_next(output: Path) -> None:
     console.say(
         f"{output} answers after every layer. Next, choose where rows leave:",
-        f"  offramp tune {output} --data OTHER_ROWS --max-drop 1%",
+        f"  offramp tune {quote(str(output))} --data OTHER_ROWS --max-drop 1%",
     )

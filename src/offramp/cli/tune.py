@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,6 +117,7 @@ def _show(done: Tuned) -> None:
     report.show_histogram(outcome.exit_histogram)
     # the first says what was chosen, as stands above, or why nothing was
     console.say("", *done.calibration.messages[1 if done.calibration.pays else 0 :])
+    folder = quote(str(done.folder))
     options = "" if point.name == "default" else f" --point {point.name}"
     if (point.engine, point.dtype) != ("torch", "float32"):
         options += f" --backend {point.engine} --dtype {point.dtype}"
@@ -123,6 +125,6 @@ def _show(done: Tuned) -> None:
         "",
         f"{done.folder} is ready; {done.table} holds the recorded rows.",
         f"All of it as a page: {done.report}. Next:",
-        f"  offramp predict {done.folder} --data NEW.csv --output answers.csv{options}",
-        f"  offramp evaluate {done.folder} --data TEST.csv{options}",
+        f"  offramp predict {folder} --data NEW.csv --output answers.csv{options}",
+        f"  offramp evaluate {folder} --data TEST.csv{options}",
     )

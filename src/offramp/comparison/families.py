@@ -82,7 +82,7 @@ def families(tune: ExitTable, own: str) -> dict[str, Family]:
     names = [name for name in POLICIES if name not in left_out]
     found = {name: starts for name in names if (starts := _starts(name, tune))}
     if Gated.name in found:
-        found[f"{Gated.name} simplex"] = [Gated(masses="simplex")]
+        found[Gated.name], found[f"{Gated.name} simplex"] = ([one] for one in found[Gated.name])
     common = own_family("", tune.problem_type)
     for name in dict.fromkeys((common, own)):
         if name != BASELINE and (averages := _averages(found.get(name, []), tune.problem_type)):

@@ -8,7 +8,14 @@ from offramp.data.hashing import (
     split_examples,
 )
 from offramp.data.loading import load_examples
-from offramp.data.tasks import Task, check_problem_type, encode_labels, infer_task, majority_share
+from offramp.data.tasks import (
+    Task,
+    check_problem_type,
+    encode_labels,
+    infer_task,
+    majority_share,
+    names_source,
+)
 from offramp.data.tokens import encode
 
 __all__ = [
@@ -23,5 +30,6 @@ __all__ = [
     "input_id",
     "load_examples",
     "majority_share",
+    "names_source",
     "split_examples",
 ]

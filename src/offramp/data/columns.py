@@ -157,7 +157,7 @@ def read_text(source: Source, column: str) -> pa.ChunkedArray:
     values = as_arrow(source, column)
     if values.type == pa.null():
         raise DataError(f"{source.name}: column '{column}' is missing in every row.")
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if not _is_text(values.type):
         raise DataError(
             f"{source.name}: column '{column}' holds {values.type}, not text. Name the text "
             "column with --text."
@@ -209,9 +209,14 @@ def _label_type(kind: pa.DataType) -> pa.DataType | None:
         return pa.int64()
     if types.is_floating(kind) or types.is_decimal(kind):
         return pa.float64()
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
+    if _is_text(kind) or types.is_null(kind):
         return pa.string()
     return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")

@@ -6,7 +6,9 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
 from typing import Any, Literal, NoReturn, get_args
 
 from datasets import ClassLabel, Dataset, List, Value
@@ -117,6 +119,17 @@ def majority_share(labels: Sequence[Any], task: Task) -> float | None:
         return None
     answers = (tuple(label) if isinstance(label, list) else label for label in labels)
     return Counter(answers).most_common(1)[0][1] / len(labels)
+
+
+@contextmanager
+def names_source(data: object) -> Iterator[None]:
+    """Say of which file or hub id a row is that is refused within."""
+    try:
+        yield
+    except DataError as problem:
+        if not (isinstance(data, str | PathLike) and str(problem).startswith("Row ")):
+            raise
+        raise DataError(f"{data}: {problem}") from None
 
 
 # --- which task -----------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Budget:
             raise ConfigError(
                 f"A depth of {depth!r} runs no layer. Give a whole number, 1 or more."
             )
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
         if seconds is not None and not (number and 0 < seconds < math.inf):
             raise ConfigError(f"{seconds!r} seconds are no time. Give a finite number above 0.")
 
@@ -95,6 +95,13 @@ class Answers:
     exit_layers: Tensor
     bad: Tensor
     forced: Tensor | None = None
+
+
+NO_CLOCK = (
+    "Backend {} runs a batch in one call, without a clock. Give a budget of depth, or use backend "
+    "torch."
+)
+"""What an engine of one call says of a budget of seconds."""
 
 
 class RowAnswer(NamedTuple):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from offramp.backbones import Batch
-from offramp.engines.base import UNLIMITED, Answers, Budget, Exitable, rows_of
+from offramp.engines.base import NO_CLOCK, UNLIMITED, Answers, Budget, Exitable, rows_of
 from offramp.engines.graphs import Graphs, rule_of
 from offramp.engines.settings import INTEGERS, dtype_name
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
@@ -102,10 +102,7 @@ class CompiledEngine(ABC):
         a budget of seconds, since a graph has no clock.
         """
         if budget.seconds is not None:
-            raise ConfigError(
-                f"Backend {self.name} runs a batch in one call, without a clock. Give a budget of "
-                "depth, or use backend torch."
-            )
+            raise ConfigError(NO_CLOCK.format(self.name))
         session = self._session(policy, budget.deepest(self.model.depth))
         bar = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
 

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from offramp.backbones import Batch
 from offramp.engines.base import Budget, RowAnswer
 from offramp.engines.stepping import Answered, Group, Stepper, Waiting, split
@@ -180,6 +182,9 @@ class Stream:
 
 def check_options(slots: int, ahead: int, determinism: str | None, budget: Budget) -> None:
     """Refuse what makes no sense. Raises ConfigError."""
+    for option, value in (("slots", slots), ("ahead", ahead)):
+        if not isinstance(value, int | np.integer):
+            raise ConfigError(f"{option} is {value!r}; give a whole number.")
     if slots < 1 or ahead < slots:
         raise ConfigError(
             f"slots={slots}, ahead={ahead}: a stream needs at least one slot, and as many rows "

@@ -4,7 +4,7 @@ PonderNet with a net of three layers that also sees the layer before, and a dete
 leave once the probability of having halted is above q. Mended of the released code: batches of
 any size; the divergence is KL(p || prior), not KL(prior || p); the last layer halts for certain
 and p adds up to 1, where the code gives a row that has nearly halted 0.05 / L per later layer.
-`as_released` has the code's loss.
+`as_released` has the code's loss, but for the last layer, which halts for certain, and its start.
 """
 
 from functools import partial
@@ -19,6 +19,6 @@ PALBERT = Method(
     exits=HaltingSpec(input="both", layers=3, start=0.1),
     objective=partial(Ponder, beta=0.5, prior=0.1, tail="last"),
     policy="q_exit",
-    released={"as_released": True},
+    released={"as_released": True, "start": 0.5},
 )
 METHODS.register(PALBERT.name, PALBERT)

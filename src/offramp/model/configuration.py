@@ -14,7 +14,7 @@ from offramp.registry import nearest
 KEYS = ("model_type", "architectures", "method", "exits", "stock")
 """What a config.json of ours holds, besides what transformers may add."""
 
-_MIRRORED = ("id2label", "label2id", "problem_type")
+MIRRORED = ("id2label", "label2id", "problem_type")
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -39,7 +39,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.exits = exits.to_dict() if isinstance(exits, ExitKind) else dict(exits or {})
         self.method = method
         mirrored = self.stock_config()
-        for name in _MIRRORED:
+        for name in MIRRORED:
             kwargs[name] = getattr(mirrored, name)
         super().__init__(**kwargs)
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,7 +26,7 @@ from offramp.card import README, write_card
 from offramp.errors import ModelError
 from offramp.model.bounds import UNUSABLE, Building, Extent
 from offramp.model.card import card_for, stock_card
-from offramp.model.configuration import KEYS, MultiExitConfig, check_config_keys
+from offramp.model.configuration import KEYS, MIRRORED, MultiExitConfig, check_config_keys
 from offramp.storage import (
     Strict,
     fingerprint,
@@ -111,6 +111,8 @@ def resolve(source: str | os.PathLike[str], **hub: Any) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether a folder holds a multi-exit model; a folder without a config is an error."""
+    if not (path / CONFIG).is_file():
+        raise ModelError(f"{path} holds no model: there is no {CONFIG} in it. Give a model folder.")
     data = read_json(path / CONFIG, ModelError)
     if not isinstance(data, dict):
         raise ModelError(f"{path / CONFIG}: not a JSON object.")
@@ -186,6 +188,7 @@ def save(
     """Write a folder of ours; see `MultiExitModel.save_pretrained`."""
     state = tensors if tensors is not None else model.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _check_kept(model, state)
     manifest = manifest_of(model.config.to_dict(), state)
     recover(path)
     unchanged = _fingerprint_on_disk(path) == manifest.fingerprint
@@ -202,6 +205,27 @@ def save(
             processor.save_pretrained(staged)
         if card is not None:
             write_card(staged / README, card)
+
+
+def _check_kept(model: MultiExitModel, state: Mapping[str, Tensor]) -> None:
+    """Refuse what would come back as another model, or not at all. Raises ModelError."""
+    config = model.config
+    with torch.device("meta"):
+        again = type(model)(cast(MultiExitConfig, config))
+    for name, leaf in again.state_dict().items():
+        if name in state and state[name].shape != leaf.shape:
+            raise ModelError(
+                f"'{name}' has shape {tuple(state[name].shape)} and its config says "
+                f"{tuple(leaf.shape)}: it was changed after exits were hung on. Change the stock "
+                "model, and then make one with exits of it."
+            )
+    for name in MIRRORED:
+        kept = getattr(again.config, name)
+        if getattr(config, name) != kept or getattr(model.stock.config, name) != kept:
+            raise ModelError(
+                f"'{name}' of the config was changed after exits were hung on, and would be lost. "
+                "Change the stock model's, and then make one with exits of it."
+            )
 
 
 def save_stock(model: MultiExitModel, path: Path, processor: Any) -> None:

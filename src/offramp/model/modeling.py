@@ -151,7 +151,10 @@ class MultiExitModel(PreTrainedModel):
         return MultiExitOutput(loss=loss, logits=logits, exits=outputs)
 
     def fingerprint(self) -> str:
-        """A name for exactly these weights and exits; stable over save, load, device and dtype."""
+        """A name for exactly these weights and exits; stable over save, load, device and dtype.
+
+        Weights that are saved in another dtype are others, and so is their name.
+        """
         weights = self._weights()
         if self._known is None or self._known[0] != weights:
             manifest = folder.manifest_of(self.config.to_dict(), self.state_dict())
@@ -191,7 +194,7 @@ class MultiExitModel(PreTrainedModel):
         method: str | None = None,
         exits: ExitKind | None = None,
         head: Head | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         **hub: Any,
     ) -> MultiExitModel:
         """Load a multi-exit model, or hang new exits on any supported classifier.
@@ -202,7 +205,8 @@ class MultiExitModel(PreTrainedModel):
             exits: overrides the preset's exits.
             head: a new task head for a checkpoint that has none; without it a missing head
                 is an error.
-            dtype: compute dtype; the fingerprint stays that of the stored weights.
+            dtype: compute dtype, also by its name; `auto` is that of the stored weights, whose
+                the fingerprint stays.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
 
         Raises:
@@ -211,6 +215,9 @@ class MultiExitModel(PreTrainedModel):
             ConfigError: an unknown option, or one that does not apply to this folder.
         """
         _check_options(hub)
+        if not isinstance(exits, ExitKind | None):
+            raise ConfigError(f"exits is {exits!r}. Give an ExitSpec, as ExitSpec(pooling='cls').")
+        wanted = _dtype(dtype)
         path = folder.resolve(source, **{name: hub[name] for name in _HUB if name in hub})
         if folder.is_ours(path):
             if any(option is not None for option in (method, exits, head)):
@@ -226,7 +233,8 @@ class MultiExitModel(PreTrainedModel):
             stock = load_stock(path, head)
             model = cls.from_stock(stock, exits or preset.exits, preset.name)
         model.eval()
-        return model if dtype is None else model.to(dtype=dtype)  # type: ignore[call-arg]
+        _check_finite(model, source)
+        return model if wanted is None else model.to(dtype=wanted)  # type: ignore[call-arg]
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -247,6 +255,29 @@ class MultiExitModel(PreTrainedModel):
             folder.save(self, Path(save_directory), state_dict, processor)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+def _check_finite(model: MultiExitModel, source: object) -> None:
+    """Refuse broken layers, which may give numbers all the same: attention kernels lose NaN.
+
+    A broken embedding breaks the rows that hold its token alone, and these are named.
+    """
+    for name, leaf in model.backbone.layers.named_parameters():
+        if not torch.isfinite(leaf).all():
+            raise ModelError(
+                f"{source}: '{name}' of a layer holds NaN or infinite values, as after a training "
+                "that diverged. Take an earlier checkpoint."
+            )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """As transformers reads it; None is that of the stored weights."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype is {dtype!r}. Give float32, bfloat16, float16 or auto.")
+    return found
 
 
 def _check_options(given: Mapping[str, Any]) -> None:

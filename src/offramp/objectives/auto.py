@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.objectives.base import Clock, Stage
 from offramp.objectives.distillation import SelfDistillation
@@ -43,6 +44,12 @@ class Auto(SimulatedExits):
         sharpness: float = 1.0,
     ) -> None:
         super().__init__("entropy", thresholds, sharpness, calibration=0.0)
+        if not (0 <= warm_up < 1 and 0 <= exits_first < 1 and rate > 0):
+            raise ConfigError(
+                f"warm_up is {warm_up}, exits_first {exits_first} and rate {rate}. Give shares of "
+                "at least 0 and below 1, so that exits and model learn together in the end, and "
+                "a rate above 0."
+            )
         self.warm_up, self.exits_first, self.rate = warm_up, exits_first, rate
         self._alone = SelfDistillation()
 

@@ -58,10 +58,10 @@ class Gated(Objective):
         as_released: bool = False,
     ) -> None:
         super().__init__()
-        if every < 1 or not 0 <= floor <= 1:
+        if every < 1 or not (0 <= floor <= 1 and trade_off >= 0):
             raise ConfigError(
-                f"every is {every} and floor is {floor}. Give every 1 or more, and a floor from "
-                "0 to 1."
+                f"every is {every}, floor is {floor} and trade_off is {trade_off}. Give every 1 or "
+                "more, a floor from 0 to 1, and a trade_off from 0."
             )
         self.trade_off, self.costs = trade_off, costs
         self.every, self.floor = every, floor
@@ -111,7 +111,9 @@ class Gated(Objective):
         Raises ConfigError for costs that are not one per layer.
         """
         depth = found.shape[1]
-        costs = self.costs or [layer / depth for layer in range(1, depth + 1)]
+        costs = self.costs
+        if costs is None:
+            costs = [layer / depth for layer in range(1, depth + 1)]
         if len(costs) != depth:
             raise ConfigError(
                 f"costs has {len(costs)} numbers, the model {depth} layers. Give one per layer."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.objectives.base import Clock, Stage
 from offramp.objectives.joint import DepthWeighted
@@ -26,6 +27,8 @@ class Imitating(DepthWeighted):
 
     def __init__(self, detached: int = 0) -> None:
         super().__init__()
+        if detached < 0:
+            raise ConfigError(f"detached is {detached}. Give a number of layers from 0.")
         self.detached = detached
 
     def losses(

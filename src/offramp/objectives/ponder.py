@@ -33,9 +33,10 @@ class Ponder(Objective):
         prior: parameter of the geometric prior; 1 / prior is the depth it expects.
         tail: what the prior has beyond the last layer: `spread` over all layers, or all on the
             `last` one.
-        as_released: PALBERT's code instead: KL(prior || p); once less than 0.05 is left of a row's
-            p, its later p_i are 0.05 / L, so that p no longer adds up to 1; layers that no row
-            of the batch reaches add no loss.
+        as_released: PALBERT's code instead, but that the last layer halts for certain here as
+            well: KL(prior || p); once less than 0.05 is left of a row's p, its later p_i are
+            0.05 / L, so that p no longer adds up to 1; layers that no row of the batch reaches
+            add no loss.
 
     Raises:
         ConfigError: beta is negative, or the prior is not between 0 and 1.

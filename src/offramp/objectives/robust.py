@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.objectives.base import Gradients, Objective, Stage, added
 from offramp.objectives.task import distillation_loss, task_loss
@@ -40,6 +41,11 @@ class RobustExits(Objective):
         reference: Literal["exits", "last"] | None = "exits",
     ) -> None:
         super().__init__()
+        if not (temperature > 0 and 0 <= gamma <= 1):
+            raise ConfigError(
+                f"temperature is {temperature} and gamma is {gamma}. Give a temperature above 0, "
+                "and a gamma from 0 to 1."
+            )
         self.temperature = temperature
         self.gamma = gamma
         self.reduction = reduction

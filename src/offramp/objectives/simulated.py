@@ -54,6 +54,11 @@ class SimulatedExits(Objective):
         draw: Literal["quantiles", "last_epoch"] = "quantiles",
     ) -> None:
         super().__init__()
+        if thresholds < 1 or not (sharpness >= 0 and calibration >= 0):
+            raise ConfigError(
+                f"thresholds is {thresholds}, sharpness {sharpness} and calibration {calibration}. "
+                "Give at least one threshold, and the others from 0."
+            )
         self.doubt: Doubt = doubt
         self.thresholds, self.sharpness = thresholds, sharpness
         self.calibration, self.margin = calibration, margin

@@ -29,6 +29,8 @@ class LearnedWeights(Objective):
         self, equal: bool = False, start: float = 4.0, learning_rate: float = 1e-2
     ) -> None:
         super().__init__()
+        if not learning_rate > 0:
+            raise ConfigError(f"learning_rate is {learning_rate}. Give one above 0.")
         self.equal = equal
         self.start = start
         self.learning_rate = learning_rate

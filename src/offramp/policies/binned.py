@@ -27,7 +27,8 @@ class Binned(EvidencePolicy):
     Where accuracy was not measured it is taken to be the confidence, in ten equal bins.
 
     Args:
-        target: accuracy wanted.
+        target: accuracy wanted; as everywhere here it must be passed, where PCEE lets a bin leave
+            that just reaches it.
         edges: between bins, for each exit before the last, or once for all exits; a confidence
             equal to an edge is in the bin below it.
         accuracy: of the bins, one more than edges.

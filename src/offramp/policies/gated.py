@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from offramp.exits.base import ExitOutput
-from offramp.policies.base import POLICIES, EvidencePolicy, State
+from offramp.policies.base import POLICIES, EvidencePolicy, Policy, State
 
 
 @POLICIES.register("gated")
@@ -35,6 +35,12 @@ class Gated(EvidencePolicy):
 
     def with_bar(self, bar: float) -> Self:
         return self._with(threshold=max(bar, 0.0))
+
+    @classmethod
+    def variants(cls, problem_type: str, depth: int) -> list[Policy]:
+        """Exits may have been trained for either."""
+        fits = problem_type in cls.problem_types
+        return [cls(), cls(masses="simplex")] if fits else []
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
         gate = self.signal(output, "gate")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp import __version__
 from offramp.engines import INTEGERS, dtype_name
-from offramp.errors import ConfigError, ModelError, OutputError
+from offramp.errors import ConfigError, ModelError, OutputError, PointError
 from offramp.policies import EvidencePolicy, Policy
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Point, Predictor
@@ -85,8 +85,10 @@ def export(
     from offramp.engines.graphs import Graphs
 
     path = _path_for(output, format)
+    if dtype is not None and dtype_name(dtype) not in ("float32", *INTEGERS):
+        raise ConfigError(f"A file computes in fp32 or int8, not in {dtype}: leave the dtype out.")
     if not isinstance(model, Predictor):
-        model = Predictor.load(model, point or DEFAULT, backend=format, dtype=dtype)
+        model = _loaded(model, point or DEFAULT, format, dtype)
         point = None
     _check_engine(model, format, dtype)
     ready = model.ready(point)
@@ -105,6 +107,19 @@ def export(
         bar,
         policy.to_dict(),
     )
+
+
+def _loaded(
+    model: str | os.PathLike[str], point: Point, format: str, dtype: str | None
+) -> Predictor:
+    try:
+        return Predictor.load(model, point, backend=format, dtype=dtype)
+    except PointError as problem:
+        if dtype is None:
+            raise
+        raise PointError(
+            f"{problem} For a file, leave the dtype out, or name a point that was chosen in it."
+        ) from None
 
 
 def _path_for(output: str | os.PathLike[str], format: str) -> Path:

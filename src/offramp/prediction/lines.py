@@ -41,7 +41,9 @@ def predict_lines(
         handle: of an open file; 0 is stdin.
         columns: `text`, `text_pair`, `image` or `points`, of JSON objects.
 
-    Raises DataError for a line that is none of these, after the answers to those before it.
+    Raises DataError for a line that is none of these, after the answers to those before it. What is
+    only found when it is read, as a broken image or the name of no point, takes along the lines
+    that arrived with it.
     """
     predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
     labels = labels_of(predictor, ready, scores, sets, budget)

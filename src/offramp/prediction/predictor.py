@@ -31,6 +31,7 @@ from offramp.engines import (
     processor_fingerprint,
     windows,
 )
+from offramp.engines.base import NO_CLOCK
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
 from offramp.engines.making import ON_TORCH
 from offramp.engines.pool import SLOTS, Determinism, in_order
@@ -93,9 +94,11 @@ class Predictor:
         max_length: int | None = None,
         certified: bool = False,
     ) -> None:
-        if max_rows < 1 or max_tokens < 1:
+        whole = all(isinstance(one, int | np.integer) for one in (max_rows, max_tokens))
+        if not whole or max_rows < 1 or max_tokens < 1:
             raise ConfigError(
-                f"max_rows={max_rows}, max_tokens={max_tokens}: a batch holds 1 or more."
+                f"max_rows={max_rows!r}, max_tokens={max_tokens!r}: a batch holds a whole number "
+                "of each, 1 or more."
             )
         self.model = model
         self.processor = processor
@@ -377,6 +380,8 @@ class Predictor:
         """
         _check_items(items)
         course = Course(self.ready(point), budget)
+        if not isinstance(self.engine, TorchEngine) and budget.seconds is not None:
+            raise ConfigError(NO_CLOCK.format(self.engine.name))
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             asked = {"determinism": determinism, "slots": slots, "ahead": ahead}
             for option, value in asked.items():

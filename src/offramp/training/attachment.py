@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import set_seed
 
+from offramp.data import names_source
 from offramp.engines import label_names, plan_batches, warn_below_majority
 from offramp.errors import ConfigError
 from offramp.exits import ExitKind, ExitSpec, Pooling
@@ -100,16 +101,18 @@ def attach(
     path, target = resolve(source), Path(output)
     check_output(target, path)
     dataset = read_examples(data, Columns(split, text, text_pair, image, label, max_rows))
-    material = gather(path, dataset, None, given.seed, processor, max_length)
+    with names_source(data):
+        material = gather(path, dataset, None, given.seed, processor, max_length)
     spec = exits or (ExitSpec() if pooling is None else ExitSpec(pooling=pooling))
     _check_exits(spec, material.model)
     run = _Run(material, given, spec)
     work = WorkFolder(target)
-    work.open(run.asked())
-    with says_how_to_continue(work):
-        model = run.go(work)
-    move(model, material.released_type)
-    release(model, target, material.processor, work)
+    with work.alone():
+        work.open(run.asked())
+        with says_how_to_continue(work):
+            model = run.go(work)
+        move(model, material.released_type)
+        release(model, target, material.processor, work)
     return model
 
 

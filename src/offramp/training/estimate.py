@@ -118,8 +118,9 @@ def _of_stage(trainee: Trainee, model: MultiExitModel, rows: Rows, options: Trai
     given = partial(_vectors, model) if fed else dict
     each = _seconds(partial(_train_on, trainee), rows, size, state.device, given)
     passes = planned / updates
-    # two checkpoints of weights and two moments each, and the weights after the stage
-    disk = 7 * _bytes(trainee)
+    # three checkpoints of weights and two moments each, since the oldest goes when the newest is
+    # there, and the weights after the stage
+    disk = 10 * _bytes(trainee)
     return _Part(planned, 0.0 if fed else passes, each * batches * passes, disk)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 
+from offramp.data import names_source
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.methods import METHODS
@@ -117,15 +118,18 @@ def train(
     if "label" not in dataset.column_names and any(one.labelled for one in objective.ahead()):
         raise DataError(
             f"The data has no labels, which method '{method}' needs. Name their column with "
-            "--label, or use `attach`, which hangs exits on a finished classifier without labels."
+            "--label; or start from a classifier that has learnt its task, with `attach`, or where "
+            "a method then reads no labels, such as fastbert, with --fine-tuned."
         )
     head = head_for(path, dataset, problem_type, fresh_head)
     if fine_tuned:
         _check_finished(path, head, layers)
-    material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
+    with names_source(data):
+        material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
     objective.reads = material.model.backbone.reads
     if method != PLAIN:
         METHODS[method].check(material.model.problem_type)
+        _check_depth(material.model)
     own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
     wish = pooling or (getattr(spec, "pooling", None) if own else None)
     run = _Run(material, objective, chosen, new_head=head is not None)
@@ -135,11 +139,20 @@ def train(
     asked = {"method": method, "pooling": wish, "layers": layers, "fine_tuned": fine_tuned}
     asked |= {"as_released": as_released, "settings": dict(settings or {})}
     asked["cache"] = cached and cached.name
-    work.open({**run.asked(), **asked})
-    with says_how_to_continue(work):
-        model = run.go(work, method, spec, wish)
-    release(model, target, material.processor, work, plain=method == PLAIN)
+    with work.alone():
+        work.open({**run.asked(), **asked})
+        with says_how_to_continue(work):
+            model = run.go(work, method, spec, wish)
+        release(model, target, material.processor, work, plain=method == PLAIN)
     return model.stock if method == PLAIN else model
+
+
+def _check_depth(model: MultiExitModel) -> None:
+    if model.depth < 2:
+        raise ConfigError(
+            "A model of one layer has no exit before its last. Give one of two layers or more, or "
+            "take method 'plain'."
+        )
 
 
 @dataclass(frozen=True)

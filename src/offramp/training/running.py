@@ -22,7 +22,7 @@ from offramp.training.cache import CachedExits, filled_cache, sampled_vectors
 from offramp.training.options import TRAIN, TrainOptions, training_arguments
 from offramp.training.standard import moments, standardised
 from offramp.training.trainer import ExitTrainer, SaveByTheClock, Trainee, stops_between_steps
-from offramp.training.work import WorkFolder
+from offramp.training.work import WorkFolder, says_disk_is_full
 
 logger = logging.getLogger("offramp")
 
@@ -130,12 +130,13 @@ def run_stage(
     if last is not None:
         logger.info("Stage '%s' continues from %s.", name, last.name)
     began = time.monotonic()
-    with stops_between_steps(trainer):
+    with says_disk_is_full(work.path), stops_between_steps(trainer):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
         seconds = time.monotonic() - began
         logger.info("Stage '%s': %d steps in %.0f s.", name, trainer.state.global_step, seconds)
-        work.finish(name, trainee)
+        with says_disk_is_full(work.path):
+            work.finish(name, trainee)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -20,15 +21,19 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import offramp
+from offramp.calibration import list_points
 from offramp.data.hashing import dataset_ids
 from offramp.errors import ConfigError, OutputError
 from offramp.model.folder import CONFIG, is_ours
 from offramp.storage import (
+    LOCK,
     Strict,
+    alone_in,
     fingerprint,
     read_document,
     read_json,
@@ -65,6 +70,12 @@ class WorkFolder:
         with PartialState().main_process_first():
             self._open(run)
 
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else trains into the same output meanwhile. Raises ConfigError where one does."""
+        if not PartialState().is_main_process:
+            return contextlib.nullcontext()
+        return alone_in(self.path, "Another run")
+
     def _open(self, run: Run) -> None:
         before = self._before()
         if before == run:
@@ -78,8 +89,15 @@ class WorkFolder:
                 self.path,
                 ", ".join(changed),
             )
-        self.remove()
+        self._clear()
         write_document(self.path / "run.json", run)
+
+    def _clear(self) -> None:
+        for found in self.path.glob("*"):
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            elif found.name != LOCK:
+                found.unlink(missing_ok=True)
 
     def _before(self) -> Run | None:
         try:
@@ -162,6 +180,13 @@ def check_output(output: Path, source: Path, plain: bool = False) -> None:
         raise OutputError(f"{output} is a file; give a folder for the model.")
     if not plain and (output / CONFIG).is_file() and not is_ours(output):
         raise ConfigError(f"{output} holds another model. Give another folder, or remove it first.")
+    points = list_points(output)
+    if points:
+        logger.warning(
+            "%s holds a model with operating points (%s). It will be replaced, and they will go.",
+            output,
+            ", ".join(points),
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}."):
@@ -179,7 +204,8 @@ def check_space(folder: Path, wanted: int, mend: str) -> None:
     free = shutil.disk_usage(place).free + there
     if wanted > free:
         raise OutputError(
-            f"{folder}: this needs {wanted / 1e9:.1f} GB of disk, free are {free / 1e9:.1f} GB. "
+            f"{folder}: this needs {math.ceil(wanted / 1e6):,} MB of disk, free are "
+            f"{free // 1_000_000:,} MB. "
             f"{mend}"
         )
 
@@ -198,6 +224,24 @@ def dataset_fingerprint(dataset: Dataset) -> str:
             writer.write_table(whole)
         parts.append(fingerprint(sink.getvalue().to_pybytes()))
     return fingerprint(*names, *parts)
+
+
+_FULL = ("No space left", "Disk quota", "StorageFull", "code: 28", "inline_container")
+"""What the writers of checkpoints say of a disk that takes no more."""
+
+
+@contextlib.contextmanager
+def says_disk_is_full(folder: Path) -> Iterator[None]:
+    """Raise OutputError where a checkpoint could not be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        if not any(word in str(problem) for word in _FULL):
+            raise
+        raise OutputError(
+            f"{folder}: a checkpoint cannot be written, the disk seems to be full. Make room, and "
+            "the same command goes on from the last one."
+        ) from problem
 
 
 @contextlib.contextmanager
