@@ -174,7 +174,7 @@ def test_a_point_of_another_format_says_so_in_card_and_info(
     [
         ({"output": "m.pt"}, OutputError, r"ends with \.onnx"),
         ({"format": "tflite"}, ConfigError, "Unknown format 'tflite'"),
-        ({"dtype": "bf16"}, ConfigError, "does not compute in bf16"),
+        ({"dtype": "bf16"}, ConfigError, "fp32 or int8, not in bf16"),
         ({"output": "/dev/null/m.onnx", "point": POLICY}, OutputError, "cannot be written"),
     ],
 )

@@ -225,7 +225,7 @@ def test_what_is_no_model_folder_is_refused_with_a_reason(
         shutil.copytree(folder, tmp_path / f"bare-{folder.parent.name}")
         (tmp_path / f"bare-{folder.parent.name}" / "model.safetensors").unlink()
     said = {
-        "empty": "config.json: no such file",
+        "empty": "holds no model: there is no config.json",
         "file": "is a file",
         "nowhere/at/all": "neither a folder here nor",
         **{path.name: "model.safetensors" for path in tmp_path.glob("bare-*")},
