@@ -269,6 +269,7 @@ def test_seconds_of_training_are_kept_when_a_run_is_killed(
         (("--epochs", "0"), "must be positive"),
         (("--batch-size", "-1"), "must be positive"),
         (("--max-length", "0"), "must be positive"),
+        (("--max-length", "1"), "special tokens leave no room"),
         (("--rates", "nan"), "must be positive"),
     ],
 )

@@ -38,6 +38,7 @@ from offramp.comparison.recipe import recipe, share_of
 from offramp.comparison.rows import check_labels, check_scores, cut, keep
 from offramp.comparison.workers import Workers
 from offramp.data import data_fingerprint
+from offramp.data.tokens import load_tokenizer, token_limit
 from offramp.errors import ConfigError, NonFiniteError, OfframpError
 from offramp.methods import METHODS
 from offramp.metrics import METRICS, default_metric
@@ -218,7 +219,14 @@ def _head(source: Path, rows: Dataset, problem_type: str | None, fresh: bool) ->
     return head_for(source, rows, problem_type, fresh)
 
 
+def _check_length(source: Path, rows: Dataset, longest: int | None) -> None:
+    """Refuse rows so short that special tokens alone fill them. Raises ConfigError."""
+    if longest is not None and "text" in rows.column_names:
+        token_limit(load_tokenizer(source), longest, pairs="text_pair" in rows.column_names)
+
+
 def _plan(source: Path, rows: dict[str, Dataset], head: Head | None, **settings: Any) -> Plan:
+    _check_length(source, rows["train"], settings["max_length"])
     return Plan(
         model=str(source),
         model_fingerprint=_weights(source),
