@@ -275,10 +275,10 @@ def test_a_stock_checkpoint_loads_alone(stock: Path) -> None:
         assert torch.equal(loaded.eval()(**batch).logits, tiny_stock()(**batch).logits)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "auto", torch.bfloat16, "int8", "bf17"])
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "auto", torch.bfloat16, "int8", "float64"])
 def test_a_dtype_may_be_given_by_its_name(tmp_path: Path, dtype: Any) -> None:
     save_tiny(tmp_path)
-    if dtype in ("int8", "bf17"):
+    if dtype in ("int8", "float64"):
         with pytest.raises(ConfigError, match="Give float32, bfloat16"):
             MultiExitModel.from_pretrained(tmp_path, dtype=dtype)
         return
@@ -291,7 +291,10 @@ def test_what_would_not_come_back_is_not_saved(tmp_path: Path) -> None:
     resized.resize_token_embeddings(400)
     renamed = tiny_model()
     renamed.stock.config.id2label = {0: "x", 1: "y", 2: "z"}
-    for model, said in ((resized, "has shape"), (renamed, "'id2label' of the config")):
+    both = tiny_model()
+    both.config.id2label = both.stock.config.id2label = {0: "x", 1: "y", 2: "z"}
+    said_of = ((resized, "has shape"), (renamed, "'id2label' of"), (both, "'id2label' of"))
+    for model, said in said_of:
         with pytest.raises(ModelError, match=said):
             model.save_pretrained(tmp_path / "model")
         assert not (tmp_path / "model").exists()
@@ -304,3 +307,32 @@ def test_a_layer_that_is_broken_is_refused_by_name(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="of a layer holds NaN"):
         MultiExitModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"id2label": {0: "neg", 1: "mid", 2: "pos"}},
+        {"id2label": {"0": "neg", "1": "mid", "2": "pos"}},
+        {"label2id": {"neg": 0, "mid": 1, "pos": 2}},
+        {"label2id": {0: 0, 1: 1, 2: 2}},
+    ],
+)
+def test_labels_of_the_stock_model_are_saved_whatever_they_are(
+    tmp_path: Path, labels: dict[str, Any]
+) -> None:
+    stock = tiny_stock()
+    for name, value in labels.items():
+        setattr(stock.config, name, value)
+    MultiExitModel.from_stock(stock).save_pretrained(tmp_path)
+    again = MultiExitModel.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    assert MultiExitModel.from_pretrained(tmp_path / "again").fingerprint() == again.fingerprint()
+
+
+def test_a_model_is_saved_after_its_stock_model_was_asked_for_a_loss(tmp_path: Path) -> None:
+    stock = tiny_stock()
+    stock.config.problem_type = None
+    model = MultiExitModel.from_stock(stock)
+    stock(**tiny_batch(3), labels=torch.tensor([0, 1, 2]))
+    model.save_pretrained(tmp_path)

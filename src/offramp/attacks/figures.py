@@ -100,7 +100,8 @@ def refuse_fitted(specs: Sequence[PolicySpec]) -> None:
 def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> list[Policy]:
     """Each policy with the bar whose cost on clean rows is nearest to 1 / `target`.
 
-    Costs choose and nothing else, so that labels favour no policy.
+    Costs choose and nothing else, so that labels favour no policy; of the two rules for gates they
+    would choose by chance, so it is the paper's.
     """
     refuse_fitted(names)
     judge = Judge(clean)
@@ -108,7 +109,10 @@ def at_savings(clean: ExitTable, names: Sequence[PolicySpec], target: float) -> 
     def distance(outcome: Outcome) -> tuple[float, float]:
         return abs(math.log(outcome.cost * target)), outcome.cost
 
-    return [min(explore(judge, [name]), key=distance).policy for name in names]
+    def fits(outcome: Outcome) -> bool:
+        return getattr(outcome.policy, "masses", "cut") == "cut"
+
+    return [min(filter(fits, explore(judge, [name])), key=distance).policy for name in names]
 
 
 def budget_for(clean: ExitTable, target: float) -> int:

@@ -159,11 +159,13 @@ class OperatingPoint(Strict):
         mine, other = (self.engine, self.dtype), (engine, dtype)
         if mine == other or self.dtype == dtype == "float32":
             return
+        # a processor that makes seven bits of eight cannot do otherwise
+        able = (self.dtype, dtype) != ("int8", "int7")
+        mend = f"Use --backend {self.engine} --dtype {self.dtype}, or record" if able else "Record"
         raise PointError(
             f"Point '{self.name}' was chosen on {self.engine} in {self.dtype}, not on {engine} in "
-            f"{dtype}, where rows leave elsewhere. Use --backend {self.engine} --dtype "
-            f"{self.dtype}, or record a table with --backend {engine} --dtype {dtype} and run "
-            "`offramp calibrate` again."
+            f"{dtype}, where rows leave elsewhere. {mend} a table with --backend {engine} --dtype "
+            f"{dtype} and run `offramp calibrate` again."
         )
 
     def save(self, folder: str | Path) -> Path:

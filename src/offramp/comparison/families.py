@@ -82,7 +82,9 @@ def families(tune: ExitTable, own: str) -> dict[str, Family]:
     names = [name for name in POLICIES if name not in left_out]
     found = {name: starts for name in names if (starts := _starts(name, tune))}
     if Gated.name in found:
-        found[Gated.name], found[f"{Gated.name} simplex"] = ([one] for one in found[Gated.name])
+        by_masses = {one.masses: one for one in found[Gated.name] if isinstance(one, Gated)}
+        found[Gated.name] = [by_masses["cut"]]
+        found[f"{Gated.name} simplex"] = [by_masses["simplex"]]
     common = own_family("", tune.problem_type)
     for name in dict.fromkeys((common, own)):
         if name != BASELINE and (averages := _averages(found.get(name, []), tune.problem_type)):

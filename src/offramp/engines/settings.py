@@ -6,17 +6,9 @@ from typing import Any
 
 import torch
 
+from offramp.backbones.dtypes import DTYPES
 from offramp.errors import ConfigError
 from offramp.registry import nearest
-
-DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
 
 INTEGERS = ("int8", "int7")
 """Layers in integers of eight bits; in the second with weights of seven, for processors on which

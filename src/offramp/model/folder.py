@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -209,9 +209,9 @@ def save(
 
 def _check_kept(model: MultiExitModel, state: Mapping[str, Tensor]) -> None:
     """Refuse what would come back as another model, or not at all. Raises ModelError."""
-    config = model.config
+    config = MultiExitConfig.from_dict(model.config.to_dict())
     with torch.device("meta"):
-        again = type(model)(cast(MultiExitConfig, config))
+        again = type(model)(config)
     for name, leaf in again.state_dict().items():
         if name in state and state[name].shape != leaf.shape:
             raise ModelError(
@@ -219,9 +219,12 @@ def _check_kept(model: MultiExitModel, state: Mapping[str, Tensor]) -> None:
                 f"{tuple(leaf.shape)}: it was changed after exits were hung on. Change the stock "
                 "model, and then make one with exits of it."
             )
+    now = plain_config(model.stock.config)
     for name in MIRRORED:
-        kept = getattr(again.config, name)
-        if getattr(config, name) != kept or getattr(model.stock.config, name) != kept:
+        changed = now.get(name) != config.stock.get(name)
+        changed |= getattr(model.config, name) != getattr(config, name)
+        # transformers itself fills in the task at the first loss
+        if changed and not (name == "problem_type" and now.get(name) == model.problem_type):
             raise ModelError(
                 f"'{name}' of the config was changed after exits were hung on, and would be lost. "
                 "Change the stock model's, and then make one with exits of it."

@@ -33,6 +33,7 @@ from offramp.engines import (
 )
 from offramp.engines.base import NO_CLOCK
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
+from offramp.engines.compiled import CompiledEngine
 from offramp.engines.making import ON_TORCH
 from offramp.engines.pool import SLOTS, Determinism, in_order
 from offramp.engines.steps import most_padding
@@ -380,7 +381,7 @@ class Predictor:
         """
         _check_items(items)
         course = Course(self.ready(point), budget)
-        if not isinstance(self.engine, TorchEngine) and budget.seconds is not None:
+        if isinstance(self.engine, CompiledEngine) and budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.engine.name))
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             asked = {"determinism": determinism, "slots": slots, "ahead": ahead}

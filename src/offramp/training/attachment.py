@@ -37,6 +37,7 @@ from offramp.training.preparing import (
     Columns,
     Data,
     Material,
+    check_depth,
     check_pooling,
     gather,
     read_examples,
@@ -118,6 +119,7 @@ def attach(
 
 def _check_exits(exits: ExitKind, model: MultiExitModel) -> None:
     """Refuse exits that do not fit the model, or that have nothing to learn."""
+    check_depth(model)
     exits.build(model.backbone, cast(int, model.config.num_labels))
     if not exits.own_answers:
         raise ConfigError(

@@ -27,6 +27,7 @@ from offramp.training.preparing import (
     Columns,
     Data,
     Material,
+    check_depth,
     check_pooling,
     gather,
     head_for,
@@ -129,7 +130,7 @@ def train(
     objective.reads = material.model.backbone.reads
     if method != PLAIN:
         METHODS[method].check(material.model.problem_type)
-        _check_depth(material.model)
+        check_depth(material.model)
     own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
     wish = pooling or (getattr(spec, "pooling", None) if own else None)
     run = _Run(material, objective, chosen, new_head=head is not None)
@@ -145,14 +146,6 @@ def train(
             model = run.go(work, method, spec, wish)
         release(model, target, material.processor, work, plain=method == PLAIN)
     return model.stock if method == PLAIN else model
-
-
-def _check_depth(model: MultiExitModel) -> None:
-    if model.depth < 2:
-        raise ConfigError(
-            "A model of one layer has no exit before its last. Give one of two layers or more, or "
-            "take method 'plain'."
-        )
 
 
 @dataclass(frozen=True)

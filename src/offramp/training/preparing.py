@@ -69,6 +69,14 @@ def check_pooling(pooling: str | None) -> None:
         )
 
 
+def check_depth(model: MultiExitModel) -> None:
+    """Refuse a model that no exit fits into."""
+    if model.depth < 2:
+        raise ConfigError(
+            "A model of one layer has no exit before its last. Give one of two layers or more."
+        )
+
+
 def read_examples(data: Data, columns: Columns) -> Dataset:
     """Examples with a `text` or `image` column, or a dataset that is encoded already, as it is."""
     if isinstance(data, Dataset) and "input_ids" in data.column_names:

@@ -183,7 +183,8 @@ def check_output(output: Path, source: Path, plain: bool = False) -> None:
     points = list_points(output)
     if points:
         logger.warning(
-            "%s holds a model with operating points (%s). It will be replaced, and they will go.",
+            "%s holds a model with operating points (%s). It will be replaced, and they will go "
+            "unless the weights come out the same.",
             output,
             ", ".join(points),
         )
@@ -239,8 +240,8 @@ def says_disk_is_full(folder: Path) -> Iterator[None]:
         if not any(word in str(problem) for word in _FULL):
             raise
         raise OutputError(
-            f"{folder}: a checkpoint cannot be written, the disk seems to be full. Make room, and "
-            "the same command goes on from the last one."
+            f"The disk seems to be full: {problem}. Make room, and the same command goes on with "
+            f"what lies in {folder}."
         ) from problem
 
 
