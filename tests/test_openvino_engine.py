@@ -147,7 +147,7 @@ def test_what_it_cannot_run_is_refused(
         bert.run({"input_ids": torch.zeros((0, 4), dtype=torch.long)}, FULL)
     with pytest.raises(ConfigError, match=r"'openvino' does not compute in fp16.*backend='torch'"):
         make_engine(bert.model, "openvino", "fp16")
-    with pytest.raises(ConfigError, match="float32 or int8, not in bfloat16"):
+    with pytest.raises(ConfigError, match="float32, int8, int7, not in bfloat16"):
         Graphs(bert.model, "bfloat16")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[openvino\]"):

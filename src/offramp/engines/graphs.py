@@ -72,7 +72,7 @@ class Graphs:
         require_onnx(extra)
         _check(model)
         if dtype not in DTYPES:
-            known = " or ".join(DTYPES)
+            known = ", ".join(DTYPES)
             raise ConfigError(f"Files are in {known}, not in {dtype}. Load the model in one.")
         _check_size(model, dtype)
         self.model = model

@@ -4,7 +4,7 @@ PonderNet with a net of three layers that also sees the layer before, and a dete
 leave once the probability of having halted is above q. Mended of the released code: batches of
 any size; the divergence is KL(p || prior), not KL(prior || p); the last layer halts for certain
 and p adds up to 1, where the code gives a row that has nearly halted 0.05 / L per later layer.
-`as_released` has the code's loss, but for the last layer, which halts for certain, and its start.
+`as_released` has the code's start and its loss, but that the last layer halts for certain.
 """
 
 from functools import partial

@@ -206,8 +206,8 @@ class MultiExitModel(PreTrainedModel):
             exits: overrides the preset's exits.
             head: a new task head for a checkpoint that has none; without it a missing head
                 is an error.
-            dtype: compute dtype, also by its name; `auto` is that of the stored weights, whose
-                the fingerprint stays.
+            dtype: compute dtype, also by its name; `auto` is that of the stored weights. The
+                fingerprint stays theirs.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
 
         Raises:
