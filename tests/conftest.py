@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import os
 import shutil
@@ -9,6 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -52,6 +55,26 @@ def few_updates() -> Iterator[None]:
     """Exits of few rows need not be good ones here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("offramp.training.attachment.FEWEST_UPDATES", 20)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_table_of_operators() -> Iterator[None]:
+    """The exporter reads its table anew for each graph: a second and a half, and the same table."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry as exporter
+    except ImportError:  # without the extra, or in another version of torch
+        yield
+        return
+    read = functools.cache(exporter.from_torchlib)
+
+    def table(*given: Any, **named: Any) -> Any:
+        own = copy.copy(read(*given, **named))
+        own.functions = {name: list(known) for name, known in own.functions.items()}
+        return own
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exporter, "from_torchlib", staticmethod(table))
         yield
 
 

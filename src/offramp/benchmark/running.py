@@ -35,6 +35,8 @@ RUNTIMES = get_args(Runtime)
 USUAL: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
 """Without the one that compiles for minutes."""
 SHARES = (0.25, 0.5, 0.75)
+_ROUNDING = 1e-3
+"""33.3 percent of three layers are one."""
 BATCH_SIZES = (1, 8, 32, 128)
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
@@ -74,8 +76,8 @@ def bench(
         output: folder for `bench.html` and `bench.json`; None writes nothing.
         points: names of operating points, each for the engines and precisions that it was chosen
             for; else `default` where the folder has it.
-        depths: mean exit depths to force, as shares of all layers; else 0.25, 0.5 and 0.75
-            where there is no point.
+        depths: mean exit depths to force, as shares of all layers, one layer at least; else 0.25,
+            0.5 and 0.75, where there is no point.
         backends: of `torch`, `inductor`, `onnx` and `openvino`.
         precisions: of `fp32`, `bf16`, `fp16` and `int8`.
         batch_sizes: beside the stream of rows as they come; else those of 1, 8, 32 and 128 that
@@ -197,7 +199,14 @@ def _leaving(
     chosen = {f"point {name}": _point(subject, name) for name in points}
     if depths is None and chosen:
         return _Leaving(chosen, {})
-    shares = depths or SHARES
+    depth = subject.model.depth
+    shares = depths or [share for share in SHARES if share * depth >= 1] or [1.0]
+    for share in shares:
+        if share * depth < 1 - _ROUNDING:
+            raise ConfigError(
+                f"--depths: {100 * share:g} percent of {depth} layers is less than one layer. Give "
+                f"{100 / depth:.3g} or more."
+            )
     names = [f"{100 * share:g}% depth" for share in shares]
     forced = forced_policies(subject.model, shares, rows)
     return _Leaving(chosen, dict(zip(names, forced, strict=True)))
@@ -239,6 +248,8 @@ def _machine(device: torch.device) -> dict[str, str]:
     facts = {"processor": _processor(), "cores": str(os.cpu_count() or 1)}
     if device.type == "cuda":
         facts["GPU"] = torch.cuda.get_device_name(device)
+    elif dtype_name("int8") == "int7":
+        facts["int8 of offramp"] = "weights of 7 bits: the processor has no VNNI"
     facts["system"] = f"{platform.system()} {platform.machine()}"
     facts["Python"] = platform.python_version()
     for name in _LIBRARIES:
