@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mapie.risk_control import control_fwer
 from scipy.stats import binomtest, multinomial
 
-from offramp import OperatingPoint
+from offramp import ExitTable, OperatingPoint
 from offramp.calibration import RISKS, certify, choose
 from offramp.calibration.bounds import betting, betting_bound, binomial, binomial_bound
 from offramp.calibration.certificate import Procedure, percent, rows_needed
@@ -318,6 +318,10 @@ def test_broken_and_repeated_rows_are_said() -> None:
     said = " ".join(found.messages)
     assert "10 rows with NaN" in said
     assert "repeat the input of another" in said
+    promise, certificate = found.point.promise(), found.point.certificate
+    assert certificate is not None
+    assert certificate.repeated > 20
+    assert f"repeat as often ({certificate.repeated} of them did)" in str(promise)
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.00125, "0.125%"), (0.9999999, "99.99999%")])
@@ -340,6 +344,25 @@ def test_the_proof_may_be_rows_of_their_own_but_no_row_twice() -> None:
         certify(proof, proof, max_disagreement="10%")
     with pytest.raises(TableError, match="may not be used to prove"):
         certify(proof, search, max_disagreement="10%")
+
+
+def test_a_point_knows_the_rows_of_its_search_and_of_its_proof() -> None:
+    proof = table_of(600, seed=2, role="calibrate")
+    scores, kind = table_of(400, seed=1).scores, "single_label_classification"
+    search = ExitTable.from_arrays(scores, problem_type=kind, data_fingerprint="searched")
+    point = certify(search, proof, max_disagreement="10%").point
+    rows = ("searched", proof.header.data_fingerprint, "others")
+    assert [point.made_with(one) for one in rows] == [True, True, False]
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.parametrize(("name", "says"), [("../x", "Take letters"), ("full", "full depth")])
+def test_a_name_that_none_can_have_is_refused_before_the_search(
+    confidence: float | None, name: str, says: str
+) -> None:
+    nothing = table_of(1, labelled=False)  # which is refused as well, but later
+    with pytest.raises(PointError, match=says):
+        choose(nothing, confidence=confidence, max_drop=0.1, name=name)
 
 
 def test_a_changed_or_uncertified_point_cannot_be_loaded_as_certified(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from offramp.calibration import Monitor, OperatingPoint, calibrate
 from offramp.cli.main import main
 from offramp.data import encode
 from offramp.engines import Budget, record
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, PointError
 from offramp.policies import Fixed, Full
 from offramp.prediction import Predictor, predict, predict_file
 from offramp.prediction.partial import PartialFile
@@ -209,10 +209,33 @@ def test_a_file_keeps_the_level_it_was_begun_with(folder: Path, tmp_path: Path) 
         predictor.watch(path=path, level=0.01)
 
 
+def test_a_file_is_kept_by_one_watcher_at_a_time(folder: Path, tmp_path: Path) -> None:
+    path, first, second = tmp_path / "w.json", Predictor.load(folder), Predictor.load(folder)
+    kept = first.watch(share=1, path=path)
+    list(predict(first, TEXTS[:20]))
+    with pytest.raises(ConfigError, match=r"Somebody else watches with .*w\.json"):
+        second.watch(share=1, path=path)
+    kept.close()
+    assert second.watch(share=1, path=path).monitor.audited == 20
+
+
+def test_a_file_that_is_refused_is_free_for_others(folder: Path, tmp_path: Path) -> None:
+    predictor, path = Predictor.load(folder), tmp_path / "w.json"
+    predictor.watch(path=path).close()
+    with pytest.raises(ConfigError, match="begun with level"):
+        predictor.watch(path=path, level=0.01)
+    Predictor.load(folder).watch(path=path)
+
+
+def test_the_watched_point_is_no_way_out(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="'default', which is what is watched"):
+        Predictor.load(folder).watch(on_alarm="default")
+
+
 def test_full_depth_is_nothing_to_watch(folder: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to watch"):
         Predictor.load(folder, "full").watch()
-    with pytest.raises(ConfigError, match="audits nothing"):
+    with pytest.raises(ConfigError, match="No share of the rows is 0"):
         Predictor.load(folder).watch(share=0)
 
 
@@ -248,6 +271,8 @@ def test_the_command_line_promises_or_says_how_many_rows_it_takes(
     capsys.readouterr()
     assert main(["info", str(made)]) == 0
     assert "Guaranteed with 95% confidence" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(PointError, match=r"cuts them to 6\. Leave max_length out"):
+        Predictor.load(made, certified=True, max_length=6)
     assert main(["evaluate", str(made), "-d", str(data), "--no-speed", "-q"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "promised at most 99%; " in said

@@ -48,8 +48,9 @@ def summary(report: AttackReport) -> str:
     if report.full_score is not None:
         full = f" Full depth scores {report.metric} {report.full_score:.4f} on them."
     return (
-        f"{report.rows:,} rows; policies set to a cost reduction of {report.target_speedup:g}x on "
-        f"them; budget: {report.max_depth} of {report.depth} layers.{full}"
+        f"{report.rows:,} rows; policies set as near as they go to a cost reduction of "
+        f"{report.target_speedup:g}x on them; "
+        f"budget: {report.max_depth} of {report.depth} layers.{full}"
     )
 
 

@@ -188,7 +188,7 @@ class TextAttack(Attack):
         if not victim.queries:
             raise DataError(
                 f"No word of {len(texts)} rows is one that attack '{self.name}' knows another for. "
-                "Give other rows, or more synonyms."
+                f"Give other rows{', or more synonyms' if self.name == 'words' else ''}."
             )
         changed = [kept.rows[row]["attacked"] for row in texts]
         columns = {name: ([one[name] for one in changed], Value("string")) for name in names}

@@ -25,6 +25,7 @@ class Certificate(Strict):
         procedure: over the candidates, see `certify`.
         test: of one candidate.
         rows: that it rests on; nothing was chosen on these but by the procedure.
+        repeated: of them, those that have the input of another.
         estimate: mean loss on these rows.
         bound: the mean loss of the population is below this with `confidence`, if this point
             alone had been tested; None without a confidence.
@@ -33,6 +34,7 @@ class Certificate(Strict):
         faster_after, withdrawn_after: so many of the rows, had they been planted or mislabelled,
             would have given a faster point, or taken this one away; fewer may do, see `Influence`.
         population: fingerprint of the rows.
+        searched: fingerprint of the rows that the policy was searched on.
         seal: fingerprint of all this and of what it is said of, see `OperatingPoint`.
     """
 
@@ -42,6 +44,7 @@ class Certificate(Strict):
     procedure: Procedure
     test: Test
     rows: int = Field(ge=1)
+    repeated: int = Field(default=0, ge=0)
     estimate: float = Field(ge=-1, le=1)
     bound: Annotated[float, Field(ge=-1, le=1)] | None
     tested: int = Field(ge=1)
@@ -49,6 +52,7 @@ class Certificate(Strict):
     faster_after: int | None = None
     withdrawn_after: int | None = None
     population: str
+    searched: str | None = None
     seal: str = ""
 
     def hangs_on(self) -> str | None:
@@ -73,10 +77,11 @@ class Certificate(Strict):
                 f"{percent(self.limit)}; nothing is guaranteed for this draw "
                 f"({self.estimate:.2%} on these rows)."
             )
+        alike = "" if not self.repeated else f" and repeat as often ({self.repeated:,} of them did)"
         return (
             f"Guaranteed with {percent(self.confidence)} confidence: {what}, at most "
             f"{percent(self.limit)}, from {self.rows:,} rows ({self.estimate:.2%} on these), "
-            f"while the rows to come are like those, population {self.population[:8]}."
+            f"while the rows to come are like those{alike}, population {self.population[:8]}."
         )
 
 

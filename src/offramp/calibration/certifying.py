@@ -20,7 +20,7 @@ from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import PolicySpec, applicable, explore
 from offramp.calibration.influence import influence
 from offramp.calibration.judge import Judge, Outcome, finite_rows
-from offramp.calibration.point import OperatingPoint
+from offramp.calibration.point import OperatingPoint, check_name
 from offramp.calibration.proving import P_VALUES, Floats, bound, losses_under, path_of, prove
 from offramp.calibration.risks import RISKS, Risk
 from offramp.calibration.search import (
@@ -90,6 +90,7 @@ def certify(
         TableError: the role forbids it, labels are missing, rows are in both tables, or there
             are too few.
     """
+    check_name(name)
     target = Target.of(None, max_drop, max_disagreement, False, max_risk, risk)
     measured, sure = RISKS[str(target.loss)], _confidence(confidence)
     _check(target, measured, procedure, test, seed)
@@ -121,6 +122,7 @@ def certify(
         procedure=procedure,
         test="mean" if procedure == "expectation" else test,
         rows=rest.rows,
+        repeated=(repeated := rest.rows - len(np.unique(rest.ids))),
         estimate=float(mine.mean()),
         bound=_bound(mine, sure, procedure, test, place),
         tested=max(1, len(path)),
@@ -128,6 +130,7 @@ def certify(
         faster_after=moved.faster,
         withdrawn_after=moved.withdrawn,
         population=_population(rest),
+        searched=search.header.data_fingerprint,
     )
     left_out = {"rows_excluded": excluded}
     point = point_of(name, target, judged, outcome).model_copy(update=left_out)
@@ -142,7 +145,6 @@ def certify(
         near = bool(path) and losses[:, 0].mean() >= target.value
         needed = 0 if near else _needed(path, target, sure, procedure)
         said = sentences.no_promise(target, promised, needed, sets is not None)
-    repeated = rest.rows - len(np.unique(rest.ids))
     cautions = sentences.proof(search.rows, rest.rows, excluded, repeated, point.sets)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
@@ -248,9 +250,9 @@ def for_proof(table: ExitTable) -> npt.NDArray[np.bool_]:
 
 
 def proven_on(table: ExitTable, point: OperatingPoint) -> ExitTable:
-    """The rows that a point was proven on, of a table that held all; without a promise, all."""
+    """The rows that a point was proven on, or chosen on, of a table that held all."""
     if point.certificate is None:
-        return table
+        return table if point.sets is None else table.take(~for_sets(table))
     mine = for_proof(table) & finite_rows(table)
     return table.take(mine if point.sets is None else mine & ~for_sets(table, _OF_SETS))
 

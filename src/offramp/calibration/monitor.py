@@ -241,11 +241,19 @@ def _watched(point: OperatingPoint) -> tuple[str, float, bool]:
     """What can be seen without labels, its limit, and whether that is promised."""
     promised = point.certificate
     if isinstance(promised, Certificate) and promised.confidence is not None:
+        if promised.risk not in RISKS:
+            raise ConfigError(
+                f"Point '{point.name}' promises the risk '{promised.risk}', which nothing here "
+                "has registered. Import or install what does."
+            )
         risk = RISKS[promised.risk]
         if not risk.labelled and risk.lowest >= 0:  # a gain could cost a bet more than there is
             return risk.name, promised.limit, True
     if point.problem_type == "regression":
-        raise ConfigError("Regression has no risk that is seen without labels, so none to watch.")
+        raise ConfigError(
+            "Of regression nothing is watched but the promise of a risk that needs no labels, and "
+            f"point '{point.name}' makes none. Register such a risk and promise it."
+        )
     others = round(point.disagreement * point.rows)
     losses = np.zeros(point.rows)
     losses[:others] = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,11 +22,13 @@ from offramp.calibration.target import Target
 from offramp.errors import OfframpError, OutputError, PointError
 from offramp.policies import Policy, make_policy
 from offramp.registry import nearest
-from offramp.storage import Strict, fingerprint, parse_document, read_document, write_document
+from offramp.storage import Strict, fingerprint, read_document, write_document
 from offramp.table import ProblemType
 
 FOLDER = "points"
-_TAMPERED = "what the certificate was made for has changed, or what it says"
+_TAMPERED = (
+    "what the certificate was made for has changed, or what it says. Run `offramp calibrate` again"
+)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FULL = "full"
 """What full depth is called where a point is asked for."""
@@ -101,6 +104,11 @@ class OperatingPoint(Strict):
             raise ValueError(str(problem)) from None
         return self
 
+    def made_with(self, data_fingerprint: str) -> bool:
+        """Whether these rows took part in the search or the proof."""
+        searched = self.certificate and self.certificate.searched
+        return data_fingerprint in (self.data_fingerprint, searched)
+
     @property
     def certified(self) -> bool:
         """Whether something is promised, and not of an average over draws alone."""
@@ -139,7 +147,7 @@ class OperatingPoint(Strict):
         """Refuse a point that was chosen for another model or processor, or that is no longer what
         its certificate was made for. Raises PointError."""
         if self._tampered():
-            raise PointError(f"Point '{self.name}': {_TAMPERED}. Run `offramp calibrate` again.")
+            raise PointError(f"Point '{self.name}': {_TAMPERED}.")
         for what, mine, other in (
             ("model", self.model_fingerprint, model_fingerprint),
             ("processor", self.processor_fingerprint, processor_fingerprint),
@@ -220,10 +228,17 @@ def usable_points(folder: str | Path) -> list[OperatingPoint]:
     return found
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a point, which is that of a file. Raises PointError."""
+    if name == FULL:
+        raise PointError(f"'{FULL}' is what full depth is called; give the point another name.")
+    if not re.fullmatch(_NAME, name):
+        raise PointError(
+            f"'{name}' cannot be the name of a point. Take letters, digits, '.', '_' and '-', up "
+            "to 64 of them, the first a letter or a digit."
+        )
+
+
 def _path(folder: str | Path, name: str) -> Path:
-    parse_document(_Name, {"name": name}, "Operating point", PointError)
+    check_name(name)
     return Path(folder) / FOLDER / f"{name}.json"
-
-
-class _Name(Strict):
-    name: PointName

@@ -83,7 +83,12 @@ class Risk:
         """Refuse a risk that the task or the lack of labels rules out."""
         if problem_type not in self.problem_types:
             fitting = [name for name in RISKS if problem_type in RISKS[name].problem_types]
-            use = f"Use: {', '.join(fitting)}." if fitting else "None of those known is."
+            use = (
+                f"Use: {', '.join(fitting)}."
+                if fitting
+                else "Nothing known can be promised of that task: leave --confidence out for a "
+                "choice without a promise, or register a risk of your own."
+            )
             raise ConfigError(f"Risk '{self.name}' is not for {problem_type}. {use}")
         if self.labelled and not labelled:
             free = [name for name in RISKS if not RISKS[name].labelled]

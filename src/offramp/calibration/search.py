@@ -12,7 +12,7 @@ from offramp.calibration import probabilities, sentences
 from offramp.calibration.conformal import Sets, parse_coverage
 from offramp.calibration.frontier import BASELINE, PolicySpec, applicable, explore
 from offramp.calibration.judge import Judge, Outcome, finite_rows
-from offramp.calibration.point import OperatingPoint
+from offramp.calibration.point import OperatingPoint, check_name
 from offramp.calibration.risks import RISKS
 from offramp.calibration.target import Target
 from offramp.errors import ConfigError, PointError, TableError
@@ -91,6 +91,7 @@ def calibrate(
         ConfigError: contradictory or meaningless demands.
         TableError: the role forbids it, labels are missing, or no row is usable.
     """
+    check_name(name)
     require_role(table, ("tune", "calibrate"), "choose a policy")
     table.check_content()
     share, apart = None if sets is None else parse_coverage(sets), table

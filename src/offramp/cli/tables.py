@@ -285,7 +285,7 @@ def evaluate(
 def _say_if_chosen_on(predictor: Predictor, table: ExitTable) -> None:
     """Figures of the rows of the choice say little about others."""
     chosen = predictor.chosen
-    if chosen is not None and chosen.data_fingerprint == table.header.data_fingerprint:
+    if chosen is not None and chosen.made_with(table.header.data_fingerprint):
         logging.getLogger("offramp").warning(
             "Point '%s' was made with these very rows: they say little of others.", chosen.name
         )

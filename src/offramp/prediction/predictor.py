@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from offramp.backbones import Batch
-from offramp.calibration import Monitor, OperatingPoint, list_points, parse_share
+from offramp.calibration import OperatingPoint, list_points, parse_share
 from offramp.calibration.conformal import Sets
 from offramp.engines import (
     UNLIMITED,
@@ -43,7 +43,7 @@ from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
 from offramp.prediction.items import Item, Row, items_of, options_of
 from offramp.prediction.ready import Course, ReadyPoint
-from offramp.prediction.watching import Watch
+from offramp.prediction.watching import Watch, begin
 
 logger = logging.getLogger("offramp")
 
@@ -214,6 +214,12 @@ class Predictor:
     def _checked(self, point: OperatingPoint) -> ReadyPoint:
         point.check(self.model.fingerprint(), self.processor_fingerprint)
         point.check_engine(self.engine.name, self.engine.dtype)
+        whole = items_of(self.model, self.inputs, None).longest
+        if self._certified and whole != self.max_length:
+            raise PointError(
+                f"Point '{point.name}' promises for texts of up to {whole} tokens, and max_length "
+                f"cuts them to {self.max_length}. Leave max_length out."
+            )
         return ReadyPoint(point.build_policy(), point.sets, point.temperatures, point.certificate)
 
     def watch(
@@ -227,29 +233,37 @@ class Predictor:
 
         Args:
             share: of rows to audit, 0.01 or '1%'; each costs a full run.
-            path: a file that keeps what was seen over restarts.
+            path: a file that keeps what was seen over restarts, for one process at a time.
             on_alarm: `warn` says so and goes on, `full` runs every row to full depth from then
                 on, and the name of another point uses that one.
             level: chance of a false alarm, ever.
 
         Raises:
-            ConfigError: there is no operating point to watch, or an option makes no sense.
+            ConfigError: there is no operating point to watch, an option makes no sense, or
+                somebody else watches with the file.
             PointError: no such point, or a file of another one.
         """
         point = self.chosen
         if point is None:
-            raise ConfigError("There is nothing to watch: rows run under no operating point.")
+            raise ConfigError(
+                "There is nothing to watch: rows run under no operating point. Choose one of the "
+                "folder's points; `offramp info` lists them."
+            )
         audited = parse_share(share)
         if not 0 < audited <= 1:
-            raise ConfigError(f"A share of {share} audits nothing. Write 1% or 0.01.")
-        known = path is not None and Path(path).exists()
-        monitor = Monitor.load(str(path), point) if known else Monitor.of(point, level)
-        if monitor.level != level:
-            raise ConfigError(f"{path} was begun with level={monitor.level:g}, not {level:g}.")
+            raise ConfigError(f"No share of the rows is {share}. Write 1% or 0.01.")
         instead = None if on_alarm == WARN else self.ready(on_alarm)
+        if instead is not None and instead.policy == self.policy != Full():
+            raise ConfigError(
+                f"After an alarm rows would run under '{on_alarm}', which is what is watched. Name "
+                f"another point, '{WARN}' or '{FULL}'."
+            )
         place = None if path is None else Path(path)
+        if self.watched is not None:
+            self.watched.close()
+        monitor, kept = begin(point, place, level)
         kind = self.model.problem_type
-        self.watched = Watch(monitor, audited, self.policy, instead, place, kind)
+        self.watched = Watch(monitor, audited, self.policy, instead, place, kind, kept)
         return self.watched
 
     @cached_property

@@ -9,15 +9,54 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from offramp.calibration import RISKS, Monitor
+from offramp.calibration import RISKS, Monitor, OperatingPoint
 from offramp.calibration.risks import Answered
-from offramp.errors import OutputError
+from offramp.errors import ConfigError, OfframpError, OutputError
 from offramp.policies import Policy
 from offramp.prediction.items import Row
 from offramp.prediction.ready import ReadyPoint
 
 logger = logging.getLogger("offramp")
+
+
+def begin(
+    point: OperatingPoint, path: Path | None, level: float
+) -> tuple[Monitor, FileLock | None]:
+    """A new monitor of a point or the one of a file, and the lock of that file.
+
+    One process at a time may keep a file: the last to write would undo what others saw. Where none
+    can be kept there is no lock, as is said when there is something to keep.
+
+    Raises ConfigError where somebody has it, or it has another level.
+    """
+    lock = None if path is None else _lock(path)
+    if path is None or not path.exists():
+        return Monitor.of(point, level), lock
+    try:
+        monitor = Monitor.load(path, point)
+        if monitor.level != level:
+            raise ConfigError(f"{path} was begun with level={monitor.level:g}, not {level:g}.")
+    except OfframpError:
+        if lock is not None:
+            lock.release()
+        raise
+    return monitor, lock
+
+
+def _lock(path: Path) -> FileLock | None:
+    # whoever closes need not be the thread that began
+    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"Somebody else watches with {path}. Give each process a file of its own."
+        ) from None
+    except OSError:
+        return None
+    return lock
 
 
 class Watch:
@@ -30,6 +69,7 @@ class Watch:
         instead: the point after an alarm; None keeps the first.
         path: where the monitor is saved after what it notes of audits; None keeps it in memory.
         problem_type: of the model.
+        kept: lock of the path, see `begin`; released with `close`.
     """
 
     def __init__(
@@ -40,9 +80,11 @@ class Watch:
         instead: ReadyPoint | None,
         path: Path | None,
         problem_type: str,
+        kept: FileLock | None = None,
     ) -> None:
         self.monitor, self.share, self.policy = monitor, share, policy
         self._instead, self._path, self._problem_type = instead, path, problem_type
+        self._kept = kept
         self._drawn = np.random.default_rng()  # nobody shall know which row is audited
         self._lock = threading.Lock()
         self._of_thread = threading.local()
@@ -119,9 +161,11 @@ class Watch:
                 self._save()
 
     def close(self) -> None:
-        """Save what was seen."""
+        """Save what was seen; others may then watch with the file."""
         with self._lock:
             self._save()
+        if self._kept is not None:
+            self._kept.release()
 
     def _save(self) -> None:
         """Rows get their answers even where what was seen cannot be kept."""
