@@ -158,6 +158,21 @@ def test_a_predictor_is_exported_as_it_computes(folder: Path, tmp_path: Path) ->
         export(Predictor.load(folder), tmp_path / "m.onnx", dtype="int8")
 
 
+def test_the_file_reads_what_the_tokenizer_gives_and_nothing_more(
+    folder: Path, done: Exported, tmp_path: Path
+) -> None:
+    assert "token_type_ids" in done.inputs
+    silent = Predictor.load(folder)
+    silent.processor.model_input_names = ["input_ids", "attention_mask"]
+    fewer = export(silent, tmp_path / "model.onnx", progress=False)
+    assert set(fewer.inputs) == set(done.inputs) - {"token_type_ids"}
+    given = tiny_batch_for(silent.model.stock, 6)
+    batch = {name: leaf for name, leaf in given.items() if name != "token_type_ids"}
+    known, found = _run(_session(done.path), batch), _run(_session(fewer.path), batch)
+    for name, values in known.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 def test_a_point_of_another_format_says_so_in_card_and_info(
     folder: Path, tmp_path: Path, offramp: Callable[..., Said]
 ) -> None:

@@ -112,6 +112,21 @@ def test_the_pipeline_refuses_what_is_no_text_at_once(folder: Path) -> None:
         pipeline(folder, "full", device="cpu")(None)
 
 
+def test_the_pipeline_takes_the_names_of_columns_for_no_texts(folder: Path) -> None:
+    table = Dataset.from_dict({"text": TEXTS}).to_pandas()
+    classify = pipeline(folder, "full", device="cpu")
+    with pytest.raises(DataError, match=r"a DataFrame.*table\['text'\].tolist"):
+        classify(table)
+    assert list(classify(table["text"])) == classify(TEXTS)
+
+
+def test_a_model_is_named(folder: Path) -> None:
+    predictor = Predictor.load(folder, "full")
+    with pytest.raises(ModelError, match=r"not by a MultiExitModel.*Predictor"):
+        pipeline(predictor.model)  # type: ignore[arg-type]
+    assert predict(Predictor(predictor.model, predictor.processor, "full"), TEXTS[:1])
+
+
 def test_the_pipeline_streams_from_an_iterator_without_end(folder: Path) -> None:
     classify = pipeline(folder, device="cpu", max_rows=2)
     said = classify(TEXTS[row % 9] for row in itertools.count())

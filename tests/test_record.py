@@ -11,7 +11,14 @@ import torch
 from datasets import Dataset
 
 from offramp.data import encode, encode_labels, infer_task, input_id
-from offramp.engines import TorchEngine, collate, cost_model, processor_fingerprint, record
+from offramp.engines import (
+    TorchEngine,
+    collate,
+    cost_model,
+    processor_fingerprint,
+    record,
+    warn_below_majority,
+)
 from offramp.errors import DataError, OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import (
@@ -190,6 +197,16 @@ def test_full_depth_below_the_majority_class_is_said_aloud(
         record_tiny(tmp_path, model, dataset.add_column("label", (right + 1) % 3))
     assert "mapped to the wrong classes" in caplog.text
     assert "0=label-0" in caplog.text
+
+
+def test_full_depth_that_gives_everyone_the_majority_class_is_said_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    always, kind = np.tile([0.0, 1.0], (10, 1)), "single_label_classification"
+    warn_below_majority(always, np.ones(10, dtype=int), kind, ["no", "yes"])
+    assert not caplog.text  # rows of one class cannot tell
+    warn_below_majority(always, np.array([1] * 7 + [0] * 3), kind, ["no", "yes"])
+    assert "right on 70.0% of 10 rows, no more than" in caplog.text
 
 
 def test_scores_that_are_not_finite_are_recorded_and_flagged_on_replay(tmp_path: Path) -> None:

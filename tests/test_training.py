@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from offramp.model import MultiExitModel
 from offramp.testing import save_tiny_stock, tiny_batch, tiny_texts
@@ -57,6 +62,22 @@ def test_an_attached_model_answers_at_full_depth_bit_for_bit_like_its_source(
         assert torch.equal(model(**batch).logits, wanted)
         again = MultiExitModel.from_pretrained(tmp_path / "out")
         assert torch.equal(again(**batch).logits, wanted)
+
+
+def test_a_plain_trainer_evaluates_the_model(tmp_path: Path) -> None:
+    batch = tiny_batch(12, 8, padded=False)
+    columns = {name: leaf.tolist() for name, leaf in batch.items()}
+    rows = Dataset.from_dict({**columns, "labels": [0, 1, 2] * 4})
+    model = MultiExitModel.from_pretrained(save_tiny_stock(tmp_path / "stock"))
+    how = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=4, use_cpu=True, report_to="none"
+    )
+    trainer = Trainer(model, how)
+    assert trainer.evaluate(rows)["eval_loss"] > 0
+    with torch.inference_mode():
+        wanted = model(**batch).logits
+    found = trainer.predict(rows).predictions
+    torch.testing.assert_close(torch.from_numpy(found), wanted)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

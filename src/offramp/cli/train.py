@@ -119,9 +119,9 @@ def attach(
 ) -> None:
     """Hang exits on a fine-tuned classifier, which stays as it is.
 
-    The exits learn from the classifier's own answers, so the text needs no labels. Its
-    full-depth answers do not change. A run that was stopped continues when the same command
-    is given again.
+    The exits learn from the classifier's own answers, so the text needs no labels; where there
+    are some, exits learn from them as well. Full-depth answers do not change. A run that was
+    stopped continues when the same command is given again.
 
     Examples:
       offramp attach my-classifier --data texts.csv --output my-classifier-offramp

@@ -184,7 +184,7 @@ def _bar(rows: int, role: str, progress: bool) -> Any:
 def warn_below_majority(
     scores: Array, labels: Array, problem_type: str, names: Sequence[str]
 ) -> None:
-    """Warn where full depth is worse than no model at all, so that labels seem to be mixed up.
+    """Warn where full depth is no better than no model at all; rows of one class cannot tell.
 
     Args:
         scores: at full depth, (rows, classes).
@@ -194,12 +194,14 @@ def warn_below_majority(
         return
     right = METRICS["accuracy"].compare(predictions(scores, problem_type), labels)
     majority = np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels)
-    if right < majority:
+    if right <= majority < 1:
         logger.warning(
-            "Full depth is right on %.1f%% of the rows, less than always answering the most "
-            "frequent answer (%.1f%%). The labels are probably mapped to the wrong classes: "
-            "the model's are %s.",
+            "Full depth is right on %.1f%% of %s rows, no more than always answering the most "
+            "frequent answer (%.1f%%). Either the labels are mapped to the wrong classes, or the "
+            "model has not learnt this task, and then what exits save means little. Its classes "
+            "are %s.",
             100 * right,
+            f"{len(labels):,}",
             100 * majority,
             ", ".join(f"{n}={name}" for n, name in enumerate(names)),
         )

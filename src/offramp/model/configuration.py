@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -27,6 +27,8 @@ class MultiExitConfig(PreTrainedConfig):
     """
 
     model_type = "offramp"
+    # a Trainer that evaluates gathers all else that a model says
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["exits"]
 
     def __init__(
         self,

@@ -91,6 +91,11 @@ def _entry(tensor: Tensor) -> TensorEntry:
 
 def resolve(source: str | os.PathLike[str], **hub: Any) -> Path:
     """A local folder for a folder name or hub id; downloads only safetensors and text."""
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"A model is named by a folder or a hub id, not by a {type(source).__name__}. One that "
+            "is loaded answers through offramp.prediction.Predictor(model, processor)."
+        )
     if not os.fspath(source):
         raise ModelError("The name of the model is empty. Give a folder or a hub id.")
     path = Path(source)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 """How the file's name ends; the weights of an .xml lie in a .bin beside it."""
 _NEW_BAR = "bar.used"
+_KINDS = "token_type_ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def export(
     check_place(path)
     graphs = Graphs(model.model, model.engine.dtype, progress, extra=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
+    _fill_in(file, model.processor)
     bar = _with_bar(file, policy)
     _refuse_rows(file, policy)
     size = _WRITERS[format](file, _described(model, ready, bar), path)
@@ -173,6 +175,17 @@ def _with_answer(file: ModelProto, problem_type: str) -> ModelProto:
     file.graph.node.append(node)
     file.graph.output.insert(0, value)
     return file
+
+
+def _fill_in(file: ModelProto, processor: Any) -> None:
+    """What a model reads and its own tokenizer does not give: all tokens are of the first kind."""
+    from onnx import helper
+
+    given = getattr(processor, "model_input_names", [_KINDS])
+    inputs = {value.name: value for value in file.graph.input}
+    if _KINDS in inputs and _KINDS not in given:
+        file.graph.input.remove(inputs[_KINDS])
+        file.graph.node.insert(0, helper.make_node("Sub", ["input_ids", "input_ids"], [_KINDS]))
 
 
 def _with_bar(file: ModelProto, policy: Policy) -> float | None:

@@ -100,13 +100,15 @@ class Classifier:
         if isinstance(inputs, list):
             return answers(inputs)
         try:
-            if isinstance(inputs, bytes | np.ndarray):
+            # to go through a table is to go through the names of its columns
+            if isinstance(inputs, bytes | np.ndarray) or hasattr(inputs, "columns"):
                 raise TypeError
             asked = iter(inputs)
         except TypeError:
             raise DataError(
-                f"Not an input: {inputs!r}, a {type(inputs).__name__}. Give a text, a pair, an "
-                "image, a dict or an iterable of them."
+                f"Not an input: {inputs!r:.200}, a {type(inputs).__name__}. Give a text, a pair, "
+                "an image, a dict or an iterable of them; of a table or an array a list, as in "
+                "table['text'].tolist()."
             ) from None
         return self._lazily(asked, answers)
 
