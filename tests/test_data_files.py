@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_columns_are_found_by_convention(
     row = load_examples(tmp_path / "a.csv")[0]
     found = [row.get(name) for name in ("text", "text_pair", "label")]
     assert found == [None if name is None else f"in {name}" for name in (text, pair, label)]
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "said"),
+    [
+        ("title,body", {}, "reads 'body'"),
+        ("body,rating", {}, "reads 'body', 'rating'"),
+        ("title,body", {"text": "body"}, ""),
+        ("text,label", {}, ""),
+    ],
+)
+def test_a_column_that_was_guessed_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, header: str, named: dict[str, str], said: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\none,1\nother,2\n")
+    with caplog.at_level(logging.INFO, "offramp"):
+        load_examples(path, **named)
+    assert ("reads" in caplog.text) == bool(said)
+    assert said in caplog.text
 
 
 def test_columns_are_named_by_options(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         print(
-            "Stopped with Ctrl-C; nothing half-written is left. Given again, train, attach, tune, "
-            "compare, predict and attack --output go on from where they were, other commands "
-            "start anew.",
+            "Stopped with Ctrl-C; no output is half-written. Given again, train, attach, tune, "
+            "compare, and predict and attack with --output go on from where they were, by what "
+            "lies beside the output; other commands start anew.",
             file=sys.stderr,
         )
         return STOPPED

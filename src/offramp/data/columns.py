@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from offramp.data.images import NAMES as IMAGES
 from offramp.data.sources import Source, as_arrow
 from offramp.errors import ConfigError, DataError
 from offramp.registry import nearest
+
+logger = logging.getLogger("offramp")
 
 PAIRS = (
     ("text", "text_pair"),
@@ -37,6 +40,8 @@ LABELS = (
     "gold_label", "intent", "emotion",
 )
 # fmt: on
+_PLAIN = {"text", "text_pair", "image", "label", "labels"}
+"""Names that say what they are for."""
 
 
 class Chosen(NamedTuple):
@@ -84,6 +89,9 @@ def choose_columns(
     used = [column for column in (text, text_pair, image, label, point) if column is not None]
     if len(set(used)) < len(used):
         raise DataError(f"{source.name}: one column is named twice: {', '.join(used)}.")
+    guessed = [column for column in used if column not in given.values() and column != point]
+    if {column.lower() for column in guessed} - _PLAIN:
+        logger.info("%s: reads %s.", source.name, ", ".join(f"'{column}'" for column in guessed))
     return Chosen(text, text_pair, image, label, point)
 
 
