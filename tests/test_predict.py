@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from offramp.data import encode
 from offramp.engines import processor_fingerprint, record
 from offramp.errors import ConfigError, DataError, ModelError, PointError
 from offramp.policies import Entropy, Fixed, Full, Margin, MaxProbability, Patience, Policy
-from offramp.prediction import Predictor, pipeline, predict
+from offramp.prediction import Classifier, Predictor, pipeline, predict
 from offramp.testing import (
     PROBLEM_TYPES,
     save_tiny,
@@ -118,6 +119,16 @@ def test_the_pipeline_takes_the_names_of_columns_for_no_texts(folder: Path) -> N
     with pytest.raises(DataError, match=r"a DataFrame.*table\['text'\].tolist"):
         classify(table)
     assert list(classify(table["text"])) == classify(TEXTS)
+
+
+def test_another_process_gets_a_pipeline_of_its_own(folder: Path) -> None:
+    classify = pipeline(folder, Fixed(layer=2), device="cpu", max_rows=4)
+    copied = pickle.loads(pickle.dumps(classify))
+    assert copied(TEXTS[:9]) == classify(TEXTS[:9])
+    assert copied.predictor.max_rows == 4
+    assert copied.predictor.model is not classify.predictor.model
+    with pytest.raises(TypeError, match="a folder or hub id"):
+        pickle.dumps(Classifier(classify.predictor))
 
 
 def test_a_model_is_named(folder: Path) -> None:

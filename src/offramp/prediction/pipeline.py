@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,16 +44,29 @@ def pipeline(
         [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
     """
     how = {"device": device, "dtype": dtype, "backend": backend, **options}
-    return Classifier(Predictor.load(model, point, **how))
+    again = partial(pipeline, model, point, **how)
+    return Classifier(Predictor.load(model, point, **how), again)
 
 
 class Classifier:
-    """Classifies texts or images; any number of threads may share one."""
+    """Classifies texts or images; any number of threads may share one.
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    Another process gets one of its own: a copy is loaded anew from where the model lies.
+
+    Args:
+        predictor: answers.
+        again: makes the same one; without it there are no copies.
+    """
+
+    def __init__(self, predictor: Predictor, again: Callable[[], Classifier] | None = None) -> None:
+        self.predictor, self._again = predictor, again
         self._names = Labels(predictor.model).names
         self._function = function(_usual_function(predictor))
+
+    def __reduce__(self) -> tuple[Callable[[], Classifier], tuple[()]]:
+        if self._again is None:
+            raise TypeError("Only what `pipeline` made of a folder or hub id can be copied.")
+        return self._again, ()
 
     def __call__(
         self,
