@@ -62,11 +62,12 @@ def few_updates() -> Iterator[None]:
 def one_table_of_operators() -> Iterator[None]:
     """The exporter reads its table anew for each graph: a second and a half, and the same table."""
     try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry as exporter
-    except ImportError:  # without the extra, or in another version of torch
+        from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+
+        read = functools.cache(Registry.from_torchlib)
+    except (ImportError, AttributeError):  # without the extra, or in another version of torch
         yield
         return
-    read = functools.cache(exporter.from_torchlib)
 
     def table(*given: Any, **named: Any) -> Any:
         own = copy.copy(read(*given, **named))
@@ -74,7 +75,7 @@ def one_table_of_operators() -> Iterator[None]:
         return own
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(exporter, "from_torchlib", staticmethod(table))
+        patched.setattr(Registry, "from_torchlib", staticmethod(table))
         yield
 
 

@@ -281,6 +281,7 @@ def test_no_depth_is_less_than_one_layer(place: Path) -> None:
     subject = open_subject(place / "exits")
     depth = subject.model.depth
     assert len(_leaving(subject, [], [1 / depth], 32).forced) == 1
+    assert len(_leaving(subject, [], [float(f"{1 / depth:.3g}")], 32).forced) == 1
     with pytest.raises(ConfigError, match=f"5 percent of {depth} layers is less than one layer"):
         _leaving(subject, [], [0.05], 32)
     assert all(one.middle >= 1 for one in _leaving(subject, [], None, 32).forced.values())

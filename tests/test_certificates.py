@@ -355,6 +355,15 @@ def test_a_point_knows_the_rows_of_its_search_and_of_its_proof() -> None:
     assert [point.made_with(one) for one in rows] == [True, True, False]
 
 
+def test_a_point_sealed_before_certificates_knew_of_their_search_is_still_one() -> None:
+    point = certify(table_of(2000), max_disagreement="5%").point
+    assert point.certificate is not None
+    older = point.promising(point.certificate.model_copy(update={"repeated": 0, "searched": None}))
+    said = older.model_dump(mode="json")
+    del said["certificate"]["repeated"], said["certificate"]["searched"]
+    assert OperatingPoint.model_validate(said) == older
+
+
 @pytest.mark.parametrize("confidence", [None, 0.95])
 @pytest.mark.parametrize(("name", "says"), [("../x", "Take letters"), ("full", "full depth")])
 def test_a_name_that_none_can_have_is_refused_before_the_search(

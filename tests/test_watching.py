@@ -216,7 +216,13 @@ def test_a_file_is_kept_by_one_watcher_at_a_time(folder: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"Somebody else watches with .*w\.json"):
         second.watch(share=1, path=path)
     kept.close()
-    assert second.watch(share=1, path=path).monitor.audited == 20
+    mine = second.watch(share=1, path=path)
+    assert mine.monitor.audited == 20
+    list(predict(second, TEXTS[:30]))
+    list(predict(first, TEXTS[:5]))  # is still watched, but no longer kept
+    kept.close()
+    mine.close()
+    assert Monitor.load(path, OperatingPoint.load(folder)).audited == 50
 
 
 def test_a_file_that_is_refused_is_free_for_others(folder: Path, tmp_path: Path) -> None:

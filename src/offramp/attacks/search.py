@@ -186,9 +186,10 @@ class TextAttack(Attack):
                 bar.update()
         victim.queries += sum(found["queries"] for found in kept.rows.values())
         if not victim.queries:
+            mend = "Give other rows, or more synonyms." if self.name == "words" else "Give others."
             raise DataError(
                 f"No word of {len(texts)} rows is one that attack '{self.name}' knows another for. "
-                f"Give other rows{', or more synonyms' if self.name == 'words' else ''}."
+                + mend
             )
         changed = [kept.rows[row]["attacked"] for row in texts]
         columns = {name: ([one[name] for one in changed], Value("string")) for name in names}

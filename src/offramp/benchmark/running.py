@@ -35,8 +35,8 @@ RUNTIMES = get_args(Runtime)
 USUAL: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
 """Without the one that compiles for minutes."""
 SHARES = (0.25, 0.5, 0.75)
-_ROUNDING = 1e-3
-"""33.3 percent of three layers are one."""
+_ROUNDING = 1e-2
+"""33.3 percent of three layers are one layer."""
 BATCH_SIZES = (1, 8, 32, 128)
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
@@ -133,7 +133,7 @@ def bench(
         parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
         forced=bool(leaving.forced),
         threads=count,
-        machine=_machine(where),
+        machine=_machine(where, precisions),
         lengths=lengths,
         contenders=tuple(able),
         workloads=tuple(workloads),
@@ -200,16 +200,20 @@ def _leaving(
     if depths is None and chosen:
         return _Leaving(chosen, {})
     depth = subject.model.depth
+    _check_depths(depths or (), depth)
     shares = depths or [share for share in SHARES if share * depth >= 1] or [1.0]
+    names = [f"{100 * share:g}% depth" for share in shares]
+    forced = forced_policies(subject.model, shares, rows)
+    return _Leaving(chosen, dict(zip(names, forced, strict=True)))
+
+
+def _check_depths(shares: Sequence[float], depth: int) -> None:
     for share in shares:
         if share * depth < 1 - _ROUNDING:
             raise ConfigError(
                 f"--depths: {100 * share:g} percent of {depth} layers is less than one layer. Give "
                 f"{100 / depth:.3g} or more."
             )
-    names = [f"{100 * share:g}% depth" for share in shares]
-    forced = forced_policies(subject.model, shares, rows)
-    return _Leaving(chosen, dict(zip(names, forced, strict=True)))
 
 
 def _point(subject: Subject, name: str) -> OperatingPoint:
@@ -243,13 +247,13 @@ def _threads(wanted: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _machine(device: torch.device) -> dict[str, str]:
+def _machine(device: torch.device, precisions: Sequence[str]) -> dict[str, str]:
     """What the figures hold for."""
     facts = {"processor": _processor(), "cores": str(os.cpu_count() or 1)}
     if device.type == "cuda":
         facts["GPU"] = torch.cuda.get_device_name(device)
-    elif dtype_name("int8") == "int7":
-        facts["int8 of offramp"] = "weights of 7 bits: the processor has no VNNI"
+    elif "int8" in precisions and dtype_name("int8") == "int7":
+        facts["int8"] = "offramp's has weights of 7 bits, since the processor has no VNNI"
     facts["system"] = f"{platform.system()} {platform.machine()}"
     facts["Python"] = platform.python_version()
     for name in _LIBRARIES:

@@ -25,7 +25,7 @@ class Certificate(Strict):
         procedure: over the candidates, see `certify`.
         test: of one candidate.
         rows: that it rests on; nothing was chosen on these but by the procedure.
-        repeated: of them, those that have the input of another.
+        repeated: of them, those beyond the first of an equal input.
         estimate: mean loss on these rows.
         bound: the mean loss of the population is below this with `confidence`, if this point
             alone had been tested; None without a confidence.

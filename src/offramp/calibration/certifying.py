@@ -122,7 +122,7 @@ def certify(
         procedure=procedure,
         test="mean" if procedure == "expectation" else test,
         rows=rest.rows,
-        repeated=(repeated := rest.rows - len(np.unique(rest.ids))),
+        repeated=rest.rows - len(np.unique(rest.ids)),
         estimate=float(mine.mean()),
         bound=_bound(mine, sure, procedure, test, place),
         tested=max(1, len(path)),
@@ -145,7 +145,7 @@ def certify(
         near = bool(path) and losses[:, 0].mean() >= target.value
         needed = 0 if near else _needed(path, target, sure, procedure)
         said = sentences.no_promise(target, promised, needed, sets is not None)
-    cautions = sentences.proof(search.rows, rest.rows, excluded, repeated, point.sets)
+    cautions = sentences.proof(search.rows, rest.rows, excluded, promised.repeated, point.sets)
     return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
 
 

@@ -106,7 +106,7 @@ class OperatingPoint(Strict):
 
     def made_with(self, data_fingerprint: str) -> bool:
         """Whether these rows took part in the search or the proof."""
-        searched = self.certificate and self.certificate.searched
+        searched = None if self.certificate is None else self.certificate.searched
         return data_fingerprint in (self.data_fingerprint, searched)
 
     @property
@@ -128,6 +128,9 @@ class OperatingPoint(Strict):
         """Fingerprint of all that the point says, but for its name."""
         said = self.model_dump(mode="json", exclude={"name", "offramp", "certificate"})
         claim = self.certificate and self.certificate.model_dump(mode="json", exclude={"seal"})
+        for name in ("repeated", "searched"):  # older certificates are sealed without
+            if claim and not claim[name]:
+                del claim[name]
         return fingerprint(json.dumps([said, claim], sort_keys=True))
 
     def _tampered(self) -> bool:
@@ -232,7 +235,7 @@ def check_name(name: str) -> None:
     """Refuse what cannot be the name of a point, which is that of a file. Raises PointError."""
     if name == FULL:
         raise PointError(f"'{FULL}' is what full depth is called; give the point another name.")
-    if not re.fullmatch(_NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise PointError(
             f"'{name}' cannot be the name of a point. Take letters, digits, '.', '_' and '-', up "
             "to 64 of them, the first a letter or a digit."
@@ -240,5 +243,6 @@ def check_name(name: str) -> None:
 
 
 def _path(folder: str | Path, name: str) -> Path:
-    check_name(name)
+    if name != FULL:
+        check_name(name)
     return Path(folder) / FOLDER / f"{name}.json"

@@ -86,8 +86,8 @@ class Risk:
             use = (
                 f"Use: {', '.join(fitting)}."
                 if fitting
-                else "Nothing known can be promised of that task: leave --confidence out for a "
-                "choice without a promise, or register a risk of your own."
+                else "Nothing known measures that task: register a risk of your own, or choose by "
+                "--max-drop without --confidence."
             )
             raise ConfigError(f"Risk '{self.name}' is not for {problem_type}. {use}")
         if self.labelled and not labelled:

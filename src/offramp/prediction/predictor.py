@@ -42,7 +42,7 @@ from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
 from offramp.prediction.items import Item, Row, items_of, options_of
-from offramp.prediction.ready import Course, ReadyPoint
+from offramp.prediction.ready import Course, ReadyPoint, check_length
 from offramp.prediction.watching import Watch, begin
 
 logger = logging.getLogger("offramp")
@@ -214,12 +214,8 @@ class Predictor:
     def _checked(self, point: OperatingPoint) -> ReadyPoint:
         point.check(self.model.fingerprint(), self.processor_fingerprint)
         point.check_engine(self.engine.name, self.engine.dtype)
-        whole = items_of(self.model, self.inputs, None).longest
-        if self._certified and whole != self.max_length:
-            raise PointError(
-                f"Point '{point.name}' promises for texts of up to {whole} tokens, and max_length "
-                f"cuts them to {self.max_length}. Leave max_length out."
-            )
+        if self._certified and point.policy["name"] != FULL:
+            check_length(point, self.items, items_of(self.model, self.inputs, None))
         return ReadyPoint(point.build_policy(), point.sets, point.temperatures, point.certificate)
 
     def watch(
@@ -253,7 +249,8 @@ class Predictor:
         if not 0 < audited <= 1:
             raise ConfigError(f"No share of the rows is {share}. Write 1% or 0.01.")
         instead = None if on_alarm == WARN else self.ready(on_alarm)
-        if instead is not None and instead.policy == self.policy != Full():
+        # full depth that is watched may well fall back on full depth
+        if instead is not None and self.policy != Full() and instead.policy == self.policy:
             raise ConfigError(
                 f"After an alarm rows would run under '{on_alarm}', which is what is watched. Name "
                 f"another point, '{WARN}' or '{FULL}'."
@@ -261,6 +258,7 @@ class Predictor:
         place = None if path is None else Path(path)
         if self.watched is not None:
             self.watched.close()
+            self.watched = None
         monitor, kept = begin(point, place, level)
         kind = self.model.problem_type
         self.watched = Watch(monitor, audited, self.policy, instead, place, kind, kept)

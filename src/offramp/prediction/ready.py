@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 from offramp.calibration.certificate import Certificate
 from offramp.calibration.conformal import Sets
+from offramp.calibration.point import OperatingPoint
 from offramp.calibration.probabilities import Temperatures
 from offramp.engines import Budget
+from offramp.errors import PointError
 from offramp.policies import Policy
+from offramp.prediction.items import Items
 
 
 class ReadyPoint(NamedTuple):
@@ -29,3 +32,12 @@ class Course(NamedTuple):
 
     point: ReadyPoint
     budget: Budget
+
+
+def check_length(point: OperatingPoint, items: Items, whole: Items) -> None:
+    """Refuse a promise of whole texts where they are cut to fewer tokens. Raises PointError."""
+    if items.longest != whole.longest:
+        raise PointError(
+            f"Point '{point.name}' promises for texts of up to {whole.longest} tokens, and "
+            f"max_length cuts them to {items.longest}. Leave max_length out."
+        )

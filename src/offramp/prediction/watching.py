@@ -26,16 +26,16 @@ def begin(
 ) -> tuple[Monitor, FileLock | None]:
     """A new monitor of a point or the one of a file, and the lock of that file.
 
-    One process at a time may keep a file: the last to write would undo what others saw. Where none
-    can be kept there is no lock, as is said when there is something to keep.
+    One process at a time may keep a file: the last to write would undo what others saw. The lock is
+    a hidden file beside it, which stays.
 
     Raises ConfigError where somebody has it, or it has another level.
     """
-    lock = None if path is None else _lock(path)
-    if path is None or not path.exists():
-        return Monitor.of(point, level), lock
+    if path is None:
+        return Monitor.of(point, level), None
+    lock = _lock_of(path.resolve())
     try:
-        monitor = Monitor.load(path, point)
+        monitor = Monitor.load(path, point) if path.exists() else Monitor.of(point, level)
         if monitor.level != level:
             raise ConfigError(f"{path} was begun with level={monitor.level:g}, not {level:g}.")
     except OfframpError:
@@ -45,16 +45,17 @@ def begin(
     return monitor, lock
 
 
-def _lock(path: Path) -> FileLock | None:
-    # whoever closes need not be the thread that began
-    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+def _lock_of(path: Path) -> FileLock | None:
+    # whoever closes need not be the thread that began, nor the next watcher the same user
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
             f"Somebody else watches with {path}. Give each process a file of its own."
         ) from None
-    except OSError:
+    except OSError as problem:
+        logger.warning("Others are not kept from watching with %s: %s", path, problem)
         return None
     return lock
 
@@ -69,7 +70,7 @@ class Watch:
         instead: the point after an alarm; None keeps the first.
         path: where the monitor is saved after what it notes of audits; None keeps it in memory.
         problem_type: of the model.
-        kept: lock of the path, see `begin`; released with `close`.
+        file_lock: of the path, see `begin`; released with `close`.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class Watch:
         instead: ReadyPoint | None,
         path: Path | None,
         problem_type: str,
-        kept: FileLock | None = None,
+        file_lock: FileLock | None = None,
     ) -> None:
         self.monitor, self.share, self.policy = monitor, share, policy
         self._instead, self._path, self._problem_type = instead, path, problem_type
-        self._kept = kept
+        self._file_lock = file_lock
         self._drawn = np.random.default_rng()  # nobody shall know which row is audited
         self._lock = threading.Lock()
         self._of_thread = threading.local()
@@ -161,11 +162,14 @@ class Watch:
                 self._save()
 
     def close(self) -> None:
-        """Save what was seen; others may then watch with the file."""
+        """Save what was seen and leave the file to others; what is seen later is not kept."""
         with self._lock:
-            self._save()
-        if self._kept is not None:
-            self._kept.release()
+            try:
+                self._save()
+            finally:
+                self._path = None
+                if self._file_lock is not None:
+                    self._file_lock.release()
 
     def _save(self) -> None:
         """Rows get their answers even where what was seen cannot be kept."""
