@@ -20,7 +20,6 @@ from offramp.benchmark.contenders import Shop, line_up
 from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.runners import with_mask
-from offramp.benchmark.running import _leaving
 from offramp.benchmark.subject import open_rows, open_subject
 from offramp.benchmark.workloads import STREAM_BATCH, Forced, forced_policies, plan_work
 from offramp.calibration import calibrate
@@ -275,16 +274,6 @@ def exit_layers(policy: Forced, first: int, rows: int, depth: int) -> np.ndarray
         leave, _, _ = policy.step(state, layer, ExitOutput(torch.zeros(rows, 2)))
         found[leave.numpy()] = layer
     return found
-
-
-def test_no_depth_is_less_than_one_layer(place: Path) -> None:
-    subject = open_subject(place / "exits")
-    depth = subject.model.depth
-    assert len(_leaving(subject, [], [1 / depth], 32).forced) == 1
-    assert len(_leaving(subject, [], [float(f"{1 / depth:.3g}")], 32).forced) == 1
-    with pytest.raises(ConfigError, match=f"5 percent of {depth} layers is less than one layer"):
-        _leaving(subject, [], [0.05], 32)
-    assert all(one.middle >= 1 for one in _leaving(subject, [], None, 32).forced.values())
 
 
 def test_one_rule_serves_all_depths_and_the_inner_policy_does_its_work() -> None:

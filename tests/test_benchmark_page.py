@@ -22,8 +22,9 @@ from offramp.benchmark.document import (
     Workload,
 )
 from offramp.benchmark.page import write_page
+from offramp.benchmark.running import _check_depths
 from offramp.benchmark.words import TIMES, about, exits, figure, headline
-from offramp.errors import OutputError
+from offramp.errors import ConfigError, OutputError
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)"><!--{{ 7 * 7 }}'
 SECONDS = {
@@ -201,3 +202,10 @@ def test_a_point_is_named_and_nothing_is_called_forced() -> None:
 def test_figures_have_three_digits_and_times_a_unit() -> None:
     assert [figure(n) for n in (0.1234, 4.567, 78.94, 1234.5)] == ["0.123", "4.57", "78.9", "1,234"]
     assert [about(s) for s in (4.2, 89, 600, 7200)] == ["4 s", "89 s", "10 min", "2.0 h"]
+
+
+@pytest.mark.parametrize("depth", [2, 3, 12, 32, 48])
+def test_no_depth_is_less_than_one_layer(depth: int) -> None:
+    _check_depths([float(f"{1 / depth:.3g}"), 1.0], depth)
+    with pytest.raises(ConfigError, match=f"of {depth} layers is less than one layer"):
+        _check_depths([0.5 / depth], depth)

@@ -247,7 +247,7 @@ def _threads(wanted: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _machine(device: torch.device, precisions: Sequence[str]) -> dict[str, str]:
+def _machine(device: torch.device, precisions: Sequence[str] = ()) -> dict[str, str]:
     """What the figures hold for."""
     facts = {"processor": _processor(), "cores": str(os.cpu_count() or 1)}
     if device.type == "cuda":
