@@ -190,6 +190,14 @@ def test_a_drop_is_watched_by_what_needs_no_labels() -> None:
     assert found.point.disagreement < seen.limit < found.point.disagreement + 0.05
 
 
+def test_a_risk_that_nothing_here_knows_cannot_be_watched() -> None:
+    point = certify(table_of(2000), max_disagreement="5%").point
+    assert point.certificate is not None
+    gone = point.promising(point.certificate.model_copy(update={"risk": "mine"}))
+    with pytest.raises(ConfigError, match=r"promises the risk 'mine'.*Import or install"):
+        Monitor.of(gone)
+
+
 def test_a_plain_choice_can_be_watched_too() -> None:
     plain = choose(table_of(3000), max_disagreement=0.05).point
     assert Monitor.of(plain).limit > plain.disagreement

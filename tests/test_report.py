@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certificate_support import table_of
 from cli_support import Said, write_csv
 from datasets import Dataset
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from page_support import Page, assert_asks_for_nothing, assert_named
 from sklearn.metrics import roc_auc_score
 
-from offramp.calibration import calibrate, frontier
+from offramp.calibration import calibrate, certify, frontier
 from offramp.data.hashing import dataset_ids
 from offramp.errors import ConfigError, DataError, OutputError, PointError
 from offramp.evaluation import Speed, evaluate
@@ -167,6 +168,25 @@ def test_test_rows_are_said_to_be_for_reading_only(tmp_path: Path) -> None:
 
 
 # The figures
+
+
+@pytest.mark.parametrize(
+    ("procedure", "basis", "rest"),
+    [("fixed_sequence", "Proven on", "promised"), ("expectation", "Taken from", "estimated")],
+)
+def test_rows_of_the_search_are_told_from_those_of_the_proof(
+    tmp_path: Path, procedure: Any, basis: str, rest: str
+) -> None:
+    proof, plain = table_of(600, seed=2, role="calibrate"), table_of(400, seed=1)
+    search = ExitTable.from_arrays(
+        plain.scores, ids=plain.ids, problem_type=SINGLE, data_fingerprint="searched"
+    )
+    chosen = certify(search, proof, max_disagreement="10%", procedure=procedure).point
+    flattered = f"searched on these rows, which flatters it a little; what is {rest} rests on"
+    for table, told in ((search, True), (proof, False)):
+        page = " ".join(write_report(tmp_path / "page.html", table, chosen).read_text().split())
+        assert f"{basis} rows that the policy was not searched on" in page
+        assert (flattered in page) == told
 
 
 def test_figures_are_those_of_evaluate_and_replay(tmp_path: Path) -> None:

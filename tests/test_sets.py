@@ -15,6 +15,7 @@ import pytest
 from cli_support import ROWS, Said
 
 from offramp.calibration import OperatingPoint, calibrate, choose
+from offramp.calibration.certifying import proven_on
 from offramp.calibration.conformal import Covered
 from offramp.errors import ConfigError, OfframpError, PointError, TableError
 from offramp.evaluation import evaluate
@@ -63,6 +64,8 @@ def test_one_half_of_the_rows_chooses_the_point_and_the_other_makes_the_sets() -
     sets = asked.point.sets
     assert sets is not None
     assert sets.rows == int((~even).sum())
+    assert proven_on(table, asked.point).ids.tolist() == table.ids[even].tolist()
+    assert proven_on(table, without) is table
     held_out = Covered.measure(sets, table.take(~even), asked.point.build_policy())
     assert held_out.covered >= sets.share == 0.9
     assert held_out.size == pytest.approx(sets.size)
