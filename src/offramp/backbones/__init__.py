@@ -1,6 +1,6 @@
 """Models cut into embedding, layers and rest."""
 
-from offramp.backbones.base import Backbone, Batch, Flow, join_rows, take_rows
+from offramp.backbones.base import Backbone, Batch, Flow, example_rows, join_rows, take_rows
 from offramp.backbones.cifar_resnet import (
     CifarResNetConfig,
     CifarResNetForImageClassification,
@@ -26,6 +26,7 @@ __all__ = [
     "Flow",
     "Layout",
     "check_architecture",
+    "example_rows",
     "join_rows",
     "make_backbone",
     "register_layout",

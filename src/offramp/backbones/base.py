@@ -102,6 +102,26 @@ class Backbone(Protocol):
         ...
 
 
+def example_rows(
+    backbone: Backbone,
+    rows: int,
+    tokens: int,
+    device: torch.device | str = "cpu",
+    padded: bool = True,
+) -> dict[str, Tensor]:
+    """A batch; if padded, its texts differ in length, so that a mask is made and kept."""
+    one = backbone.example(tokens, device)
+    batch = {name: leaf.repeat(rows, *[1] * (leaf.dim() - 1)) for name, leaf in one.items()}
+    if "input_ids" not in batch:
+        return batch
+    # ids that tell positions apart where these are counted from padding
+    batch["input_ids"] = batch["input_ids"] + 5
+    if padded:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][rows // 2 :, tokens // 2 :] = 0
+    return batch
+
+
 def take_rows(flow: Flow, rows: Tensor) -> Flow:
     """`Backbone.take` for flows whose every tensor has the row as first axis."""
     return Flow(

@@ -22,6 +22,7 @@ from offramp.engines.pool import (
 from offramp.engines.segments import Run, Segments
 from offramp.engines.stepping import Stepper
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
+from offramp.engines.straight import straight
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
@@ -57,7 +58,8 @@ class TorchEngine:
         if sync_every is not None and sync_every < 1:
             raise ConfigError(f"sync_every={sync_every}: give a number of layers, 1 or more.")
         self.model, self.sync_every = model, sync_every
-        self.backbone = model.backbone
+        # graphs leave no Python between the calls of torch
+        self.backbone = model.backbone if cuda_graphs else straight(model.backbone)
         self.remembers: bool = getattr(model, "remembers", False)
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from offramp.backbones import Backbone, Flow
+from offramp.backbones import Flow, example_rows
 from offramp.engines.alike import Values
 from offramp.engines.base import Exitable
 from offramp.engines.exporting import Exports, Part
@@ -67,8 +67,8 @@ def trace_model(model: Exitable, progress: Callable[[str], object] = lambda part
     """
     backbone = model.backbone
     most = backbone.max_length
-    batches = [_batch(backbone, rows, min(tokens, most or tokens)) for rows, tokens in _SIZES]
-    longest = None if most is None else _batch(backbone, 2, most)
+    batches = [example_rows(backbone, rows, min(tokens, most or tokens)) for rows, tokens in _SIZES]
+    longest = None if most is None else example_rows(backbone, 2, most)
     embed = with_thin_masks(backbone, batches, longest)
     flows = [embed(batch) for batch in batches]
     exports = Exports(model)
@@ -163,19 +163,6 @@ def _layer(model: Exitable, number: int, constants: Any) -> Part:
 
 def _carry(given: Values) -> Any:
     return given["carry"] if "carry" in given else _within("carry/", given) or None
-
-
-def _batch(backbone: Backbone, rows: int, tokens: int) -> Values:
-    """Rows of different lengths, so that a mask is made and kept."""
-    one = backbone.example(tokens, "cpu")
-    batch = {name: leaf.repeat(rows, *[1] * (leaf.dim() - 1)) for name, leaf in one.items()}
-    if "input_ids" not in batch:
-        return batch
-    # ids that tell positions apart where these are counted from padding
-    batch["input_ids"] = batch["input_ids"] + 5
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch["attention_mask"][1:, tokens // 2 :] = 0
-    return batch
 
 
 def _values(flow: Flow) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,11 +19,14 @@ BAND = 1e-5
 
 
 @torch.inference_mode()
-def check_backbone(stock: PreTrainedModel) -> None:
+def check_backbone(
+    stock: PreTrainedModel, cut: Callable[[PreTrainedModel], Backbone] = make_backbone
+) -> None:
     """Check that a stock classifier, cut into layers, gives exactly what it gives whole.
 
     Args:
         stock: a classifier in evaluation mode, of an architecture that is registered.
+        cut: what makes a backbone of it.
 
     Raises:
         AssertionError: saying where they differ.
@@ -34,7 +37,7 @@ def check_backbone(stock: PreTrainedModel) -> None:
     # the first request for hidden states leaves transformers' own hooks behind
     stock(**next(iter(batches.values())), output_hidden_states=True)
     before = _portrait(stock)
-    backbone = make_backbone(stock)
+    backbone = cut(stock)
     for kind, batch in batches.items():
         _check_stepping(stock, backbone, batch, f"{name}, {kind}")
         _check_take(stock, backbone, batch, f"{name}, {kind}")
