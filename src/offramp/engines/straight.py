@@ -395,13 +395,19 @@ class _Source:
             ends = zip(*((one.start, one.stop, one.step) for one in forms), strict=True)
             return f"slice({', '.join(map(self._text, ends))})"
         if any(form != first for form in forms):
-            size = self._sizes.get(tuple(forms)) if type(first) is int else None
-            if size is None:
-                raise Varies(f"{first} is no size of what goes in")
-            return self._read.setdefault(size, f"n{len(self._read)}")
+            return self._size(forms)
         if first is None or isinstance(first, bool | int):
             return repr(first)
         return self._name(first.leaf if isinstance(first, _Weight) else first)
+
+    def _size(self, forms: Sequence[Any]) -> str:
+        """A number that differs: a size of what goes in, or some times that."""
+        for sizes, here in self._sizes.items():
+            times = forms[0] // sizes[0] if type(forms[0]) is int else 0
+            if times > 0 and list(forms) == [times * size for size in sizes]:
+                name = self._read.setdefault(here, f"n{len(self._read)}")
+                return name if times == 1 else f"{name} * {times}"
+        raise Varies(f"{forms[0]} is no size of what goes in")
 
     def _name(self, value: Any) -> str:
         name = f"c{len(self._named)}"
