@@ -121,6 +121,21 @@ def test_the_pipeline_takes_the_names_of_columns_for_no_texts(folder: Path) -> N
     assert list(classify(table["text"])) == classify(TEXTS)
 
 
+def test_options_that_only_transformers_has_are_refused_with_what_there_is_instead(
+    folder: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="'batch_size' here: .*max_rows and max_tokens"):
+        pipeline(folder, batch_size=8)
+    classify = pipeline(folder)
+    with pytest.raises(ConfigError, match="'truncation' here: texts are cut at max_length"):
+        classify("a film", truncation=True)
+    with pytest.raises(TypeError, match="points"):
+        classify("a film", points="fast")
+    for labels in (0, -1, True, 1.5):
+        with pytest.raises(ConfigError, match=r"top_k=.* a whole number from 1"):
+            classify("a film", top_k=labels)
+
+
 def test_another_process_gets_a_pipeline_of_its_own(folder: Path) -> None:
     classify = pipeline(folder, Fixed(layer=2), device="cpu", max_rows=4)
     copied = pickle.loads(pickle.dumps(classify))

@@ -23,7 +23,12 @@ _STDIN = 0
 def predict(
     folder: o.Folder,
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="Texts, files of images, or - for lines of stdin.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,21 @@ import numpy as np
 import torch
 
 from offramp.engines import UNLIMITED, Budget, windows
-from offramp.errors import DataError
+from offramp.errors import ConfigError, DataError
 from offramp.prediction.items import Item
 from offramp.prediction.labels import BROKEN, Labels, Scores, function, none
 from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
 
 _UNSET: Any = object()
+_INSTEAD = {
+    "batch_size": "rows are batched by length; max_rows and max_tokens of `pipeline` bound a batch",
+    "max_length": "give it to `pipeline`, so that all calls cut alike",
+    "padding": "batches are padded as little as their rows allow",
+    "task": "the model says what it is for",
+    "tokenizer": "the one that is saved beside the model is used",
+    "truncation": "texts are cut at max_length, and that is said",
+}
+"""Options of transformers' pipelines that there are none of here, and why."""
 
 
 def pipeline(
@@ -43,6 +52,7 @@ def pipeline(
         >>> classify("A dull story.")
         [{'label': 'negative', 'score': 0.98, 'exit_layer': 3}]
     """
+    _refuse(options.keys() - {"max_length"})
     how = {"device": device, "dtype": dtype, "backend": backend, **options}
     again = partial(pipeline, model, point, **how)
     return Classifier(Predictor.load(model, point, **how), again)
@@ -76,6 +86,7 @@ class Classifier:
         top_k: int | None = _UNSET,
         function_to_apply: str | None = None,
         budget: Budget = UNLIMITED,
+        **others: Any,
     ) -> Any:
         """Classify one item, a list of them, or any iterable of them, lazily.
 
@@ -87,6 +98,7 @@ class Classifier:
             top_k: this many labels per item, best first; None is all of them.
             function_to_apply: `softmax`, `sigmoid` or `none`; by default the task's own.
             budget: of each item; answers that it forced have `forced`.
+            others: refused, with what there is instead of those that transformers has.
 
         Returns:
             Dicts with label, score and exit_layer, nested as transformers nests them: a list
@@ -94,6 +106,11 @@ class Classifier:
             5 for images, a list of them per item. A row whose scores are not finite has `error`
             instead.
         """
+        _refuse(others.keys())
+        if others:
+            raise TypeError(f"Unknown options of a call: {', '.join(others)}.")
+        if top_k is not _UNSET and top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise ConfigError(f"top_k={top_k!r}: give a whole number from 1, or None for all.")
         ready = self.predictor.ready(point)
         apply = self._function if function_to_apply is None else function(function_to_apply)
 
@@ -151,6 +168,12 @@ class Classifier:
             for index in best
         ]
         return said[0] if top_k is _UNSET else said
+
+
+def _refuse(names: Set[str]) -> None:
+    """Say what there is instead of an option of transformers. Raises ConfigError."""
+    for name in sorted(names & _INSTEAD.keys()):
+        raise ConfigError(f"There is no option '{name}' here: {_INSTEAD[name]}. Leave it out.")
 
 
 def _usual_function(predictor: Predictor) -> str:
