@@ -124,7 +124,7 @@ def test_the_pipeline_takes_the_names_of_columns_for_no_texts(folder: Path) -> N
 def test_options_that_only_transformers_has_are_refused_with_what_there_is_instead(
     folder: Path,
 ) -> None:
-    with pytest.raises(ConfigError, match="'batch_size' here: .*max_rows and max_tokens"):
+    with pytest.raises(ConfigError, match=r"'batch_size' here: .*max_rows and max_tokens"):
         pipeline(folder, batch_size=8)
     classify = pipeline(folder)
     with pytest.raises(ConfigError, match="'truncation' here: texts are cut at max_length"):
