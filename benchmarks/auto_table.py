@@ -44,7 +44,6 @@ ON_TEST = """## On test rows
 cost reduction, and how many below it in area, beyond chance (p < 0.05 after Holm), PABEE and
 DeeBERT less `auto` in area, with each seed behind, and `auto` at half the cost less the plain
 fine-tune at full depth. Intervals and p are by Student's t over seeds, wide with three of them.
-uspto_50k is there twice: with all methods on 3,000 rows, and with 17 on the 6,000 wanted.
 Sets with a * were ranked before that by resampling rows and seeds, which takes three seeds for more
 than they are. What stands here of them is that with the spread of the seeds by Student's t on top,
 which counts seeds twice and so says too little rather than too much; their last column is as it
