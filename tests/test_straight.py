@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,11 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers.models.bert.modeling_bert import BertIntermediate, BertLayer
+from transformers import PreTrainedModel
+from transformers.models.bert.modeling_bert import BertIntermediate
 
-from offramp.backbones import make_backbone
-from offramp.engines import TorchEngine
-from offramp.engines.straight import Varies, find, follow, straight, written
+from offramp.backbones import Backbone, example_rows, make_backbone
+from offramp.engines import Budget, TorchEngine
+from offramp.engines.calls import Varies, follow, written
+from offramp.engines.straight import _TEXTS, Straight, _Watch, find
+from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.policies import Full
 from offramp.testing import check_backbone, tiny_batch
@@ -29,14 +35,25 @@ def model() -> MultiExitModel:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES + RELATIVES + IMAGE_ARCHITECTURES)
 def test_straight_layers_equal_the_stock_models_bit_by_bit(arch: str) -> None:
-    check_backbone(tiny_stock(arch), cut=lambda stock: straight(make_backbone(stock)))
+    def cut(stock: PreTrainedModel) -> Backbone:
+        made = Straight(make_backbone(stock))
+        made.find()
+        return made.backbone
+
+    check_backbone(tiny_stock(arch), cut)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES + RELATIVES + IMAGE_ARCHITECTURES)
-def test_every_layer_is_straight(arch: str) -> None:
-    backbone = make_backbone(tiny_stock(arch))
-    layers = {layer for layer, _ in find(backbone)}
-    assert len(layers) == len(backbone.layers)
+def test_every_layer_is_straight_whatever_it_is_called_with(arch: str) -> None:
+    backbone: Any = make_backbone(tiny_stock(arch))
+    watch = _Watch()
+    watching = backbone.through(watch.over)
+    for rows, tokens, padded in ((4, 7, False), (4, 7, True), (1, 9, False)):
+        flow = watching.embed(example_rows(backbone, rows, tokens, padded=padded))
+        for number in range(1, backbone.depth + 1):
+            flow = watching.layer(number, flow)
+    found = find(backbone)
+    assert all(key in found[layer] for layer, key in watch.seen)
 
 
 @pytest.fixture
@@ -70,7 +87,7 @@ def test_modules_are_left_out_from_the_second_batch_on(
 def test_inputs_longer_than_the_examples_go_through_the_modules(
     called: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.engines.straight._SIZES", ((3, 5), (1, 12)))
+    monkeypatch.setattr("offramp.engines.straight._PADDED", ((3, 5), (1, 12)))
     engine = TorchEngine(tiny_model(layers=2))
     _answers(engine)
     called.clear()
@@ -82,7 +99,7 @@ def test_inputs_longer_than_the_examples_go_through_the_modules(
 def test_a_size_that_was_the_same_in_all_examples_is_the_only_one(
     called: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.engines.straight._SIZES", ((3, 7), (1, 7)))
+    monkeypatch.setattr("offramp.engines.straight._PADDED", ((3, 7), (1, 7)))
     engine = TorchEngine(tiny_model(layers=2))
     _answers(engine)
     called.clear()
@@ -91,27 +108,39 @@ def test_a_size_that_was_the_same_in_all_examples_is_the_only_one(
     assert called == [6, 6]
 
 
-def _hook(layer: BertLayer) -> None:
+def _hook(layer: Any) -> None:
     layer.attention.output.dense.register_forward_hook(lambda *given: given[-1] * 2)
 
 
-def _swap_part(layer: BertLayer) -> None:
+def _swap_part(layer: Any) -> None:
     layer.output.dense = nn.Linear(layer.output.dense.in_features, layer.output.dense.out_features)
 
 
-def _swap_weight(layer: BertLayer) -> None:
+def _swap_weight(layer: Any) -> None:
     layer.intermediate.dense.bias = nn.Parameter(torch.ones_like(layer.intermediate.dense.bias))
 
 
-def _change_weight(layer: BertLayer) -> None:
+def _change_weight(layer: Any) -> None:
     layer.intermediate.dense.bias.data.add_(1)
 
 
-def _prune(layer: BertLayer) -> None:
+def _prune(layer: Any) -> None:
     prune.l1_unstructured(layer.output.dense, "weight", amount=0.5)
 
 
-@pytest.mark.parametrize("change", [_hook, _swap_part, _swap_weight, _change_weight, _prune])
+def _replace_forward(layer: Any) -> None:
+    own = layer.output.dense.forward
+    layer.output.dense.forward = lambda given: own(given) * 2
+
+
+def _change_number(layer: Any) -> None:
+    layer.output.LayerNorm.eps = 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_hook, _swap_part, _swap_weight, _change_weight, _prune, _replace_forward, _change_number],
+)
 def test_what_is_done_to_a_layer_later_is_heard(
     model: MultiExitModel, change: Callable[[Any], None]
 ) -> None:
@@ -121,6 +150,102 @@ def test_what_is_done_to_a_layer_later_is_heard(
     after = _answers(engine)
     assert not torch.equal(after, before)
     assert torch.equal(after, _answers(TorchEngine(model)))
+
+
+def test_a_hook_that_was_there_before_sees_every_row_and_no_example(model: MultiExitModel) -> None:
+    seen: list[tuple[int, ...]] = []
+    dense = model.backbone.layers[1].output.dense
+    first = dense.register_forward_hook(lambda *given: seen.append(tuple(given[-1].shape[:2])))
+    engine = TorchEngine(model)
+    _answers(engine)
+    first.remove()
+    dense.register_forward_hook(lambda *given: seen.append((0, 0)))
+    _answers(engine)
+    assert seen == [(3, 9), (0, 0)]
+
+
+class Adapter(nn.Module):
+    """A part that may be switched off within, as adapters may."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.options = inner, {"scale": 2.0}
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.inner(given) * self.options["scale"]
+
+
+def test_a_part_that_is_not_of_transformers_is_called_as_it_is(model: MultiExitModel) -> None:
+    output = model.backbone.layers[1].output
+    output.dense = Adapter(output.dense)
+    engine = TorchEngine(model)
+    before = _answers(engine)
+    output.dense.options["scale"] = 1.0
+    assert not torch.equal(_answers(engine), before)
+
+
+def test_another_attention_is_heard(model: MultiExitModel) -> None:
+    engine = TorchEngine(model)
+    _answers(engine)
+    model.stock.set_attn_implementation("eager")
+    assert torch.equal(_answers(engine), _answers(TorchEngine(model)))
+
+
+@pytest.mark.parametrize("arch", ["deberta-v2", "modernbert"])
+@pytest.mark.parametrize("first", [False, True])
+def test_under_autocast_layers_run_as_they_are(arch: str, first: bool) -> None:
+    model = tiny_model(arch, layers=3)
+    engine = TorchEngine(model)
+    for mixed in (first, not first):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.inference_mode():
+            wanted = model.all_exits(tiny_batch(3, 9))[-1].scores.float()
+            assert torch.equal(_answers(engine), wanted)
+
+
+def test_a_layer_that_refuses_the_examples_stays_as_it_is() -> None:
+    stock = tiny_stock("bert", layers=2)
+    for layer in stock.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 2  # no example may be of odd length
+    model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval()
+    with torch.inference_mode():
+        wanted = model.all_exits(tiny_batch(3, 10))[-1].scores
+    assert torch.equal(_answers(TorchEngine(model), 10), wanted)
+
+
+def test_the_first_batch_has_all_of_its_time_and_takes_no_random_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(backbone: Any) -> dict[Any, Any]:
+        time.sleep(0.5)
+        return find(backbone)
+
+    monkeypatch.setattr("offramp.engines.straight.find", slow)
+    engine, before = TorchEngine(tiny_model(layers=3)), torch.random.get_rng_state()
+    left = engine.run(tiny_batch(3), Full(), budget=Budget(seconds=0.4)).exit_layers
+    assert left.tolist() == [3, 3, 3]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_straight_layers_are_those_of_the_backbone_and_not_of_a_later_list(
+    model: MultiExitModel,
+) -> None:
+    model.stock.bert.encoder.layer[0] = tiny_stock("bert", seed=5).bert.encoder.layer[0]
+    engine = TorchEngine(model)
+    with torch.inference_mode():
+        wanted = engine.all_exits(tiny_batch(3, 9))[-1].scores
+    assert torch.equal(_answers(engine), wanted)
+
+
+def test_weights_that_were_replaced_are_let_go(model: MultiExitModel) -> None:
+    engine = TorchEngine(model)
+    _answers(engine)
+    old = weakref.ref(model.backbone.layers[1].output.dense.weight)
+    copies = {name: leaf.clone() for name, leaf in model.state_dict().items()}
+    model.load_state_dict(copies, assign=True)
+    _answers(engine)
+    engine._weights.clear()  # which CUDA graphs are told by
+    gc.collect()
+    assert old() is None
 
 
 def test_a_model_that_is_moved_answers_as_one_that_was_there_before(model: MultiExitModel) -> None:
@@ -144,7 +269,7 @@ def test_a_wrapper_keeps_its_own_layers(model: MultiExitModel) -> None:
             return getattr(model.backbone, name)
 
     wrapper: Any = Wrapper()
-    assert straight(wrapper) is wrapper
+    assert Straight(wrapper).backbone is wrapper
 
 
 # What cannot be straight
@@ -161,8 +286,8 @@ class Scaled(nn.Module):
         return hidden * self.number(hidden)
 
 
-def _two_courses(layer: nn.Module) -> list[Any]:
-    return [follow(layer, torch.ones(rows, size, 2), {})[0] for rows, size in ((3, 11), (1, 128))]
+def _courses(layer: nn.Module) -> list[Any]:
+    return [follow(layer, torch.ones(rows, tokens, 2), {})[0] for rows, tokens in _TEXTS]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +296,11 @@ def _two_courses(layer: nn.Module) -> list[Any]:
         lambda hidden: hidden.sum().item(),
         lambda hidden: 2 if hidden.sum() > 0 else 1,
         lambda hidden: 2 if hidden.shape[1] > 50 else 1,
+        lambda hidden: 2 if hidden.shape[1] < 8 else 1,
+        lambda hidden: 2 if hidden.shape[0] > 4 else 1,
+        lambda hidden: 1 + hidden.shape[0] % 2,
+        lambda hidden: min(8, hidden.shape[1]),
+        lambda hidden: hidden.sum(1, True) if hidden.shape[0] > 1 else hidden.sum(),
         lambda hidden: hidden.shape[1] - 1,
         lambda hidden: hidden.numpy().max(),
         lambda hidden: hidden + 1 if hidden.shape[0] > 1 else 1,
@@ -181,7 +311,7 @@ def test_layers_that_look_at_values_or_make_numbers_of_sizes_are_refused(
     number: Callable[[Tensor], Any],
 ) -> None:
     with pytest.raises(Varies):
-        written(_two_courses(Scaled(number)))
+        written(_courses(Scaled(number)))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +327,7 @@ def test_layers_that_look_at_values_or_make_numbers_of_sizes_are_refused(
 )
 def test_other_layers_do_what_they_did_on_any_size(number: Callable[[Tensor], Any]) -> None:
     layer = Scaled(number)
-    fits, run = written(_two_courses(layer))
+    fits, run = written(_courses(layer))
     hidden = torch.randn(5, 17, 2)
     assert fits(hidden, {})
     assert torch.equal(run(hidden, {}), layer(hidden))

@@ -203,7 +203,7 @@ class CifarResNetBackbone:
         self._stock = stock
         self.layers: nn.ModuleList = stock.resnet.blocks
         self._widths = [int(block.conv2.out_channels) for block in stock.resnet.blocks]
-        self._blocks: list[Callable[..., Any]] = list(stock.resnet.blocks)
+        self._blocks: list[Any] = list(stock.resnet.blocks)
         self.depth = len(self.layers)
         self.view: nn.Module | None = Pixels()
 
@@ -223,8 +223,9 @@ class CifarResNetBackbone:
 
     def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> CifarResNetBackbone:
         """See `EncoderBackbone.through`."""
-        twin = type(self)(self._stock)
-        twin._blocks = [run(block) for block in self.layers]
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin._blocks = [run(block) for block in self._blocks]
         return twin
 
     def take(self, flow: Flow, rows: Tensor) -> Flow:

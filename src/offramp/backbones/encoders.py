@@ -12,7 +12,7 @@ import copy
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -115,7 +115,7 @@ class _Recorder:
 class _Recorders(nn.Module):
     """Stands where the list of layers stood."""
 
-    def __init__(self, layers: nn.ModuleList, log: threading.local, layout: Layout) -> None:
+    def __init__(self, layers: Iterable[nn.Module], log: threading.local, layout: Layout) -> None:
         super().__init__()
         self._items = [_Recorder(layer, log, layout) for layer in layers]
 
@@ -142,6 +142,7 @@ class EncoderBackbone:
         self._layout = layout
         self._log = threading.local()
         self.layers: nn.ModuleList = stock.get_submodule(layout.layers)  # type: ignore[assignment]
+        self._cut = tuple(self.layers)  # whatever the list holds later
         self.depth = int(stock.config.num_hidden_layers)
         self.shared_weights = len(self.layers) < self.depth
         self.reads: str = layout.reads
@@ -159,7 +160,10 @@ class EncoderBackbone:
 
     def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> EncoderBackbone:
         """The same, on the same weights, whose layers are called as `run` says of each module."""
-        twin = type(self)(self._stock, self._layout)
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin._log = threading.local()
+        twin._skeleton = twin._make_skeleton()
         for part in twin._skeleton.modules():
             for recorder in part if isinstance(part, _Recorders) else ():
                 recorder.run = run(recorder.layer)
@@ -176,7 +180,7 @@ class EncoderBackbone:
             child = _shallow(node.get_submodule(name))
             node._modules[name] = child
             node = child
-        node._modules[path[-1]] = _Recorders(self.layers, self._log, self._layout)
+        node._modules[path[-1]] = _Recorders(self._cut, self._log, self._layout)
         for name in ("pooler", "pooler_activation"):
             if name in root._modules:
                 root._modules[name] = None

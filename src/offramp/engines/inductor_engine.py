@@ -49,6 +49,7 @@ class InductorEngine(TorchEngine):
                 "compiled. Use backend torch."
             )
         super().__init__(model)
+        self._straight = None
         self.backbone = model.backbone.through(_compiled())
 
     def _every(self, batch: Batch) -> tuple[ExitOutput, ...]:

@@ -2,161 +2,138 @@
 
 On few tokens a layer spends as much time in Python, between the calls of torch, as a small exit
 takes: modules call modules, look for hooks and sort out options that never change. So layers are
-run on a few examples and every call is written down; what all examples have in common, but for
-sizes, is one straight function. It makes the same calls in the same order with the same values, so
-not one bit of what comes out differs.
+run on a few examples, and what all of these have in common becomes one straight function (`calls`).
+It makes the same calls in the same order with the same values, so not one bit differs.
 
 A layer stays as it is where examples differ in more than sizes, where it looks at values in
-Python, on inputs longer than any example, and as soon as anything is done to it: a hook, another
-weight, another part.
+Python, where it is no layer of transformers or torch or has a hook; for inputs longer than the
+examples and under autocast; and as soon as anything is done to its parts. What is done to their
+classes is not seen.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from offramp.backbones import Backbone, Flow, example_rows
-from offramp.errors import OfframpError
+from offramp.engines.calls import Course, Run, Varies, follow, written
 
 logger = logging.getLogger("offramp")
 
-_SIZES = ((3, 11), (1, 128))
+_PADDED = ((6, 2), (3, 11), (1, 60))
+_TEXTS = (*_PADDED, (1, 128))
+_IMAGES = ((3, 0), (1, 0))
 """Rows and tokens of the examples."""
-_FACTS = (
-    *("device", "dim", "dtype", "is_contiguous", "is_cpu", "is_cuda", "is_floating_point"),
-    *("is_nested", "layout", "ndim", "numel", "requires_grad", "shape", "size", "stride"),
-)
-"""What may be asked of a tensor that is not its values."""
-_SAME = (functional.dropout, torch.dropout)
-"""Calls that give what they are given, outside training."""
+_MAKERS = ("torch.nn.", "transformers.", "offramp.")
+"""Whose layers do nothing but call torch."""
+_HARMLESS = "transformers.utils.output_capturing"
+"""Its hooks do nothing unless hidden states are asked for, which is never."""
 
-Run = Callable[..., Any]
 Key = tuple[Any, ...]
+Parts = list[Mapping[Any, Any]]
 
 
-class Varies(Exception):
-    """Examples differ in more than sizes, or what is done depends on values."""
-
-
-class _Value(NamedTuple):
-    """A tensor in the arguments of a call: what it is called in the source."""
-
-    name: str
-
-
-class _Weight:
-    """A tensor that was there before, by identity."""
-
-    def __init__(self, leaf: Tensor) -> None:
-        self.leaf = leaf
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Weight) and self.leaf is other.leaf
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Call(NamedTuple):
-    """One call of torch, with names in the place of tensors."""
-
-    run: Run
-    args: Any
-    kwargs: Any
-
-
-class Course(NamedTuple):
-    """What a layer did with one example.
+class Straight:
+    """A backbone whose layers become straight.
 
     Attributes:
-        calls: in order.
-        said: what came out, with names in the place of tensors.
-        sizes: of each tensor that went in, by its name.
+        backbone: the same on the same weights; its layers are straight once `find` was called.
     """
 
-    calls: tuple[_Call, ...]
-    said: Any
-    sizes: Mapping[str, tuple[int, ...]]
+    def __init__(self, backbone: Backbone) -> None:
+        self._own = backbone
+        self._known: Known = {}
+        self._lock = threading.Lock()
+        self.backbone = backbone
+        through = getattr(type(backbone), "through", None)  # its own: a wrapper would be left out
+        self._found = through is None
+        if through is not None:
+            self.backbone = through(backbone, lambda layer: _Layer(layer, self._known))
 
-
-def straight(backbone: Backbone) -> Backbone:
-    """The same backbone on the same weights; its layers are straight from the first call on."""
-    through = getattr(type(backbone), "through", None)  # its own: a wrapper would be left out
-    if through is None:
-        return backbone
-    known = _Known(backbone)
-    made: Backbone = through(backbone, lambda layer: _Layer(layer, known))
-    return made
+    def find(self) -> None:
+        """Make layers straight, once; call it before any clock starts."""
+        if self._found or _autocast(next(self._own.layers.parameters()).device):
+            return
+        with self._lock:
+            if not self._found:
+                self._known.update(find(self._own))
+                self._found = True
 
 
 class _Straight(NamedTuple):
-    fits: Callable[[Tensor, Mapping[str, Any]], bool]
+    fits: Run  # (hidden, given) -> whether it is for these sizes
     run: Run  # (hidden, given) -> what the layer gives
-    state: list[int]  # of the layer, as it was
+    parts: Parts
+    state: Parts  # what they were
+
+    def same(self) -> bool:
+        """Whether nothing was done to the layer."""
+        try:
+            return self.parts == self.state  # what is one and the same is not compared
+        except (RuntimeError, ValueError):  # another tensor, another array
+            return False
 
 
 class _Layer:
     """Runs a layer, straight where that is known."""
 
-    def __init__(self, layer: nn.Module, known: _Known) -> None:
+    def __init__(self, layer: nn.Module, known: Known) -> None:
         self._layer, self._known = layer, known
-        self._parts = parts_of(layer)
 
     def __call__(self, hidden: Tensor, **given: Any) -> Any:
-        known = self._known.of(self._layer, key_of(hidden, given))
-        if known and known.fits(hidden, given) and state_of(self._parts) == known.state:
-            return known.run(hidden, given)
-        return self._layer(hidden, **given)
+        known = self._known.get(id(self._layer), {}).get(key_of(hidden, given))
+        if known is None or _autocast(hidden.device) or not known.fits(hidden, given):
+            return self._layer(hidden, **given)
+        if not known.same():
+            self._known.pop(id(self._layer), None)  # it holds weights that may be no more
+            return self._layer(hidden, **given)
+        return known.run(hidden, given)
 
 
-class _Known:
-    """The straight layers of a backbone, found when the first is asked for."""
+Known = dict[int, dict[Key, _Straight]]
+"""Straight functions of layers, by the id of the layer and `key_of`."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
-        self._found: dict[Key, _Straight] | None = None
-        self._lock = threading.Lock()
 
-    def of(self, layer: nn.Module, key: Key) -> _Straight | None:
-        if self._found is None:
-            with self._lock:
-                if self._found is None:
-                    self._found = find(self._backbone)
-        return self._found.get((id(layer), key))
+def _autocast(device: torch.device) -> bool:
+    return torch.is_autocast_enabled(device.type)
 
 
 @torch.inference_mode()
-def find(backbone: Any) -> dict[Key, _Straight]:
-    """Straight functions of the layers that have some, by (id of the layer, `key_of`)."""
+def find(backbone: Any) -> Known:
+    """The straight functions of a backbone's layers."""
     watch = _Watch()
-    watching = backbone.through(lambda layer: partial(watch, layer))
+    watching = backbone.through(watch.over)
+    if not all(map(_is_plain, watch.layers)):
+        return {}
     try:
-        for watch.example, batch in enumerate(_examples(backbone)):
+        for batch in _examples(backbone):
+            watch.example += 1
             flow: Flow = watching.embed(batch)
             for number in range(1, backbone.depth + 1):
                 flow = watching.layer(number, flow)
-    except (OfframpError, RuntimeError, Varies) as problem:
+    except Exception as problem:  # what is to save time must not end a run
         logger.debug("Layers stay as they are: %s", problem)
         return {}
-    found = {}
-    for key, seen in watch.seen.items():
+    found: Known = {}
+    for (place, key), seen in watch.seen.items():
         try:
-            fits, run = written(list(seen.courses.values()))
+            fits, run = written([*seen.courses.values()])
             _check(run, seen)
-        except (RuntimeError, TypeError, Varies) as problem:
+        except Exception as problem:  # nor here
             logger.debug("A %s stays as it is: %s", type(seen.layer).__name__, problem)
         else:
-            found[key] = _Straight(fits, run, state_of(parts_of(seen.layer)))
+            parts = parts_of(seen.layer)
+            one = _Straight(fits, run, parts, [dict(part) for part in parts])
+            found.setdefault(place, {})[key] = one
     return found
 
 
@@ -174,10 +151,15 @@ class _Watch:
     """Runs layers and looks at what they do."""
 
     def __init__(self) -> None:
+        self.layers: list[nn.Module] = []
         self.example = 0
-        self.seen: dict[Key, _Seen] = {}
+        self.seen: dict[tuple[int, Key], _Seen] = {}
 
-    def __call__(self, layer: nn.Module, hidden: Tensor, **given: Any) -> Any:
+    def over(self, layer: nn.Module) -> Run:
+        self.layers.append(layer)
+        return partial(self._run, layer)
+
+    def _run(self, layer: nn.Module, hidden: Tensor, **given: Any) -> Any:
         key = (id(layer), key_of(hidden, given))
         seen = self.seen.setdefault(key, _Seen(layer, hidden, given))
         course, said = follow(layer, hidden, given)
@@ -186,17 +168,21 @@ class _Watch:
 
 
 def _examples(backbone: Backbone) -> Iterator[Mapping[str, Tensor]]:
-    weight = next(backbone.layers.parameters())
-    most = backbone.max_length
-    for padded in (False, True) if backbone.reads == "text" else (False,):
-        for rows, tokens in _SIZES:
-            length = tokens if most is None else min(tokens, most)
-            yield example_rows(backbone, rows, length, weight.device, padded)
+    device = next(backbone.layers.parameters()).device
+    if backbone.reads == "image":
+        sizes = [(rows, tokens, False) for rows, tokens in _IMAGES]
+    else:
+        sizes = [
+            (*one, padded) for padded in (False, True) for one in (_PADDED if padded else _TEXTS)
+        ]
+    for rows, tokens, padded in sizes:
+        length = min(tokens, backbone.max_length or tokens)
+        yield example_rows(backbone, rows, length, device, padded)
 
 
 def _check(run: Run, seen: _Seen) -> None:
     """On other values than those that it was found by."""
-    other = torch.randn_like(seen.hidden)
+    other = seen.hidden.flip(-1) * 0.9
     wanted = tree_leaves(seen.layer(other, **seen.given))
     pairs = zip(wanted, tree_leaves(run(other, seen.given)), strict=True)
     if not all(torch.equal(one, two) for one, two in pairs if isinstance(one, Tensor)):
@@ -217,199 +203,32 @@ def _kind(one: Any) -> Any:
     if isinstance(one, tuple | list):
         return tuple(map(_kind, one))
     # what else there may be is never the same
-    return one if one is None or isinstance(one, str | int | float) else object()
+    return (type(one), one) if one is None or isinstance(one, str | int | float) else object()
 
 
-def parts_of(layer: nn.Module) -> tuple[dict[str, Any], ...]:
+def parts_of(layer: nn.Module) -> Parts:
     """Where it would show that something was done to a layer."""
-    module = nn.modules.module
-    parts: list[Any] = [module._global_forward_hooks, module._global_forward_pre_hooks]
+    module: Any = nn.modules.module
+    parts: Parts = [module._global_forward_hooks, module._global_forward_pre_hooks]
+    configs = {}
     for part in layer.modules():
-        parts += [part._modules, part._parameters, part._buffers]
+        parts += [vars(part), part._modules, part._parameters, part._buffers]
         parts += [part._forward_hooks, part._forward_pre_hooks]
-    return tuple(parts)
+        if hasattr(config := vars(part).get("config"), "__dict__"):
+            configs[id(config)] = vars(config)
+    return [*parts, *configs.values()]
 
 
-def state_of(parts: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Another list as soon as something is done."""
-    return [id(leaf) for part in parts for leaf in part.values()]
-
-
-# What a layer does
-
-
-def follow(layer: nn.Module, hidden: Tensor, given: Mapping[str, Any]) -> tuple[Course, Any]:
-    """Run a layer and write down the calls of torch that it makes."""
-    names = {id(leaf): name for name, leaf in _leaves(hidden, given)}
-    follower = _Follower(names)
-    with follower:
-        said = layer(hidden, **given)
-    sizes = {name: tuple(leaf.shape) for name, leaf in _leaves(hidden, given)}
-    return Course(tuple(follower.calls), follower.form(said), sizes), said
-
-
-def _leaves(hidden: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that go in, by how the source names them."""
-    yield "hidden", hidden
-    for name, one in given.items():
-        if isinstance(one, Tensor):
-            yield f"given[{name!r}]", one
-        elif isinstance(one, tuple | list):
-            for place, leaf in enumerate(one):
-                if isinstance(leaf, Tensor):
-                    yield f"given[{name!r}][{place}]", leaf
-
-
-class _Follower(TorchFunctionMode):
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self.calls: list[_Call] = []
-        self._names = names
-        self._kept: list[Any] = []  # an id is a tensor's own while the tensor is there
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        form = _Call(func, self.form(args), self.form(kwargs or {}))
-        made = func(*args, **(kwargs or {}))
-        if made is None or all(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):
-            if not (func in _SAME and made is args[0]):
-                self._note(form, made)
-        elif getattr(func, "__name__", "") not in _FACTS and _property(func) not in _FACTS:
-            raise Varies(f"{func} gives {type(made).__name__}")
-        return made
-
-    def _note(self, form: _Call, made: Any) -> None:
-        name = f"v{len(self.calls)}"
-        self.calls.append(form)
-        self._kept.append(made)
-        if isinstance(made, Tensor):
-            self._names[id(made)] = name
-        else:
-            for place, leaf in enumerate(made or ()):
-                self._names[id(leaf)] = f"{name}[{place}]"
-
-    def form(self, given: Any) -> Any:
-        """Arguments with names in the place of tensors."""
-        if isinstance(given, Tensor):
-            name = self._names.get(id(given))
-            return _Weight(given) if name is None else _Value(name)
-        if isinstance(given, tuple):
-            return tuple(map(self.form, given))
-        if isinstance(given, list):
-            return list(map(self.form, given))
-        if isinstance(given, dict):
-            return {name: self.form(one) for name, one in given.items()}
-        if isinstance(given, slice):
-            return slice(*map(self.form, (given.start, given.stop, given.step)))
-        return given
-
-
-def _property(func: Any) -> str:
-    """The name of the property whose getter this is."""
-    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
-
-
-# One function for all examples
-
-
-def written(courses: Sequence[Course]) -> tuple[Run, Run]:
-    """Whether (hidden, given) has sizes that courses tell of, and what they all do with these.
-
-    Raises Varies where they differ in more than sizes.
-    """
-    if len(courses) < 2 or len({len(course.calls) for course in courses}) != 1:
-        raise Varies("the number of calls depends on sizes")
-    source = _Source(courses)
-    for place, calls in enumerate(zip(*(course.calls for course in courses), strict=True)):
-        source.call(f"v{place}", calls)
-    return source.functions([course.said for course in courses])
-
-
-class _Source:
-    """Python for a course, line by line, with the values that it names."""
-
-    def __init__(self, courses: Sequence[Course]) -> None:
-        self._lines: list[str] = []
-        self._last: dict[str, int] = {}  # line that reads a value last
-        self._named: dict[str, Any] = {}
-        self._sizes: dict[tuple[int, ...], str] = {}
-        self._read: dict[str, str] = {}  # sizes that are needed, by their names
-        self._rules: list[str] = []
-        for name in courses[0].sizes:
-            shapes = zip(*(course.sizes[name] for course in courses), strict=True)
-            for axis, sizes in enumerate(shapes):
-                self._rule(sizes, f"{name}.shape[{axis}]")
-        self._rules.append(f"hidden.shape[1] <= {max(one.sizes['hidden'][1] for one in courses)}")
-
-    def _rule(self, sizes: tuple[int, ...], here: str) -> None:
-        """A size is what it was, or that of another axis, or free."""
-        if len(set(sizes)) == 1:
-            self._rules.append(f"{here} == {sizes[0]}")
-        elif sizes in self._sizes:
-            self._rules.append(f"{here} == {self._sizes[sizes]}")
-        else:
-            self._sizes[sizes] = here
-
-    def call(self, name: str, calls: Sequence[_Call]) -> None:
-        run = calls[0].run
-        if any(one.run != run for one in calls):
-            raise Varies("other calls at other sizes")
-        args = [self._text(forms) for forms in zip(*(one.args for one in calls), strict=True)]
-        kwargs = calls[0].kwargs
-        if any(list(one.kwargs) != list(kwargs) for one in calls):
-            raise Varies("other arguments at other sizes")
-        args += [f"{key}={self._text([one.kwargs[key] for one in calls])}" for key in kwargs]
-        self._last.setdefault(name, len(self._lines))
-        self._lines.append(f"{name} = {self._name(run)}({', '.join(args)})")
-
-    def functions(self, said: Sequence[Any]) -> tuple[Run, Run]:
-        end = f"return {self._text(said)}"
-        for name, line in self._last.items():
-            if name.startswith("v") and line < len(self._lines):
-                self._lines[line] += f"; del {name}"  # its memory serves the next
-        sizes = [f"{name} = {size}" for size, name in self._read.items()]
-        source = "\n    ".join(("def run(hidden, given):", *sizes, *self._lines, end))
-        source += f"\ndef fits(hidden, given):\n    return {' and '.join(self._rules)}\n"
-        exec(compile(source, "<straight layer>", "exec"), self._named)
-        return self._named["fits"], self._named["run"]
-
-    def _text(self, forms: Sequence[Any]) -> str:
-        """The source of a value that these have in common."""
-        first = forms[0]
-        if any(type(form) is not type(first) for form in forms):
-            raise Varies("other kinds of arguments at other sizes")
-        if isinstance(first, _Value):
-            if len(set(forms)) != 1:
-                raise Varies("other values are read at other sizes")
-            self._last[first.name.partition("[")[0]] = len(self._lines)
-            return first.name
-        if isinstance(first, tuple | list):
-            if len({len(form) for form in forms}) != 1:
-                raise Varies("other numbers of arguments at other sizes")
-            inside = "".join(f"{self._text(one)}, " for one in zip(*forms, strict=True))
-            return f"({inside})" if isinstance(first, tuple) else f"[{inside}]"
-        if isinstance(first, dict):
-            raise Varies("a call takes a dictionary")
-        if isinstance(first, slice):
-            ends = zip(*((one.start, one.stop, one.step) for one in forms), strict=True)
-            return f"slice({', '.join(map(self._text, ends))})"
-        if any(form != first for form in forms):
-            return self._size(forms)
-        if first is None or isinstance(first, bool | int):
-            return repr(first)
-        return self._name(first.leaf if isinstance(first, _Weight) else first)
-
-    def _size(self, forms: Sequence[Any]) -> str:
-        """A number that differs: a size of what goes in, or some times that."""
-        for sizes, here in self._sizes.items():
-            times = forms[0] // sizes[0] if type(forms[0]) is int else 0
-            if times > 0 and list(forms) == [times * size for size in sizes]:
-                name = self._read.setdefault(here, f"n{len(self._read)}")
-                return name if times == 1 else f"{name} * {times}"
-        raise Varies(f"{forms[0]} is no size of what goes in")
-
-    def _name(self, value: Any) -> str:
-        name = f"c{len(self._named)}"
-        self._named[name] = value
-        return name
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is as its library made it; an adapter may change within, where none looks."""
+    return all(
+        type(part).__module__.startswith(_MAKERS)
+        and not part.training
+        and "forward" not in vars(part)
+        and part._compiled_call_impl is None
+        and all(
+            getattr(hook, "__module__", "") == _HARMLESS
+            for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        )
+        for part in layer.modules()
+    )

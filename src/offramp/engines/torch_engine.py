@@ -22,7 +22,7 @@ from offramp.engines.pool import (
 from offramp.engines.segments import Run, Segments
 from offramp.engines.stepping import Stepper
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
-from offramp.engines.straight import straight
+from offramp.engines.straight import Straight
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
@@ -59,7 +59,8 @@ class TorchEngine:
             raise ConfigError(f"sync_every={sync_every}: give a number of layers, 1 or more.")
         self.model, self.sync_every = model, sync_every
         # graphs leave no Python between the calls of torch
-        self.backbone = model.backbone if cuda_graphs else straight(model.backbone)
+        self._straight = None if cuda_graphs else Straight(model.backbone)
+        self.backbone = model.backbone if self._straight is None else self._straight.backbone
         self.remembers: bool = getattr(model, "remembers", False)
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
         # a module's call costs more than a small exit itself, and nothing hooks an exit
@@ -109,7 +110,7 @@ class TorchEngine:
             ConfigError: the model is in training mode, where dropout makes answers random, or
                 there are no rows.
         """
-        self._check_mode()
+        self._ready()
         first = next(iter(batch.values()))
         if not len(first):
             raise ConfigError("The batch has no rows.")
@@ -157,7 +158,7 @@ class TorchEngine:
             ConfigError: on the call, options that make no sense or a model in training mode;
                 later, a batch of several rows, or a machine that `shape` cannot be had on.
         """
-        self._check_mode()
+        self._ready()
         ahead = AHEAD * slots if ahead is None else ahead
         check_options(slots, ahead, determinism, budget)
         same_shape = determinism == "shape"
@@ -176,9 +177,11 @@ class TorchEngine:
             return Segments(*parts)
         return GraphedSegments(self._graphs, self._weights, *parts)
 
-    def _check_mode(self) -> None:
+    def _ready(self) -> None:
         if getattr(self.model, "training", False):
             raise ConfigError("The model is in training mode. Call model.eval() first.")
+        if self._straight is not None:
+            self._straight.find()
 
 
 def _gpu_of(model: Exitable) -> torch.device:
