@@ -191,9 +191,11 @@ def test_no_layer_beyond_the_depth_is_run(arch: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         model.backbone, "layer", lambda number, flow: (ran.append(number), layer(number, flow))[1]
     )
+    engine = TorchEngine(model)
+    engine.run(batch, Full())  # examples go through all layers once
     for policy in spread_policies(model.problem_type, model.all_exits(batch)):
         ran.clear()
-        answers = TorchEngine(model).run(batch, policy, rows_of(batch), Budget(depth=2))
+        answers = engine.run(batch, policy, rows_of(batch), Budget(depth=2))
         assert max(ran) <= 2
         assert int(answers.exit_layers.max()) <= 2
 

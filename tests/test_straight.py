@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 import weakref
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from transformers import PreTrainedModel
 from transformers.models.bert.modeling_bert import BertIntermediate
@@ -164,6 +167,36 @@ def test_a_hook_that_was_there_before_sees_every_row_and_no_example(model: Multi
     assert seen == [(3, 9), (0, 0)]
 
 
+def _listen_everywhere(model: MultiExitModel, heard: Callable[..., None]) -> Any:
+    return register_module_forward_hook(heard)
+
+
+def _listen_to_the_embedding(model: MultiExitModel, heard: Callable[..., None]) -> Any:
+    return model.stock.bert.embeddings.register_forward_hook(heard)
+
+
+@pytest.mark.parametrize("listen", [_listen_everywhere, _listen_to_the_embedding])
+def test_who_listens_around_the_layers_hears_of_no_example(
+    model: MultiExitModel, listen: Callable[..., Any]
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def heard(*given: Any) -> None:
+        if isinstance(given[-1], Tensor):
+            shapes.append(tuple(given[-1].shape[:2]))
+
+    handle = listen(model, heard)
+    try:
+        engine = TorchEngine(model)
+        _answers(engine)
+        first, shapes[:] = shapes[:], []
+        _answers(engine)
+    finally:
+        handle.remove()
+    assert first == shapes
+    assert shapes
+
+
 class Adapter(nn.Module):
     """A part that may be switched off within, as adapters may."""
 
@@ -234,6 +267,31 @@ def test_straight_layers_are_those_of_the_backbone_and_not_of_a_later_list(
     with torch.inference_mode():
         wanted = engine.all_exits(tiny_batch(3, 9))[-1].scores
     assert torch.equal(_answers(engine), wanted)
+
+
+def test_the_embedding_too_is_that_of_the_backbone(model: MultiExitModel) -> None:
+    model.stock.bert.embeddings = tiny_stock("bert", seed=5).bert.embeddings
+    engine = TorchEngine(model)
+    with torch.inference_mode():
+        wanted = engine.all_exits(tiny_batch(3, 9))[-1].scores
+    assert torch.equal(_answers(engine), wanted)
+
+
+def test_an_engine_can_be_copied(model: MultiExitModel) -> None:
+    engine = TorchEngine(model)
+    assert torch.equal(_answers(copy.deepcopy(engine)), _answers(engine))
+
+
+def test_layers_without_parameters_and_layers_elsewhere_run(model: MultiExitModel) -> None:
+    wanted = _answers(TorchEngine(model))
+    cpu_offload(model.stock.bert.encoder, torch.device("cpu"))
+    assert torch.equal(_answers(TorchEngine(model)), wanted)
+    frozen = tiny_model(layers=2)
+    for part in frozen.backbone.layers.modules():
+        for name, weight in list(part._parameters.items()):
+            del part._parameters[name]
+            part.register_buffer(name, None if weight is None else weight.data)
+    assert torch.equal(_answers(TorchEngine(frozen)), wanted)
 
 
 def test_weights_that_were_replaced_are_let_go(model: MultiExitModel) -> None:
@@ -330,4 +388,5 @@ def test_other_layers_do_what_they_did_on_any_size(number: Callable[[Tensor], An
     fits, run = written(_courses(layer))
     hidden = torch.randn(5, 17, 2)
     assert fits(hidden, {})
+    assert not fits(hidden[:, :1], {})  # no example was as short
     assert torch.equal(run(hidden, {}), layer(hidden))

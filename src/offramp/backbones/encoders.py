@@ -12,7 +12,7 @@ import copy
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -95,9 +95,10 @@ class _Recorder:
     No module, because a module's call costs more.
     """
 
-    def __init__(self, layer: nn.Module, log: threading.local, layout: Layout) -> None:
-        self.layer = layer
-        self.run: Callable[..., Any] = layer
+    def __init__(
+        self, layer: nn.Module, run: Callable[..., Any], log: threading.local, layout: Layout
+    ) -> None:
+        self.layer, self.run = layer, run
         self._log = log
         self._returns_tuple = layout.returns_tuple
 
@@ -115,9 +116,9 @@ class _Recorder:
 class _Recorders(nn.Module):
     """Stands where the list of layers stood."""
 
-    def __init__(self, layers: Iterable[nn.Module], log: threading.local, layout: Layout) -> None:
+    def __init__(self, items: Sequence[_Recorder]) -> None:
         super().__init__()
-        self._items = [_Recorder(layer, log, layout) for layer in layers]
+        self._items = items
 
     def __len__(self) -> int:
         return len(self._items)
@@ -160,30 +161,31 @@ class EncoderBackbone:
 
     def through(self, run: Callable[[nn.Module], Callable[..., Any]]) -> EncoderBackbone:
         """The same, on the same weights, whose layers are called as `run` says of each module."""
-        twin = object.__new__(type(self))
+        twin = object.__new__(type(self))  # a copy would be cut anew, see __reduce__
         vars(twin).update(vars(self))
         twin._log = threading.local()
-        twin._skeleton = twin._make_skeleton()
-        for part in twin._skeleton.modules():
-            for recorder in part if isinstance(part, _Recorders) else ():
-                recorder.run = run(recorder.layer)
+        twin._skeleton = twin._recording(self._skeleton, run)
         return twin
 
     def _make_skeleton(self) -> nn.Module:
         """A shallow copy of the encoder with recorders for layers and no pooler."""
-        prefix, *path = self._layout.layers.split(".")
+        prefix = self._layout.layers.partition(".")[0]
         if prefix != self._stock.base_model_prefix:
             raise ModelError(f"Layout of '{self._stock.config.model_type}' starts at '{prefix}'.")
-        root = _shallow(self._stock.base_model)
-        node = root
-        for name in path[:-1]:
-            child = _shallow(node.get_submodule(name))
-            node._modules[name] = child
-            node = child
-        node._modules[path[-1]] = _Recorders(self._cut, self._log, self._layout)
+        root = self._recording(self._stock.base_model, lambda layer: layer)
         for name in ("pooler", "pooler_activation"):
             if name in root._modules:
                 root._modules[name] = None
+        return root
+
+    def _recording(self, encoder: nn.Module, run: Callable[[nn.Module], Any]) -> nn.Module:
+        """A shallow copy with recorders for layers."""
+        root = node = _shallow(encoder)
+        *path, last = self._layout.layers.split(".")[1:]
+        for name in path:
+            node._modules[name] = node = _shallow(node.get_submodule(name))
+        recorders = [_Recorder(layer, run(layer), self._log, self._layout) for layer in self._cut]
+        node._modules[last] = _Recorders(recorders)
         return root
 
     def example(self, tokens: int, device: torch.device | str) -> Batch:

@@ -1,17 +1,19 @@
 """What a layer does, call by call, and one function for it.
 
 A layer is run under a `TorchFunctionMode` that writes down each call of torch. What the courses of
-several examples have in common, but for sizes, is written as Python: the same calls in the same
-order with the same values.
+several examples have in common, but for sizes, becomes a graph of torch.fx, and so one Python
+function: the same calls in the same order with the same values.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -21,10 +23,13 @@ _FACTS = (
     *("is_nested", "layout", "ndim", "numel", "requires_grad", "shape", "size", "stride"),
 )
 """What may be asked of a tensor that is not its values."""
-_SAME = (functional.dropout, torch.dropout)
+_DROPOUTS = (functional.dropout, torch.dropout)
 """Calls that give what they are given, outside training."""
 
 Run = Callable[..., Any]
+Name = tuple[Any, ...]
+"""Of a tensor: ("hidden",), ("given", key), or the number of the call that gave it; then the place
+in it, if it is one of several."""
 
 
 class Varies(Exception):
@@ -32,9 +37,9 @@ class Varies(Exception):
 
 
 class _Value(NamedTuple):
-    """A tensor in the arguments of a call: what it is called in the source."""
+    """A tensor in the arguments of a call."""
 
-    name: str
+    name: Name
 
 
 class _Weight:
@@ -68,7 +73,7 @@ class Course(NamedTuple):
 
     calls: tuple[_Call, ...]
     said: Any
-    sizes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[Name, tuple[int, ...]]
 
 
 def follow(layer: nn.Module, hidden: Tensor, given: Mapping[str, Any]) -> tuple[Course, Any]:
@@ -81,20 +86,20 @@ def follow(layer: nn.Module, hidden: Tensor, given: Mapping[str, Any]) -> tuple[
     return Course(tuple(follower.calls), follower.form(said), sizes), said
 
 
-def _leaves(hidden: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that go in, by how the source names them."""
-    yield "hidden", hidden
-    for name, one in given.items():
+def _leaves(hidden: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[Name, Tensor]]:
+    """Tensors that go in."""
+    yield ("hidden",), hidden
+    for key, one in given.items():
         if isinstance(one, Tensor):
-            yield f"given[{name!r}]", one
+            yield ("given", key), one
         elif isinstance(one, tuple | list):
             for place, leaf in enumerate(one):
                 if isinstance(leaf, Tensor):
-                    yield f"given[{name!r}][{place}]", leaf
+                    yield ("given", key, place), leaf
 
 
 class _Follower(TorchFunctionMode):
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, Name]) -> None:
         super().__init__()
         self.calls: list[_Call] = []
         self._names = names
@@ -106,21 +111,21 @@ class _Follower(TorchFunctionMode):
         form = _Call(func, self.form(args), self.form(kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if made is None or all(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):
-            if not (func in _SAME and made is args[0]):
+            if not (func in _DROPOUTS and made is args[0]):
                 self._note(form, made)
         elif not _is_fact(func):
             raise Varies(f"{func} gives {type(made).__name__}")
         return made
 
     def _note(self, form: _Call, made: Any) -> None:
-        name = f"v{len(self.calls)}"
+        number = len(self.calls)
         self.calls.append(form)
         self._kept.append(made)
         if isinstance(made, Tensor):
-            self._names[id(made)] = name
+            self._names[id(made)] = (number,)
         else:
             for place, leaf in enumerate(made or ()):
-                self._names[id(leaf)] = f"{name}[{place}]"
+                self._names[id(leaf)] = (number, place)
 
     def form(self, given: Any) -> Any:
         """Arguments with names in the place of tensors."""
@@ -154,98 +159,121 @@ def written(courses: Sequence[Course]) -> tuple[Run, Run]:
     """
     if len(courses) < 2 or len({len(course.calls) for course in courses}) != 1:
         raise Varies("the number of calls depends on sizes")
-    source = _Source(courses)
-    for place, calls in enumerate(zip(*(course.calls for course in courses), strict=True)):
-        source.call(f"v{place}", calls)
-    return source.functions([course.said for course in courses])
+    sizes = Sizes(courses)
+    graph = _Writer(sizes)
+    for number, calls in enumerate(zip(*(course.calls for course in courses), strict=True)):
+        graph.call(number, calls)
+    return sizes.fit, graph.function([course.said for course in courses])
 
 
-class _Source:
-    """Python for a course, line by line, with the values that it names."""
+class Sizes:
+    """What courses tell of the sizes of what goes in: some are fixed, some equal others.
+
+    Attributes:
+        free: sizes that differ, one for each course, by the tensor and axis that have them first.
+    """
 
     def __init__(self, courses: Sequence[Course]) -> None:
-        self._lines: list[str] = []
-        self._last: dict[str, int] = {}  # line that reads what a call gave last
-        self._named: dict[str, Any] = {}
-        self._sizes: dict[tuple[int, ...], str] = {}
-        self._read: dict[str, str] = {}  # sizes that are needed, by their names
-        self._rules: list[str] = []
+        self.free: dict[tuple[int, ...], tuple[Name, int]] = {}
+        self._fixed: list[tuple[Name, int, int]] = []
+        self._equal: list[tuple[Name, int, Name, int]] = []
         for name in courses[0].sizes:
             shapes = zip(*(course.sizes[name] for course in courses), strict=True)
             for axis, sizes in enumerate(shapes):
-                self._rule(sizes, f"{name}.shape[{axis}]")
-        self._rules.append(f"hidden.shape[1] <= {max(one.sizes['hidden'][1] for one in courses)}")
+                if len(set(sizes)) == 1:
+                    self._fixed.append((name, axis, sizes[0]))
+                elif sizes in self.free:
+                    self._equal.append((name, axis, *self.free[sizes]))
+                else:
+                    self.free[sizes] = (name, axis)
+        tokens = [course.sizes["hidden",][1] for course in courses]
+        self._least, self._most = min(tokens), max(tokens)
 
-    def _rule(self, sizes: tuple[int, ...], here: str) -> None:
-        """A size is what it was, or that of another axis, or free."""
-        if len(set(sizes)) == 1:
-            self._rules.append(f"{here} == {sizes[0]}")
-        elif sizes in self._sizes:
-            self._rules.append(f"{here} == {self._sizes[sizes]}")
-        else:
-            self._sizes[sizes] = here
+    def fit(self, hidden: Tensor, given: Mapping[str, Any]) -> bool:
+        """Whether sizes are as the courses had them, and no row is longer or shorter than any."""
+        inputs = {"hidden": hidden, "given": given}
 
-    def call(self, name: str, calls: Sequence[_Call]) -> None:
-        run = calls[0].run
-        if any(one.run != run for one in calls):
-            raise Varies("other calls at other sizes")
-        args, kwargs = calls[0].args, calls[0].kwargs
-        if any((len(one.args), [*one.kwargs]) != (len(args), [*kwargs]) for one in calls):
-            raise Varies("other arguments at other sizes")
-        args = [self._text(forms) for forms in zip(*(one.args for one in calls), strict=True)]
-        args += [f"{key}={self._text([one.kwargs[key] for one in calls])}" for key in kwargs]
-        self._last[name] = len(self._lines)
-        self._lines.append(f"{name} = {self._name(run)}({', '.join(args)})")
+        def size(name: Name, axis: int) -> int:
+            leaf: Any = inputs
+            for key in name:
+                leaf = leaf[key]
+            return int(leaf.shape[axis])
 
-    def functions(self, said: Sequence[Any]) -> tuple[Run, Run]:
-        end = f"return {self._text(said)}"
-        for name, line in self._last.items():
-            if line < len(self._lines):
-                self._lines[line] += f"; del {name}"  # its memory serves the next
-        sizes = [f"{name} = {size}" for size, name in self._read.items()]
-        source = "\n    ".join(("def run(hidden, given):", *sizes, *self._lines, end))
-        source += f"\ndef fits(hidden, given):\n    return {' and '.join(self._rules)}\n"
-        exec(compile(source, "<straight layer>", "exec"), self._named)
-        return self._named["fits"], self._named["run"]
+        return (
+            self._least <= hidden.shape[1] <= self._most
+            and all(size(name, axis) == wanted for name, axis, wanted in self._fixed)
+            and all(size(*one[:2]) == size(*one[2:]) for one in self._equal)
+        )
 
-    def _text(self, forms: Sequence[Any]) -> str:
-        """The source of a value that these have in common."""
+
+class _Writer:
+    """Writes what calls have in common as a graph."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._graph, self._sizes = Graph(), sizes
+        self._nodes = {(name,): self._graph.placeholder(name) for name in ("hidden", "given")}
+        self._measured: dict[tuple[Name, int], Node] = {}
+        self._weights: dict[str, Tensor] = {}
+
+    def call(self, number: int, calls: Sequence[_Call]) -> None:
+        run, args, kwargs = calls[0]
+        for one in calls:
+            if (one.run, len(one.args), [*one.kwargs]) != (run, len(args), [*kwargs]):
+                raise Varies("other calls at other sizes")
+        args = self._common([one.args for one in calls])
+        kwargs = {key: self._common([one.kwargs[key] for one in calls]) for key in kwargs}
+        self._nodes[number,] = self._graph.call_function(run, args, kwargs)
+
+    def function(self, said: Sequence[Any]) -> Run:
+        self._graph.output(self._common(said))
+        return GraphModule(self._weights, self._graph).forward
+
+    def _common(self, forms: Sequence[Any]) -> Any:
+        """What these have in common, as an argument of a node."""
         first = forms[0]
         if any(type(form) is not type(first) for form in forms):
             raise Varies("other kinds of arguments at other sizes")
         if isinstance(first, _Value):
             if len(set(forms)) != 1:
                 raise Varies("other values are read at other sizes")
-            value = first.name.partition("[")[0]
-            if value in self._last:
-                self._last[value] = len(self._lines)
-            return first.name
+            return self._node(first.name)
         if isinstance(first, tuple | list):
             if len({len(form) for form in forms}) != 1:
                 raise Varies("other numbers of arguments at other sizes")
-            inside = "".join(f"{self._text(one)}, " for one in zip(*forms, strict=True))
-            return f"({inside})" if isinstance(first, tuple) else f"[{inside}]"
-        if isinstance(first, dict):
-            raise Varies("a call takes a dictionary")
+            return type(first)(map(self._common, zip(*forms, strict=True)))
         if isinstance(first, slice):
             ends = zip(*((one.start, one.stop, one.step) for one in forms), strict=True)
-            return f"slice({', '.join(map(self._text, ends))})"
+            return slice(*map(self._common, ends))
+        if isinstance(first, dict):
+            raise Varies("a call takes a dictionary")
         if any(form != first for form in forms):
             return self._size(forms)
-        if first is None or type(first) in (bool, int):
-            return repr(first)
-        return self._name(first.leaf if isinstance(first, _Weight) else first)
+        return self._weight(first.leaf) if isinstance(first, _Weight) else first
 
-    def _size(self, forms: Sequence[Any]) -> str:
+    def _node(self, name: Name) -> Node:
+        if name not in self._nodes:
+            whole = self._node(name[:-1])
+            self._nodes[name] = self._graph.call_function(operator.getitem, (whole, name[-1]))
+        return self._nodes[name]
+
+    def _weight(self, leaf: Tensor) -> Node:
+        name = f"weight_{len(self._weights)}"
+        self._weights[name] = leaf
+        return self._graph.get_attr(name)
+
+    def _size(self, forms: Sequence[Any]) -> Node:
         """A number that differs: a size of what goes in, or some times that."""
-        for sizes, here in self._sizes.items():
+        for sizes, (name, axis) in self._sizes.free.items():
             times = forms[0] // sizes[0] if type(forms[0]) is int else 0
             if times > 0 and list(forms) == [times * size for size in sizes]:
-                name = self._read.setdefault(here, f"n{len(self._read)}")
-                return name if times == 1 else f"{name} * {times}"
+                size = self._measure(name, axis)
+                return (
+                    size if times == 1 else self._graph.call_function(operator.mul, (size, times))
+                )
         raise Varies(f"{forms[0]} is no size of what goes in")
 
-    def _name(self, value: Any) -> str:
-        name = f"c{len(self._named)}"
-        self._named[name] = value
-        return name
+    def _measure(self, name: Name, axis: int) -> Node:
+        if (name, axis) not in self._measured:
+            shape = self._graph.call_function(getattr, (self._node(name), "shape"))
+            self._measured[name, axis] = self._graph.call_function(operator.getitem, (shape, axis))
+        return self._measured[name, axis]

@@ -41,6 +41,7 @@ class InductorEngine(TorchEngine):
     """
 
     name = "inductor"
+    straightens = False
 
     def __init__(self, model: Exitable) -> None:
         if not hasattr(model.backbone, "through"):
@@ -49,7 +50,6 @@ class InductorEngine(TorchEngine):
                 "compiled. Use backend torch."
             )
         super().__init__(model)
-        self._straight = None
         self.backbone = model.backbone.through(_compiled())
 
     def _every(self, batch: Batch) -> tuple[ExitOutput, ...]:

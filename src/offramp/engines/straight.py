@@ -5,10 +5,11 @@ takes: modules call modules, look for hooks and sort out options that never chan
 run on a few examples, and what all of these have in common becomes one straight function (`calls`).
 It makes the same calls in the same order with the same values, so not one bit differs.
 
-A layer stays as it is where examples differ in more than sizes, where it looks at values in
-Python, where it is no layer of transformers or torch or has a hook; for inputs longer than the
-examples and under autocast; and as soon as anything is done to its parts. What is done to their
-classes is not seen.
+All layers stay as they are where one of them is no layer of transformers or torch, looks at values
+in Python, or where anything has a hook, which should hear of no example. One layer does where its
+examples differ in more than sizes, for inputs longer than these and under autocast, and for good
+as soon as anything is done to its parts or its config. Not noticed is what changes outside of a
+layer's own objects: a patched class or function, another function in a registry.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from offramp.engines.calls import Course, Run, Varies, follow, written
 
 logger = logging.getLogger("offramp")
 
+# rows and tokens of the examples; what is longer than the longest is not run straight
 _PADDED = ((6, 2), (3, 11), (1, 60))
 _TEXTS = (*_PADDED, (1, 128))
 _IMAGES = ((3, 0), (1, 0))
-"""Rows and tokens of the examples."""
 _MAKERS = ("torch.nn.", "transformers.", "offramp.")
 """Whose layers do nothing but call torch."""
 _HARMLESS = "transformers.utils.output_capturing"
@@ -50,7 +51,7 @@ class Straight:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._own = backbone
+        self._plain = backbone
         self._known: Known = {}
         self._lock = threading.Lock()
         self.backbone = backbone
@@ -59,13 +60,17 @@ class Straight:
         if through is not None:
             self.backbone = through(backbone, lambda layer: _Layer(layer, self._known))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy finds its own; what was found is bound to the weights of this one."""
+        return type(self), (self._plain,)
+
     def find(self) -> None:
         """Make layers straight, once; call it before any clock starts."""
-        if self._found or _autocast(next(self._own.layers.parameters()).device):
+        if self._found or _autocast(_device(self._plain)):
             return
         with self._lock:
             if not self._found:
-                self._known.update(find(self._own))
+                self._known.update(find(self._plain))
                 self._found = True
 
 
@@ -78,7 +83,8 @@ class _Straight(NamedTuple):
     def same(self) -> bool:
         """Whether nothing was done to the layer."""
         try:
-            return self.parts == self.state  # what is one and the same is not compared
+            # equal values give equal answers, and what is one and the same is not compared
+            return self.parts == self.state
         except (RuntimeError, ValueError):  # another tensor, another array
             return False
 
@@ -90,13 +96,16 @@ class _Layer:
         self._layer, self._known = layer, known
 
     def __call__(self, hidden: Tensor, **given: Any) -> Any:
-        known = self._known.get(id(self._layer), {}).get(key_of(hidden, given))
-        if known is None or _autocast(hidden.device) or not known.fits(hidden, given):
+        straight = self._known.get(id(self._layer), {}).get(key_of(hidden, given))
+        if straight is None or _autocast(hidden.device) or not straight.fits(hidden, given):
             return self._layer(hidden, **given)
-        if not known.same():
+        if not straight.same():
+            logger.debug(
+                "Something was done to a %s: it runs as it is.", type(self._layer).__name__
+            )
             self._known.pop(id(self._layer), None)  # it holds weights that may be no more
             return self._layer(hidden, **given)
-        return known.run(hidden, given)
+        return straight.run(hidden, given)
 
 
 Known = dict[int, dict[Key, _Straight]]
@@ -104,7 +113,12 @@ Known = dict[int, dict[Key, _Straight]]
 
 
 def _autocast(device: torch.device) -> bool:
-    return torch.is_autocast_enabled(device.type)
+    known = torch.amp.is_autocast_available(device.type)  # not on meta, where offloaded weights are
+    return known and torch.is_autocast_enabled(device.type)
+
+
+def _device(backbone: Backbone) -> torch.device:
+    return next(backbone.layers.parameters(), torch.empty(0)).device
 
 
 @torch.inference_mode()
@@ -112,7 +126,7 @@ def find(backbone: Any) -> Known:
     """The straight functions of a backbone's layers."""
     watch = _Watch()
     watching = backbone.through(watch.over)
-    if not all(map(_is_plain, watch.layers)):
+    if _is_heard(backbone) or not all(map(_is_plain, watch.layers)):
         return {}
     try:
         for batch in _examples(backbone):
@@ -128,7 +142,7 @@ def find(backbone: Any) -> Known:
         try:
             fits, run = written([*seen.courses.values()])
             _check(run, seen)
-        except Exception as problem:  # nor here
+        except Exception as problem:
             logger.debug("A %s stays as it is: %s", type(seen.layer).__name__, problem)
         else:
             parts = parts_of(seen.layer)
@@ -168,7 +182,7 @@ class _Watch:
 
 
 def _examples(backbone: Backbone) -> Iterator[Mapping[str, Tensor]]:
-    device = next(backbone.layers.parameters()).device
+    device = _device(backbone)
     if backbone.reads == "image":
         sizes = [(rows, tokens, False) for rows, tokens in _IMAGES]
     else:
@@ -181,7 +195,7 @@ def _examples(backbone: Backbone) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _check(run: Run, seen: _Seen) -> None:
-    """On other values than those that it was found by."""
+    """On other values than those that it was found by, at the sizes of the first example."""
     other = seen.hidden.flip(-1) * 0.9
     wanted = tree_leaves(seen.layer(other, **seen.given))
     pairs = zip(wanted, tree_leaves(run(other, seen.given)), strict=True)
@@ -226,9 +240,22 @@ def _is_plain(layer: nn.Module) -> bool:
         and not part.training
         and "forward" not in vars(part)
         and part._compiled_call_impl is None
-        and all(
-            getattr(hook, "__module__", "") == _HARMLESS
-            for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-        )
+        and not _hooked(part)
         for part in layer.modules()
     )
+
+
+def _is_heard(backbone: Any) -> bool:
+    """Whether something listens around the layers, which should hear of no example."""
+    module: Any = nn.modules.module
+    around = (one for one in vars(backbone).values() if isinstance(one, nn.Module))
+    return bool(
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or any(_hooked(part) for one in around for part in one.modules())
+    )
+
+
+def _hooked(part: nn.Module) -> bool:
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "") != _HARMLESS for hook in hooks)

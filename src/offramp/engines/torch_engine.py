@@ -51,6 +51,8 @@ class TorchEngine:
     """
 
     name = "torch"
+    straightens = True
+    """Layers run without the modules around their calls of torch, see `straight`."""
 
     def __init__(
         self, model: Exitable, *, sync_every: int | None = None, cuda_graphs: bool = False
@@ -59,7 +61,8 @@ class TorchEngine:
             raise ConfigError(f"sync_every={sync_every}: give a number of layers, 1 or more.")
         self.model, self.sync_every = model, sync_every
         # graphs leave no Python between the calls of torch
-        self._straight = None if cuda_graphs else Straight(model.backbone)
+        wanted = self.straightens and not cuda_graphs
+        self._straight = Straight(model.backbone) if wanted else None
         self.backbone = model.backbone if self._straight is None else self._straight.backbone
         self.remembers: bool = getattr(model, "remembers", False)
         exits = [model.exit_at(layer) for layer in range(1, model.depth + 1)]
