@@ -211,7 +211,9 @@ class _Writer:
 
     def __init__(self, sizes: Sizes) -> None:
         self._graph, self._sizes = Graph(), sizes
-        self._nodes = {(name,): self._graph.placeholder(name) for name in ("hidden", "given")}
+        self._nodes: dict[Name, Node] = {}
+        for name in ("hidden", "given"):
+            self._nodes[name,] = self._graph.placeholder(name)
         self._measured: dict[tuple[Name, int], Node] = {}
         self._weights: dict[str, Tensor] = {}
 
