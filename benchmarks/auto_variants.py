@@ -46,6 +46,7 @@ class Blended(Objective):
             fine-tuned already.
         exits_first: share of the epochs after that in which exits alone learn, ten times as
             fast, from the labels and from full depth.
+        exits_last: the same at the end.
         rate: of exits while all learns, see `Stage`.
     """
 
@@ -60,6 +61,7 @@ class Blended(Objective):
         full: float = 0.0,
         warm_up: float = 0.5,
         exits_first: float = 0.0,
+        exits_last: float = 0.0,
         rate: float = 1.0,
     ) -> None:
         super().__init__()
@@ -67,16 +69,18 @@ class Blended(Objective):
         self.sharpness, self.thresholds = sharpness, thresholds
         self.distillation, self.temperature = distillation, temperature
         self.correctness, self.full = correctness, full
-        self.warm_up, self.exits_first, self.rate = warm_up, exits_first, rate
+        self.warm_up, self.rate = warm_up, rate
+        self.exits_first, self.exits_last = exits_first, exits_last
         self._first = SelfDistillation()
 
     def stages(self) -> Sequence[Stage]:
         warm_up = 0.0 if self.fine_tuned else self.warm_up
-        first = self.exits_first * (1 - warm_up)
+        first, last = (share * (1 - warm_up) for share in (self.exits_first, self.exits_last))
         found = (
             Stage("stock", "stock", warm_up),
             Stage("exits", "exits", first, rate=10.0, standardised=True),
-            Stage("joint", "all", 1 - warm_up - first, rate=self.rate),
+            Stage("joint", "all", 1 - warm_up - first - last, rate=self.rate),
+            Stage("last", "exits", last, rate=10.0, standardised=True),
         )
         return tuple(stage for stage in found if stage.share)
 
@@ -235,4 +239,73 @@ variant(
     distillation=0.0,
     rate=3.0,
     exits_first=0.25,
+)
+variant(
+    "half-first",
+    "v-first-simple, half of the time alone",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.5,
+)
+variant(
+    "last",
+    "v-fast-simple, exits learn alone last",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_last=0.25,
+)
+variant(
+    "first-last",
+    "v-fast-simple, exits learn alone first and last",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.25,
+    exits_last=0.25,
+)
+variant(
+    "full-third",
+    "v-fast-simple, full depth weighs a third more",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    full=0.3,
+)
+variant(
+    "first-full",
+    "v-first-simple, full depth weighs a third more",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.25,
+    full=0.3,
+)
+variant(
+    "first-half-last",
+    "v-first-last, half of the time alone at the end",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.25,
+    exits_last=0.5,
+)
+variant(
+    "half-first-last",
+    "v-first-last, half of the time alone at the start",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.5,
+    exits_last=0.25,
+)
+variant(
+    "eighth-first-last",
+    "v-first-last, an eighth alone at the start, three at the end",
+    exits=PLAIN,
+    distillation=0.0,
+    rate=3.0,
+    exits_first=0.125,
+    exits_last=0.375,
 )

@@ -303,7 +303,8 @@ class _File:
         for node in needed.nodes:
             nodes.append(_renamed(node, names, prefix))
         self.kinds |= {name: _kind(value) for name, value in outputs.items()}
-        self.domains |= {domain.domain: domain.version for domain in part.opset_import}
+        for one in part.opset_import:
+            self.domains[one.domain] = max(one.version, self.domains.get(one.domain, 0))
         return {name: names[value.name] for name, value in outputs.items()}
 
     def model(self) -> onnx.ModelProto:

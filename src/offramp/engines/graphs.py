@@ -55,7 +55,7 @@ class Graphs:
         model: in evaluation mode, fp32, on CPU.
         dtype: `float32`, or one of `INTEGERS`: exits stay in float.
         progress: show a bar while files are made.
-        extra: of what runs them, for the error where a package is missing.
+        extra: of what runs them: `onnx` or `openvino`.
 
     Raises:
         MissingExtraError: without the extra.
@@ -77,6 +77,7 @@ class Graphs:
         _check_size(model, dtype)
         self.model = model
         self.dtype = dtype
+        self._runtime = extra
         self._progress = progress
 
     def early_exit(self, policy: Policy, deepest: int | None = None) -> Any:
@@ -139,7 +140,7 @@ class Graphs:
         if folder is None or weights is None or code is None:
             return None
         rule = rule_of(policy, self.model.depth, deepest)
-        made_of = [weights(), self.dtype, rule, code]
+        made_of = [weights(), self.dtype, self._runtime, rule, code]
         made_of += [__version__, torch.__version__, version("transformers")]
         return folder / "onnx" / f"{fingerprint(*made_of)}.onnx"
 
@@ -149,10 +150,13 @@ class Graphs:
         bar = tqdm(total=parts, desc="onnx", unit="part", disable=None if self._progress else True)
         with bar:
             traced = trace_model(self.model, lambda part: _tell(bar, part))
+        from offramp.engines.fusion import fuse_attention
         from offramp.engines.quantisation import quantise
         from offramp.engines.slimming import slim
 
         layers = tuple(map(slim, traced.layers))
+        if self._runtime == "onnx":
+            layers = tuple(map(fuse_attention, layers))
         if self.dtype in INTEGERS:
             ends, few = [f"{OUT}hidden"], self.dtype == "int7"
             layers = tuple(quantise(layer, ends, reduce_range=few) for layer in layers)

@@ -7,7 +7,7 @@ the integer weights, and scaled back by m. Nothing is computed over rows or toke
 answer does not depend on the others. Weights are symmetric, one scale for each column.
 
     x -> Abs -> ReduceMax -> m          once for each x, whatever number of weights reads it
-    x / m -> QuantizeLinear -> q
+    x * (1 / m) -> QuantizeLinear -> q
     MatMulIntegerToFloat(q, w) * m      in the place of MatMul(x, w)
 
 A token of zeros needs no guard: whatever integers it got, they are multiplied by m = 0. A token
@@ -153,7 +153,9 @@ class _Rewrite:
             values, largest = f"{x}.int8", f"{x}.largest"
             self._op("Abs", [x], f"{x}.absolute")
             self._op("ReduceMax", [f"{x}.absolute", _AXIS], largest, keepdims=1)
-            self._op("Div", [x, largest], f"{x}.share")
+            # one division a token: a product costs less than a quotient
+            self._op("Reciprocal", [largest], f"{x}.inverse")
+            self._op("Mul", [x, f"{x}.inverse"], f"{x}.share")
             self._op("QuantizeLinear", [f"{x}.share", _STEP, _ZERO], values)
             self._tokens[x] = values, largest
         return self._tokens[x]

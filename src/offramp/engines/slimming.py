@@ -25,7 +25,7 @@ from onnx import (
 
 from offramp.engines.assembly import all_read, bodies
 
-__all__ = ["slim"]
+__all__ = ["dims_of", "slim"]
 
 Dims = tuple[int | str, ...]
 
@@ -125,7 +125,9 @@ def _joined(branches: Sequence[_Branch]) -> tuple[list[NodeProto], list[TensorPr
 
 
 def _fix_shapes(graph: GraphProto) -> None:
-    known = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    known = {
+        value.name: dims_of(value) for value in (*graph.input, *graph.value_info, *graph.output)
+    }
     for node in graph.node:
         if node.op_type != "Reshape":
             continue
@@ -138,7 +140,8 @@ def _fix_shapes(graph: GraphProto) -> None:
         del node.attribute[:]  # with `allowzero`, 0 would mean none
 
 
-def _dims(value: ValueInfoProto) -> Dims:
+def dims_of(value: ValueInfoProto) -> Dims:
+    """The sizes of a value; a free one is a name."""
     return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
