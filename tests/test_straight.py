@@ -77,21 +77,43 @@ def _answers(engine: TorchEngine, tokens: int = 9) -> Tensor:
     return engine.run(tiny_batch(3, tokens), Full()).scores
 
 
-def test_modules_are_left_out_from_the_second_batch_on(
+def warm(model: MultiExitModel, tokens: int = 9) -> TorchEngine:
+    """An engine that makes its layers straight when it is asked next."""
+    engine = TorchEngine(model)
+    _answers(engine, tokens)
+    return engine
+
+
+def test_one_answer_alone_pays_for_no_examples(model: MultiExitModel, called: list[int]) -> None:
+    _answers(TorchEngine(model))
+    assert called == [9] * len(model.backbone.layers)
+
+
+def test_modules_are_left_out_after_the_first_requests(
     model: MultiExitModel, called: list[int]
 ) -> None:
     engine = TorchEngine(model)
-    first = _answers(engine)
+    first, second = _answers(engine), _answers(engine)
     called.clear()
     assert torch.equal(_answers(engine), first)
+    assert torch.equal(second, first)
     assert not called
+
+
+def test_a_stream_is_straight_from_its_start(model: MultiExitModel, called: list[int]) -> None:
+    engine = TorchEngine(model)
+    rows = [(place, tiny_batch(1, 9)) for place in range(20)]
+    _, *_ = engine.stream(iter(rows), Full(), slots=2)
+    seen = called.copy()
+    _, *_ = engine.stream(iter(rows), Full(), slots=2)
+    assert called == seen
 
 
 def test_inputs_longer_than_the_examples_go_through_the_modules(
     called: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("offramp.engines.straight._PADDED", ((3, 5), (1, 12)))
-    engine = TorchEngine(tiny_model(layers=2))
+    engine = warm(tiny_model(layers=2))
     _answers(engine)
     called.clear()
     for tokens in (11, 12, 13):
@@ -103,7 +125,7 @@ def test_a_size_that_was_the_same_in_all_examples_is_the_only_one(
     called: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("offramp.engines.straight._PADDED", ((3, 7), (1, 7)))
-    engine = TorchEngine(tiny_model(layers=2))
+    engine = warm(tiny_model(layers=2))
     _answers(engine)
     called.clear()
     for tokens in (6, 7):
@@ -147,7 +169,7 @@ def _change_number(layer: Any) -> None:
 def test_what_is_done_to_a_layer_later_is_heard(
     model: MultiExitModel, change: Callable[[Any], None]
 ) -> None:
-    engine = TorchEngine(model)
+    engine = warm(model)
     before = _answers(engine)
     change(model.backbone.layers[1])
     after = _answers(engine)
@@ -159,12 +181,12 @@ def test_a_hook_that_was_there_before_sees_every_row_and_no_example(model: Multi
     seen: list[tuple[int, ...]] = []
     dense = model.backbone.layers[1].output.dense
     first = dense.register_forward_hook(lambda *given: seen.append(tuple(given[-1].shape[:2])))
-    engine = TorchEngine(model)
+    engine = warm(model)
     _answers(engine)
     first.remove()
     dense.register_forward_hook(lambda *given: seen.append((0, 0)))
     _answers(engine)
-    assert seen == [(3, 9), (0, 0)]
+    assert seen == [(3, 9), (3, 9), (0, 0)]
 
 
 def _listen_everywhere(model: MultiExitModel, heard: Callable[..., None]) -> Any:
@@ -187,8 +209,7 @@ def test_who_listens_around_the_layers_hears_of_no_example(
 
     handle = listen(model, heard)
     try:
-        engine = TorchEngine(model)
-        _answers(engine)
+        engine = warm(model)
         first, shapes[:] = shapes[:], []
         _answers(engine)
     finally:
@@ -211,14 +232,14 @@ class Adapter(nn.Module):
 def test_a_part_that_is_not_of_transformers_is_called_as_it_is(model: MultiExitModel) -> None:
     output = model.backbone.layers[1].output
     output.dense = Adapter(output.dense)
-    engine = TorchEngine(model)
+    engine = warm(model)
     before = _answers(engine)
     output.dense.options["scale"] = 1.0
     assert not torch.equal(_answers(engine), before)
 
 
 def test_another_attention_is_heard(model: MultiExitModel) -> None:
-    engine = TorchEngine(model)
+    engine = warm(model)
     _answers(engine)
     model.stock.set_attn_implementation("eager")
     assert torch.equal(_answers(engine), _answers(TorchEngine(model)))
@@ -228,7 +249,7 @@ def test_another_attention_is_heard(model: MultiExitModel) -> None:
 @pytest.mark.parametrize("first", [False, True])
 def test_under_autocast_layers_run_as_they_are(arch: str, first: bool) -> None:
     model = tiny_model(arch, layers=3)
-    engine = TorchEngine(model)
+    engine = warm(model)
     for mixed in (first, not first):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.inference_mode():
             wanted = model.all_exits(tiny_batch(3, 9))[-1].scores.float()
@@ -242,10 +263,10 @@ def test_a_layer_that_refuses_the_examples_stays_as_it_is() -> None:
     model = MultiExitModel.from_stock(stock, ExitSpec(pooling="cls")).eval()
     with torch.inference_mode():
         wanted = model.all_exits(tiny_batch(3, 10))[-1].scores
-    assert torch.equal(_answers(TorchEngine(model), 10), wanted)
+    assert torch.equal(_answers(warm(model, 10), 10), wanted)
 
 
-def test_the_first_batch_has_all_of_its_time_and_takes_no_random_numbers(
+def test_every_batch_has_all_of_its_time_and_takes_no_random_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def slow(backbone: Any) -> dict[Any, Any]:
@@ -253,7 +274,7 @@ def test_the_first_batch_has_all_of_its_time_and_takes_no_random_numbers(
         return find(backbone)
 
     monkeypatch.setattr("offramp.engines.straight.find", slow)
-    engine, before = TorchEngine(tiny_model(layers=3)), torch.random.get_rng_state()
+    engine, before = warm(tiny_model(layers=3)), torch.random.get_rng_state()
     left = engine.run(tiny_batch(3), Full(), budget=Budget(seconds=0.4)).exit_layers
     assert left.tolist() == [3, 3, 3]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -263,7 +284,7 @@ def test_straight_layers_are_those_of_the_backbone_and_not_of_a_later_list(
     model: MultiExitModel,
 ) -> None:
     model.stock.bert.encoder.layer[0] = tiny_stock("bert", seed=5).bert.encoder.layer[0]
-    engine = TorchEngine(model)
+    engine = warm(model)
     with torch.inference_mode():
         wanted = engine.all_exits(tiny_batch(3, 9))[-1].scores
     assert torch.equal(_answers(engine), wanted)
@@ -271,31 +292,31 @@ def test_straight_layers_are_those_of_the_backbone_and_not_of_a_later_list(
 
 def test_the_embedding_too_is_that_of_the_backbone(model: MultiExitModel) -> None:
     model.stock.bert.embeddings = tiny_stock("bert", seed=5).bert.embeddings
-    engine = TorchEngine(model)
+    engine = warm(model)
     with torch.inference_mode():
         wanted = engine.all_exits(tiny_batch(3, 9))[-1].scores
     assert torch.equal(_answers(engine), wanted)
 
 
 def test_an_engine_can_be_copied(model: MultiExitModel) -> None:
-    engine = TorchEngine(model)
+    engine = warm(model)
     assert torch.equal(_answers(copy.deepcopy(engine)), _answers(engine))
 
 
 def test_layers_without_parameters_and_layers_elsewhere_run(model: MultiExitModel) -> None:
     wanted = _answers(TorchEngine(model))
     cpu_offload(model.stock.bert.encoder, torch.device("cpu"))
-    assert torch.equal(_answers(TorchEngine(model)), wanted)
+    assert torch.equal(_answers(warm(model)), wanted)
     frozen = tiny_model(layers=2)
     for part in frozen.backbone.layers.modules():
         for name, weight in list(part._parameters.items()):
             del part._parameters[name]
             part.register_buffer(name, None if weight is None else weight.data)
-    assert torch.equal(_answers(TorchEngine(frozen)), wanted)
+    assert torch.equal(_answers(warm(frozen)), wanted)
 
 
 def test_weights_that_were_replaced_are_let_go(model: MultiExitModel) -> None:
-    engine = TorchEngine(model)
+    engine = warm(model)
     _answers(engine)
     old = weakref.ref(model.backbone.layers[1].output.dense.weight)
     copies = {name: leaf.clone() for name, leaf in model.state_dict().items()}
@@ -307,7 +328,7 @@ def test_weights_that_were_replaced_are_let_go(model: MultiExitModel) -> None:
 
 
 def test_a_model_that_is_moved_answers_as_one_that_was_there_before(model: MultiExitModel) -> None:
-    engine = TorchEngine(model)
+    engine = warm(model)
     _answers(engine)
     model.double()
     assert torch.equal(_answers(engine), _answers(TorchEngine(model)))
@@ -315,7 +336,7 @@ def test_a_model_that_is_moved_answers_as_one_that_was_there_before(model: Multi
 
 def test_threads_that_come_first_together_get_the_same_answers(model: MultiExitModel) -> None:
     wanted = _answers(TorchEngine(model))
-    engine = TorchEngine(model)
+    engine = warm(model)
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: _answers(engine), range(16)):
             assert torch.equal(found, wanted)

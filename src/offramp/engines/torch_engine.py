@@ -74,6 +74,7 @@ class TorchEngine:
         self.few_shapes = cuda_graphs  # batches are best padded to few lengths
         self.widest = 0 if cuda_graphs else widest(model.backbone.layers)
         self._proven: set[Any] = set()
+        self._ran = False
 
     @property
     def dtype(self) -> str:
@@ -161,6 +162,7 @@ class TorchEngine:
             ConfigError: on the call, options that make no sense or a model in training mode;
                 later, a batch of several rows, or a machine that `shape` cannot be had on.
         """
+        self._ran = True  # a stream is many calls
         self._ready()
         ahead = AHEAD * slots if ahead is None else ahead
         check_options(slots, ahead, determinism, budget)
@@ -183,8 +185,9 @@ class TorchEngine:
     def _ready(self) -> None:
         if getattr(self.model, "training", False):
             raise ConfigError("The model is in training mode. Call model.eval() first.")
-        if self._straight is not None:
+        if self._straight is not None and self._ran:  # to one call alone it would not pay
             self._straight.find()
+        self._ran = True
 
 
 def _gpu_of(model: Exitable) -> torch.device:
