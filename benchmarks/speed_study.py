@@ -27,6 +27,7 @@ from offramp.benchmark.runners import Ours, Runner, with_mask
 from offramp.benchmark.running import _machine
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.subject import Subject, open_rows, open_subject
+from offramp.benchmark.workloads import numbered
 from offramp.engines import Engine
 from offramp.evaluation import laps
 from offramp.evaluation.speed import Job
@@ -304,15 +305,9 @@ class Stand:
         }
 
     def numbered(self, batches: Sequence[Places]) -> Iterator[tuple[Batch, Rows]]:
-        """Batches with rows numbered from 0 on, as forced policies want them."""
-        first = 0
-        for places in batches:
-            ids = torch.arange(first, first + len(places))
-            yield self.data.batch(places), Rows(ids, self._lengths_of(places))
-            first += len(places)
-
-    def _lengths_of(self, places: Places) -> torch.Tensor:
-        return torch.from_numpy(self.data.lengths[list(places)])
+        """Batches with rows numbered, as forced policies want them."""
+        for places, rows in zip(batches, numbered(self.data.lengths, batches), strict=True):
+            yield self.data.batch(places), rows
 
     def lengths_in(self, batches: Sequence[Places]) -> npt.NDArray[np.int64]:
         return self.data.lengths[np.concatenate([list(places) for places in batches])]

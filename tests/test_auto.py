@@ -119,16 +119,17 @@ def test_the_fine_tune_comes_first_and_is_left_out_where_it_was_done() -> None:
     assert [(stage.trainable, stage.share) for stage in tuned.ahead()] == [("all", 1.0)]
 
 
-def test_exits_of_images_learn_alone_for_a_while_before_all_learn() -> None:
-    ours = Auto(warm_up=0.5, exits_first=0.25)
+def test_exits_of_images_learn_alone_for_a_while_before_and_after_all_learn() -> None:
+    ours = Auto(warm_up=0.5, exits_first=0.25, exits_last=0.125)
     ours.reads = "image"
     stages = [(stage.trainable, stage.share) for stage in ours.stages()]
-    assert stages == [("stock", 0.5), ("exits", 0.125), ("all", 0.375)]
-    made, alone = outputs(), ours.stages()[1]
-    theirs = SelfDistillation().losses(made, batch(), alone)
-    found = ours.losses(made, batch(), alone)
-    assert set(found) == {"distillation", "task"}
-    torch.testing.assert_close(sum(found.values()), sum(theirs.values()))
+    assert stages == [("stock", 0.5), ("exits", 0.125), ("all", 0.3125), ("exits", 0.0625)]
+    for alone in (ours.stages()[1], ours.stages()[3]):
+        made = outputs()
+        theirs = SelfDistillation().losses(made, batch(), alone)
+        found = ours.losses(made, batch(), alone)
+        assert set(found) == {"distillation", "task"}
+        torch.testing.assert_close(sum(found.values()), sum(theirs.values()))
 
 
 def test_the_stage_of_the_stock_model_has_its_loss_alone() -> None:

@@ -21,12 +21,11 @@ from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import open_rows, open_subject
-from offramp.benchmark.workloads import STREAM_BATCH, Forced, forced_policies, plan_work
+from offramp.benchmark.workloads import STREAM_BATCH, plan_work
 from offramp.calibration import calibrate
-from offramp.engines import TorchEngine, rows_of
+from offramp.engines import rows_of
 from offramp.errors import ConfigError, ModelError, OutputError, PointError
-from offramp.exits import ExitOutput
-from offramp.policies import Full, MaxProbability, Rows
+from offramp.policies import Full
 from offramp.storage import read_document
 from offramp.table import ExitTable
 from offramp.testing import save_tiny, tiny_batch, tiny_model
@@ -243,53 +242,6 @@ def test_the_stream_is_sorted_for_ours_alone() -> None:
     }
     assert padded["ours"] == lengths.sum()
     assert padded["plain"] == 128 * 90
-
-
-@given(
-    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
-    depth=st.integers(1, 24),
-    first=st.integers(0, 1000),
-)
-def test_forced_rows_leave_evenly_around_the_mean_that_is_named(
-    shares: list[float], depth: int, first: int
-) -> None:
-    class Deep:
-        problem_type = "single_label_classification"
-
-    Deep.depth = depth  # type: ignore[attr-defined]
-    policies = forced_policies(Deep(), shares, 1064)  # type: ignore[arg-type]
-    for share, policy in zip(shares, policies, strict=True):
-        layers = exit_layers(policy, first, 64, depth)
-        wanted = max(1.0, share * depth)
-        assert abs(layers.mean() - wanted) <= 0.3
-        assert 1 <= layers.min() <= max(1, 2 * wanted - depth) + 1
-        assert min(depth, 2 * wanted - 1) - 1 <= layers.max() <= depth
-
-
-def exit_layers(policy: Forced, first: int, rows: int, depth: int) -> np.ndarray:
-    """Where rows leave, the first numbered `first`."""
-    state = policy.start(Rows(torch.arange(first, first + rows), torch.ones(rows)))
-    found = np.full(rows, depth)
-    for layer in reversed(range(1, depth)):
-        leave, _, _ = policy.step(state, layer, ExitOutput(torch.zeros(rows, 2)))
-        found[leave.numpy()] = layer
-    return found
-
-
-def test_one_rule_serves_all_depths_and_the_inner_policy_does_its_work() -> None:
-    seen = []
-
-    class Watched(MaxProbability):
-        def evidence(self, *given: Any) -> Any:
-            seen.append(given[1])
-            return super().evidence(*given)
-
-    model = tiny_model()
-    few, more = forced_policies(model, (0.25, 0.5), 32)
-    assert few.with_bar(more.bar).to_dict() == more.to_dict()
-    watched = more.model_copy(update={"inner": Watched(threshold=1.0)})
-    TorchEngine(model).run(tiny_batch(32), watched)
-    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_rows_come_again_where_there_are_too_few(place: Path) -> None:

@@ -27,7 +27,7 @@ from offramp.benchmark.document import (
 from offramp.benchmark.runners import Ours
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.words import about
-from offramp.benchmark.workloads import Work
+from offramp.benchmark.workloads import Work, numbered
 from offramp.engines import CostModel, cost_model
 from offramp.errors import MissingExtraError, OfframpError
 from offramp.evaluation import ideal_speed_up, laps
@@ -145,13 +145,9 @@ class Race:
         return jobs
 
     def _batches(self, places: Sequence[Sequence[int]]) -> Iterator[tuple[Batch, Rows]]:
-        """Batches with their rows numbered from 0 on, as forced policies want them."""
-        first = 0
-        for chosen in places:
-            ids = torch.arange(first, first + len(chosen))
-            lengths = torch.from_numpy(self.data.lengths[list(chosen)])
-            yield self.data.batch(chosen), Rows(ids, lengths)
-            first += len(chosen)
+        """Batches with their rows numbered, as forced policies want them."""
+        for chosen, rows in zip(places, numbered(self.data.lengths, places), strict=True):
+            yield self.data.batch(chosen), rows
 
     @cached_property
     def _costs(self) -> CostModel:

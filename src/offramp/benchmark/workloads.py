@@ -84,6 +84,19 @@ def _stream(lengths: npt.NDArray[np.int64]) -> Work:
     return Work(STREAM, None, plain, ours)
 
 
+def numbered(lengths: npt.NDArray[np.int64], batches: Sequence[Places]) -> list[Rows]:
+    """The rows of batches, numbered from 0 on by their lengths.
+
+    Forced rows leave by their numbers, evenly among neighbours, so that nobody's depth depends on
+    length: few rows would else be short and deep by chance, and cost more than their work.
+    """
+    sizes = [len(places) for places in batches]
+    chosen = lengths[np.concatenate([list(places) for places in batches])]
+    ids = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
+    parts = (torch.from_numpy(leaf).split(sizes) for leaf in (ids, chosen))
+    return [Rows(*part) for part in zip(*parts, strict=True)]
+
+
 class Forced(EvidencePolicy):
     """Runs another policy in full and overrides only its decision to leave.
 
@@ -120,11 +133,11 @@ class Forced(EvidencePolicy):
         return {**self.inner.start(rows), _TABLE: table}
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        own = {name: leaf for name, leaf in state.items() if name != _TABLE}
-        found, own = self.inner.evidence(own, layer, output)
+        table = state[_TABLE]
+        found, own = self.inner.evidence(state, layer, output)
         # added times nothing, lest an optimiser finds the policy's work to be of no use
-        evidence = state[_TABLE][:, layer - 1].add(found, alpha=0.0)
-        return evidence, {**own, _TABLE: state[_TABLE]}
+        evidence = table.select(1, layer - 1).add(found, alpha=0.0)
+        return evidence, own if _TABLE in own else {**own, _TABLE: table}
 
 
 def _highest_means(rows: int, depth: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A fine-tune, then all exits together, each row weighing most where it would leave.
 
 The objective of the method `auto`: the weights of COSEE without its calibration, for every task.
-Of images, exits learn alone first (measured: docs/results/auto.md).
+Of images, exits learn alone first and last (measured: docs/results/auto.md).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Auto(SimulatedExits):
             fine-tuned already.
         exits_first: share of the epochs after that in which the exits of a model that reads
             images learn alone, ten times as fast, from labels and from full depth.
+        exits_last: the same at the end, from a model that has learnt what exits need.
         rate: of the exits, times the rate that new heads have, see `Stage`.
         thresholds, sharpness: see `SimulatedExits`.
     """
@@ -39,27 +40,32 @@ class Auto(SimulatedExits):
         self,
         warm_up: float = 0.5,
         exits_first: float = 0.25,
+        exits_last: float = 0.25,
         rate: float = 3.0,
         thresholds: int = 5,
         sharpness: float = 1.0,
     ) -> None:
         super().__init__("entropy", thresholds, sharpness, calibration=0.0)
-        if not (0 <= warm_up < 1 and 0 <= exits_first < 1 and rate > 0):
+        alone = min(exits_first, exits_last) >= 0 and exits_first + exits_last < 1
+        if not (0 <= warm_up < 1 and alone and rate > 0):
             raise ConfigError(
-                f"warm_up is {warm_up}, exits_first {exits_first} and rate {rate}. Give shares of "
-                "at least 0 and below 1, so that exits and model learn together in the end, and "
-                "a rate above 0."
+                f"warm_up is {warm_up}, exits_first {exits_first}, exits_last {exits_last} and "
+                f"rate {rate}. Give shares of at least 0 that leave some for exits and model "
+                "together, and a rate above 0."
             )
-        self.warm_up, self.exits_first, self.rate = warm_up, exits_first, rate
+        self.warm_up, self.rate = warm_up, rate
+        self.exits_first, self.exits_last = exits_first, exits_last
         self._alone = SelfDistillation()
 
     def stages(self) -> Sequence[Stage]:
         warm_up = 0.0 if self.fine_tuned else self.warm_up
-        alone = (1 - warm_up) * self.exits_first if self.reads == "image" else 0.0
+        alone = 1 - warm_up if self.reads == "image" else 0.0
+        first, last = alone * self.exits_first, alone * self.exits_last
         stages = (
             Stage("stock", "stock", warm_up),
-            Stage("exits", "exits", alone, rate=10.0, standardised=True),
-            Stage("joint", "all", 1 - warm_up - alone, rate=self.rate),
+            Stage("exits", "exits", first, rate=10.0, standardised=True),
+            Stage("joint", "all", 1 - warm_up - first - last, rate=self.rate),
+            Stage("last", "exits", last, rate=10.0, standardised=True),
         )
         return tuple(stage for stage in stages if stage.share)
 
