@@ -26,8 +26,8 @@ from offramp.storage import write_document
 
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 CORE = ("pabee", "deebert", "fastbert", "palbert", "cosee", "auto", "truncated", "attach")
-IMAGES = ("pabee", "deebert", "fastbert", "cosee", "auto", "attach")
-"""Of these, those that layers of several widths allow."""
+IMAGES = tuple(name for name in CORE if name != "truncated")
+"""Layers of several widths cannot be cut off."""
 
 
 @dataclass(frozen=True)
