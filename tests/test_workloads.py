@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from offramp.benchmark.workloads import Forced, forced_policies, numbered
 from offramp.engines import TorchEngine
 from offramp.exits import ExitOutput
-from offramp.policies import MaxProbability, Rows
+from offramp.policies import Averaged, MaxProbability, Patience, Rows
 from offramp.testing import tiny_batch, tiny_model
 
 
@@ -56,6 +57,20 @@ def test_forced_depths_do_not_depend_on_length() -> None:
     ids = torch.cat([one.ids for one in rows])
     layers = exit_layers(policy, 0, 64, 6)[ids]
     assert abs(np.corrcoef(lengths, layers)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        Patience(multi_label=True),
+        Averaged(policy=MaxProbability(threshold=1.0)),
+    ],
+)
+def test_a_policy_with_a_memory_may_do_the_work(inner: Any) -> None:
+    (policy,) = forced_policies(tiny_model(), [0.5], 32)
+    free = TorchEngine(tiny_model()).run(tiny_batch(32), policy)
+    busy = TorchEngine(tiny_model()).run(tiny_batch(32), policy.model_copy(update={"inner": inner}))
+    assert torch.equal(busy.exit_layers, free.exit_layers)
 
 
 def test_one_rule_serves_all_depths_and_the_inner_policy_does_its_work() -> None:

@@ -85,16 +85,19 @@ def _stream(lengths: npt.NDArray[np.int64]) -> Work:
 
 
 def numbered(lengths: npt.NDArray[np.int64], batches: Sequence[Places]) -> list[Rows]:
-    """The rows of batches, numbered from 0 on by their lengths.
+    """The rows of batches, numbered from 0 on, short batches and their short rows first.
 
-    Forced rows leave by their numbers, evenly among neighbours, so that nobody's depth depends on
-    length: few rows would else be short and deep by chance, and cost more than their work.
+    Forced rows leave by their numbers, evenly among neighbours: depth and length then have little
+    to do with each other. A few rows that are short and deep by chance cost more than their work.
     """
-    sizes = [len(places) for places in batches]
-    chosen = lengths[np.concatenate([list(places) for places in batches])]
-    ids = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
-    parts = (torch.from_numpy(leaf).split(sizes) for leaf in (ids, chosen))
-    return [Rows(*part) for part in zip(*parts, strict=True)]
+    of_batch = [lengths[list(places)] for places in batches]
+    first, found = 0, {}
+    for number in sorted(range(len(of_batch)), key=lambda number: of_batch[number].mean()):
+        here = of_batch[number]
+        ids = first + np.argsort(np.argsort(here, kind="stable"), kind="stable")
+        found[number] = Rows(torch.from_numpy(ids), torch.from_numpy(here))
+        first += len(here)
+    return [found[number] for number in range(len(of_batch))]
 
 
 class Forced(EvidencePolicy):
@@ -133,11 +136,12 @@ class Forced(EvidencePolicy):
         return {**self.inner.start(rows), _TABLE: table}
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
-        table = state[_TABLE]
-        found, own = self.inner.evidence(state, layer, output)
+        own, table = dict(state), state[_TABLE]
+        del own[_TABLE]  # a policy may ask whether it has a state
+        found, own = self.inner.evidence(own, layer, output)
         # added times nothing, lest an optimiser finds the policy's work to be of no use
         evidence = table.select(1, layer - 1).add(found, alpha=0.0)
-        return evidence, own if _TABLE in own else {**own, _TABLE: table}
+        return evidence, {**own, _TABLE: table}
 
 
 def _highest_means(rows: int, depth: int) -> Tensor:

@@ -3,7 +3,7 @@
 After each decision the answers of all running rows are written to their places (the last write
 is the one that counts) and those that stay are compacted. Each later layer stands in an `If` of
 its own, one behind the other, that runs while rows are left. No part is nested in another, so a
-file is made in seconds and runs wherever ONNX opset 18 does.
+file is made in seconds and runs wherever the opsets of its parts do.
 """
 
 from __future__ import annotations

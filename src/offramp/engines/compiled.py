@@ -77,7 +77,7 @@ class CompiledEngine(ABC):
         self.threads = threads
         # sixteen bits are the runtime's own doing
         stored = dtype if dtype in INTEGERS else "float32"
-        self._graphs = Graphs(model, stored, progress, extra=self.name)
+        self._graphs = Graphs(model, stored, progress, runtime=self.name)
         self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}
         self._known, self._making = threading.Lock(), threading.Lock()

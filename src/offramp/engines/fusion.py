@@ -2,7 +2,9 @@
 
 Since opset 23 ONNX has a node for all that `attention.py` spells out, and for cutting states into
 heads and turning them before and after. ONNX Runtime computes the same bits with it in about two
-thirds of the time; OpenVINO is slower with it.
+thirds of the time (the last ones differ where more than a mask is added to the shares); OpenVINO
+is slower with it. A token that sees none, which only padding can be, gets what each version of
+the runtime makes up.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def fuse_attention(model: ModelProto) -> ModelProto:
     """The same function of the same inputs; the given model is not changed.
 
     Nodes that nobody needs any more stay, for `assemble` to leave out. Attention of another kind,
-    such as with positions turned into the states or with fewer keys than queries, stays as it is.
+    such as with positions turned into the states or with fewer heads of keys, stays as it is.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -118,8 +120,9 @@ class _Graph:
         if not self._cuts(node.input[1], value.states, [value.heads * value.width]):
             return None
         alike = query[1:] == key[1:] and key.heads == value.heads
+        rows = {self._dims[part.states][0] for part in (query, key, value)}
         last = _given(softmax).get("axis", -1) in (-1, 3)
-        return _Found(query, key, value, scale, bias) if alike and last else None
+        return _Found(query, key, value, scale, bias) if alike and last and len(rows) == 1 else None
 
     def _shares(self, name: str) -> tuple[NodeProto | None, str | None]:
         """The product of queries and keys, and what is added to it."""
@@ -135,10 +138,12 @@ class _Graph:
 
     def _scaled(self, name: str) -> tuple[_Heads | None, float]:
         scaled = self._made("Mul", name)
-        factor = None if scaled is None else self._numbers(scaled.input[1])
-        if scaled is None or not isinstance(factor, float):
-            return None, 1.0
-        return self._heads(scaled.input[0], _TURNED), factor
+        factor = None if scaled is None else self._stored.get(scaled.input[1])
+        if scaled is None or factor is None or factor.data_type != TensorProto.FLOAT:
+            return None, 1.0  # in other formats the node has other bits
+        scale = numpy_helper.to_array(factor)
+        known = scale.size == 1 and scale.item() > 0
+        return (self._heads(scaled.input[0], _TURNED) if known else None), scale.flat[0].item()
 
     def _heads(self, name: str, turned: list[int]) -> _Heads | None:
         turn = self._made("Transpose", name)

@@ -55,7 +55,7 @@ class Graphs:
         model: in evaluation mode, fp32, on CPU.
         dtype: `float32`, or one of `INTEGERS`: exits stay in float.
         progress: show a bar while files are made.
-        extra: of what runs them: `onnx` or `openvino`.
+        runtime: that runs them, `onnx` or `openvino`.
 
     Raises:
         MissingExtraError: without the extra.
@@ -67,9 +67,9 @@ class Graphs:
         model: Exitable,
         dtype: str = "float32",
         progress: bool = True,
-        extra: str = "onnx",
+        runtime: str = "onnx",
     ) -> None:
-        require_onnx(extra)
+        require_onnx(runtime)
         _check(model)
         if dtype not in DTYPES:
             known = ", ".join(DTYPES)
@@ -77,7 +77,7 @@ class Graphs:
         _check_size(model, dtype)
         self.model = model
         self.dtype = dtype
-        self._runtime = extra
+        self._runtime = runtime
         self._progress = progress
 
     def early_exit(self, policy: Policy, deepest: int | None = None) -> Any:

@@ -10,7 +10,8 @@ answer does not depend on the others. Weights are symmetric, one scale for each 
     x * (1 / m) -> QuantizeLinear -> q
     MatMulIntegerToFloat(q, w) * m      in the place of MatMul(x, w)
 
-A token of zeros needs no guard: whatever integers it got, they are multiplied by m = 0. A token
+A token of zeros, or of numbers below 1e-38, needs no guard: whatever integers it got, they are
+multiplied by m. A token
 that is NaN throughout, as it is after any layer norm, comes out as NaN, and one with an infinite
 number as numbers that are not finite.
 """

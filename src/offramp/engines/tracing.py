@@ -11,6 +11,7 @@ axis that differs between them is dynamic.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ _SIZES = ((3, 11), (2, 150))
 """Rows and tokens of the two batches. What a layer does only beyond the longer one, as with a
 larger window in Python, no graph can know."""
 _MOVES = ("hidden", "carry")
+_OLDEST = 1, 24
+"""Of ONNX Runtime: with all of opset 23."""
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
@@ -48,12 +51,23 @@ class Traced(NamedTuple):
 
 
 def require_onnx(extra: str = "onnx") -> None:
-    """Raise MissingExtraError where graphs cannot be made, or not run with an extra's runtime."""
+    """Raise MissingExtraError where graphs cannot be made, or not run with an extra's runtime, and
+    ConfigError where that is too old."""
     for package in ("onnx", "onnxscript", _RUNTIMES[extra]):
         try:
             __import__(package)
         except ImportError:
             raise MissingExtraError(package, extra) from None
+    if extra == "onnx":
+        import onnxruntime
+
+        found = onnxruntime.__version__
+        if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            raise ConfigError(
+                f"onnxruntime {found} cannot run these files; they need {oldest} or newer. "
+                f"Install it with: pip install --upgrade 'offramp[onnx]'"
+            )
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def export(
     ready = model.ready(point)
     policy = ready.policy
     check_place(path)
-    graphs = Graphs(model.model, model.engine.dtype, progress, extra=format)
+    graphs = Graphs(model.model, model.engine.dtype, progress, runtime=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     _fill_in(file, model.processor)
     bar = _with_bar(file, policy)
