@@ -45,9 +45,9 @@ WORDS = {
         "Forced depths; SST-2 dev lengths, for rxn-albert reactions of uspto_50k dev. BERT-base, "
         "ALBERT-base and MiniLM-6 have random weights, all have the exits of `attach`. How deep "
         "a row goes has little to do with its length. Nothing was asked of int8.",
-        "At batch 1 the ideal starts from the fastest full depth there is, and exits, policy "
-        "and one branch a layer take 50 to 140 microseconds where a layer takes 0.3 to 3 ms; "
-        "the fewer layers are run, the more this weighs.",
+        "At batch 1 in ONNX Runtime, where the ideal starts from the fastest full depth there is: "
+        "exits, policy and one branch a layer (see *profile*) beside layers of 0.6 to 3 ms; the "
+        "fewer layers are run, the more this weighs.",
     ),
     "full": Words(
         "At full depth no engine of ours is slower than that engine used plainly",
@@ -55,7 +55,7 @@ WORDS = {
         "which is undecided.",
         "In int8 ours has a scale for every token, so that no row depends on its neighbours, "
         "where plain ONNX Runtime has one for a whole batch: about thirty small operations a "
-        "layer more (and ten fewer, since attention is one), which a layer of MiniLM at batch 1 does not hide. Switching two fusions "
+        "layer more, less those that attention no longer takes, which a layer of MiniLM at batch 1 does not hide. Switching two fusions "
         "off, as ours does, is an option of plain ONNX Runtime that few know.",
     ),
     "padding": Words(
