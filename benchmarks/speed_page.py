@@ -55,8 +55,9 @@ WORDS = {
         "which is undecided.",
         "In int8 ours has a scale for every token, so that no row depends on its neighbours, "
         "where plain ONNX Runtime has one for a whole batch: about thirty small operations a "
-        "layer more, less those that attention no longer takes, which a layer of MiniLM at batch 1 does not hide. Switching two fusions "
-        "off, as ours does, is an option of plain ONNX Runtime that few know.",
+        "layer more, less those that attention no longer takes, which a layer of MiniLM at batch "
+        "1 does not hide. Switching two fusions off, as ours does, is an option of plain ONNX "
+        "Runtime that few know.",
     ),
     "padding": Words(
         "On SST-2 train lengths at least 2x a padded-to-batch baseline at batch 32; dev 1.6x",
