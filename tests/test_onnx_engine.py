@@ -362,6 +362,12 @@ def test_what_it_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         OnnxEngine(tiny_model("bert", layers=2))
 
 
+def test_a_runtime_that_is_too_old_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    with pytest.raises(ConfigError, match=r"onnxruntime 1\.23\.2 .* 1\.24 or newer.*--upgrade"):
+        OnnxEngine(tiny_model("bert", layers=2))
+
+
 def test_tune_refuses_before_it_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     save_tiny_stock(tmp_path / "stock")
     rows = Dataset.from_list([{"text": text} for text in tiny_texts(20)])

@@ -387,6 +387,11 @@ def all_read(nodes: Iterable[NodeProto]) -> set[str]:
     return read
 
 
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The options of a node by name."""
+    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+
+
 def bodies(node: NodeProto) -> list[onnx.GraphProto]:
     """The graphs inside a node."""
     return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]

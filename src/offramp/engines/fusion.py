@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from offramp.engines.slimming import dims_of
+from offramp.engines.assembly import attributes
+from offramp.engines.slimming import known_dims
 
 __all__ = ["fuse_attention"]
 
@@ -70,8 +71,7 @@ class _Graph:
         self.fused = False
         self._makers = {name: node for node in model.graph.node for name in node.output}
         self._stored = {weight.name: weight for weight in model.graph.initializer}
-        told = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        self._dims = {value.name: dims_of(value) for value in told}
+        self._dims = known_dims(model.graph)
 
     def instead(self, node: NodeProto) -> Iterator[NodeProto]:
         """The node itself; or where it ends an attention, all of that at once."""
@@ -111,7 +111,7 @@ class _Graph:
         if bias is not None and shares is not None and not self._fits(bias, shares.output[0]):
             return None
         value = self._heads(product.input[1], _TURNED)
-        if shares is None or value is None or _given(turn).get("perm") != _TURNED:
+        if shares is None or value is None or attributes(turn).get("perm") != _TURNED:
             return None
         query, scale = self._scaled(shares.input[0])
         key = self._heads(shares.input[1], _TURNED_TWICE)
@@ -121,7 +121,7 @@ class _Graph:
             return None
         alike = query[1:] == key[1:] and key.heads == value.heads
         rows = {self._dims[part.states][0] for part in (query, key, value)}
-        last = _given(softmax).get("axis", -1) in (-1, 3)
+        last = attributes(softmax).get("axis", -1) in (-1, 3)
         return _Found(query, key, value, scale, bias) if alike and last and len(rows) == 1 else None
 
     def _shares(self, name: str) -> tuple[NodeProto | None, str | None]:
@@ -148,7 +148,7 @@ class _Graph:
     def _heads(self, name: str, turned: list[int]) -> _Heads | None:
         turn = self._made("Transpose", name)
         cut = None if turn is None else self._made("Reshape", turn.input[0])
-        if turn is None or cut is None or _given(turn).get("perm") != turned:
+        if turn is None or cut is None or attributes(turn).get("perm") != turned:
             return None
         sizes = (self._numbers(cut.input[1]) or [])[2:]
         if len(sizes) != 2 or not self._cuts(cut.input[1], cut.input[0], sizes):
@@ -173,7 +173,3 @@ class _Graph:
         """What is stored under a name, as Python numbers; None where nothing is."""
         weight: TensorProto | None = self._stored.get(name)
         return None if weight is None else numpy_helper.to_array(weight).tolist()
-
-
-def _given(node: NodeProto) -> dict[str, Any]:
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}

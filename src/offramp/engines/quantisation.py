@@ -11,9 +11,8 @@ answer does not depend on the others. Weights are symmetric, one scale for each 
     MatMulIntegerToFloat(q, w) * m      in the place of MatMul(x, w)
 
 A token of zeros, or of numbers below 1e-38, needs no guard: whatever integers it got, they are
-multiplied by m. A token
-that is NaN throughout, as it is after any layer norm, comes out as NaN, and one with an infinite
-number as numbers that are not finite.
+multiplied by m. A token that is NaN throughout, as it is after any layer norm, comes out as NaN,
+and one with an infinite number as numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ try:
     from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 except ImportError:
     raise MissingExtraError("onnx", "onnx") from None
+
+from offramp.engines.assembly import attributes
 
 __all__ = ["quantise"]
 
@@ -121,7 +122,7 @@ class _Rewrite:
             self.nodes.append(node)
             return
         values, largest = self._token(node.input[0])
-        weight, scale = self._weight(node.input[1], _attributes(node).get("transB", 0) == 1)
+        weight, scale = self._weight(node.input[1], attributes(node).get("transB", 0) == 1)
         output = node.output[0]
         bias = node.input[2] if len(node.input) > 2 else ""
         self._op(
@@ -143,7 +144,7 @@ class _Rewrite:
         weight = self._stored.get(node.input[1])
         if weight is None or len(weight.dims) != 2 or weight.data_type != TensorProto.FLOAT:
             return False
-        given = _attributes(node)
+        given = attributes(node)
         plain = {"transA": 0, "alpha": 1.0, "beta": 1.0}
         return all(given.get(key, value) == value for key, value in plain.items())
 
@@ -181,10 +182,6 @@ class _Rewrite:
 
     def _op(self, kind: str, inputs: list[str], output: str, **given: Any) -> None:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **given))
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {x.name: helper.get_attribute_value(x) for x in node.attribute}
 
 
 def _integers(name: str, weight: Array, largest: int) -> tuple[Array, Array]:

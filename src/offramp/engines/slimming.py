@@ -25,7 +25,7 @@ from onnx import (
 
 from offramp.engines.assembly import all_read, bodies
 
-__all__ = ["dims_of", "slim"]
+__all__ = ["known_dims", "slim"]
 
 Dims = tuple[int | str, ...]
 
@@ -125,9 +125,7 @@ def _joined(branches: Sequence[_Branch]) -> tuple[list[NodeProto], list[TensorPr
 
 
 def _fix_shapes(graph: GraphProto) -> None:
-    known = {
-        value.name: dims_of(value) for value in (*graph.input, *graph.value_info, *graph.output)
-    }
+    known = known_dims(graph)
     for node in graph.node:
         if node.op_type != "Reshape":
             continue
@@ -140,8 +138,12 @@ def _fix_shapes(graph: GraphProto) -> None:
         del node.attribute[:]  # with `allowzero`, 0 would mean none
 
 
-def dims_of(value: ValueInfoProto) -> Dims:
-    """The sizes of a value; a free one is a name."""
+def known_dims(graph: GraphProto) -> dict[str, Dims]:
+    """The sizes of values where they are known; a free one is a name."""
+    return {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _dims(value: ValueInfoProto) -> Dims:
     return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 

@@ -66,7 +66,7 @@ def require_onnx(extra: str = "onnx") -> None:
             oldest = ".".join(map(str, _OLDEST))
             raise ConfigError(
                 f"onnxruntime {found} cannot run these files; they need {oldest} or newer. "
-                f"Install it with: pip install --upgrade 'offramp[onnx]'"
+                "Install it with: pip install --upgrade 'offramp[onnx]'"
             )
 
 
