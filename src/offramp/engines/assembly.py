@@ -3,7 +3,9 @@
 After each decision the answers of all running rows are written to their places (the last write
 is the one that counts) and those that stay are compacted. Each later layer stands in an `If` of
 its own, one behind the other, that runs while rows are left. No part is nested in another, so a
-file is made in seconds and runs wherever the opsets of its parts do.
+file is made in seconds and runs wherever the opsets of its parts do. (Within each other they would
+spare whoever leaves early a look at each later layer, 10 microseconds apiece. But ONNX Runtime
+loads a weight as often as there are bodies around it.)
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ PLACE = "place"
 CODE = "code"
 """The layer at which each row of the batch left, negative for a bad one: one value to write."""
 _FROM_OUTSIDE = ("bar", "shared/")
+SMALL = 1 << 14
+"""Bytes of a weight that is not worth sharing."""
 
 
 def assemble(
@@ -74,7 +78,6 @@ class _File:
         self.kinds: dict[str, tuple[int, int]] = {}  # element type and rank, by what it is
         self.now |= self._inline(self.nodes, embedding, "embed.", self.now)
         self.needs: list[set[str]] = []  # what the parts after each layer read
-        self.some_left = False
 
     # -- the early-exit file ----------------------------------------------------------------
 
@@ -83,34 +86,18 @@ class _File:
         layers: Sequence[onnx.ModelProto],
         decisions: Sequence[onnx.ModelProto | None],
     ) -> None:
-        """Empty answers, every row's place, and what each layer must hand on."""
+        """What comes in, and what each layer must hand on."""
         self.depth = len(layers)
         later: set[str] = set()
         for layer, decision in zip(reversed(layers), reversed(decisions), strict=True):
             self.needs.insert(0, set(later))
             later |= set() if decision is None else _reads(decision)
             later = (later - _made_by(layer)) | _reads(layer)
+        made = set().union(*map(_made_by, layers))
+        self.fixed = {what: name for what, name in self.now.items() if what not in made}
         self._outer_inputs(decisions)
-        last = decisions[-1]
-        assert last is not None  # every row leaves at the last layer
-        answer = _kinds(last)[f"{OUT}answer"]
-        classes = answer.type.tensor_type.shape.dim[1].dim_value
-        rows, out = self._shape_of_rows(), self.nodes
-        self.constant("classes", [classes])
-        out.append(helper.make_node("Concat", [rows, "classes"], ["answers.shape"], axis=0))
-        self._filled("answers.0", "answers.shape", FLOAT, 0.0)
-        self._filled("code.0", rows, INT64, 0)
-        if self.forces:
-            self._filled("forced.0", rows, BOOL, False)
-        self.now |= {name: f"{name}.0" for name in self.written}
         self.kinds |= {"answers": (FLOAT, 2), CODE: (INT64, 1), "forced": (BOOL, 1)}
         self.kinds |= {"exit_layer": (INT64, 1), "bad": (BOOL, 1), PLACE: (INT64, 2)}
-        out += [
-            helper.make_node("Squeeze", [rows], ["rows.count"]),
-            helper.make_node("Range", ["zero", "rows.count", "one"], ["places"]),
-            helper.make_node("Unsqueeze", ["places", "axis.1"], ["place.0"]),
-        ]
-        self.now[PLACE] = "place.0"
 
     def _outer_inputs(self, decisions: Sequence[onnx.ModelProto | None]) -> None:
         """`bar` and what a policy starts on; unread ones are dropped."""
@@ -122,24 +109,14 @@ class _File:
                     self.now[value.name] = value.name
                     self.kinds[value.name] = _kind(value)
 
-    def _shape_of_rows(self) -> str:
-        first = next(iter(self.inputs))
-        self.nodes.append(helper.make_node("Shape", [first], ["rows"], start=0, end=1))
-        self.constant("zero", 0)
-        self.constant("one", 1)
-        self.constant("axis.1", [1])
-        return "rows"
-
     def add_layer(
         self, number: int, layer: onnx.ModelProto, decision: onnx.ModelProto | None
     ) -> None:
         """One layer, its exit and decision; in an `If` once a row may have left."""
-        before = dict(self.now)
-        if not self.some_left:
-            self._run(self.nodes, number, layer, decision)
+        if PLACE in self.now:
+            self._run_if_any(number, layer, decision)
         else:
-            self._run_if_any(number, layer, decision, before)
-        self.some_left = self.some_left or decision is not None
+            self._run(self.nodes, number, layer, decision)
 
     def _run(
         self,
@@ -149,6 +126,8 @@ class _File:
         decision: onnx.ModelProto | None,
     ) -> None:
         wanted = self.needs[number - 1] | (set() if decision is None else _reads(decision))
+        if PLACE in self.now:
+            self._pick(nodes, number, _reads(layer) & set(self.fixed))
         made = self._inline(nodes, layer, f"layer{number}.", self.now, wanted)
         self.now |= made
         if decision is None:
@@ -160,46 +139,64 @@ class _File:
             self._compact(nodes, number, said["leave"])
 
     def _write(self, nodes: list[NodeProto], number: int, said: Names) -> None:
-        """The answers of all running rows, in their places."""
+        """The answers of all running rows, in their places; at first that is all rows."""
         mine = f"write{number}."
         self.constant(f"{mine}good", [number])
         self.constant(f"{mine}bad", [-number])
         code = [said["bad"], f"{mine}bad", f"{mine}good"]
         nodes.append(helper.make_node("Where", code, [f"{mine}left"]))
         values = {"answers": said["answer"], CODE: f"{mine}left"}
-        if number == self.depth and self.forces:
-            nodes.append(helper.make_node("Not", [said["leave"]], [f"{mine}forced.now"]))
-            values["forced"] = f"{mine}forced.now"
+        leave, forced = said["leave"], f"{mine}forced.now"
+        if self.forces and number == self.depth:
+            nodes.append(helper.make_node("Not", [leave], [forced]))
+            values["forced"] = forced
+        elif self.forces and PLACE not in self.now:
+            nodes.append(helper.make_node("Xor", [leave, leave], [forced]))  # nobody
+            values["forced"] = forced
         for name, value in values.items():
-            inputs = [self.now[name], self.now[PLACE], value]
-            nodes.append(helper.make_node("ScatterND", inputs, [mine + name]))
-            self.now[name] = mine + name
+            if PLACE in self.now:
+                inputs = [self.now[name], self.now[PLACE], value]
+                value = mine + name
+                nodes.append(helper.make_node("ScatterND", inputs, [value]))
+            self.now[name] = value
 
     def _compact(self, nodes: list[NodeProto], number: int, leave: str) -> None:
         mine = f"keep{number}."
         nodes.append(helper.make_node("Not", [leave], [f"{mine}stay"]))
-        for name in [PLACE, *sorted(self._of_rows(number))]:
+        old = [PLACE, *sorted(self._of_rows(number))]
+        if PLACE not in self.now:
+            nodes += [
+                helper.make_node("NonZero", [f"{mine}stay"], [f"{mine}at"]),
+                helper.make_node("Transpose", [f"{mine}at"], [f"{mine}{PLACE}"]),
+            ]
+            self.now[PLACE] = f"{mine}{old.pop(0)}"
+        for name in old:
             new = f"{mine}{name}"
             nodes.append(
                 helper.make_node("Compress", [self.now[name], f"{mine}stay"], [new], axis=0)
             )
             self.now[name] = new
 
+    def _pick(self, nodes: list[NodeProto], number: int, names: Iterable[str]) -> None:
+        """Of what no layer changes, the part of the running rows."""
+        for name in sorted(names):
+            if not name.startswith(_FROM_OUTSIDE):
+                inputs, new = [self.fixed[name], self.now[PLACE]], f"of{number}.{name}"
+                nodes.append(helper.make_node("GatherND", inputs, [new]))
+                self.now[name] = new
+
     def _of_rows(self, number: int) -> set[str]:
-        """What later parts read that has a row axis and is there by now."""
+        """What later parts read that a layer or decision has made of its rows."""
         return {
             name
-            for name in self.needs[number - 1] & set(self.now)
+            for name in self.needs[number - 1] & set(self.now) - set(self.fixed)
             if not name.startswith(_FROM_OUTSIDE)
         }
 
     def _run_if_any(
-        self,
-        number: int,
-        layer: onnx.ModelProto,
-        decision: onnx.ModelProto | None,
-        before: Names,
+        self, number: int, layer: onnx.ModelProto, decision: onnx.ModelProto | None
     ) -> None:
+        before = dict(self.now)
         inside: list[NodeProto] = []
         self._run(inside, number, layer, decision)
         kept = [*self.written]
@@ -241,6 +238,7 @@ class _File:
 
     def finish(self) -> onnx.ModelProto:
         """The file with its outputs."""
+        self.constant("zero", 0)
         self.nodes += [
             helper.make_node("Abs", [self.now[CODE]], ["left.at"]),
             helper.make_node("Less", [self.now[CODE], "zero"], ["left.bad"]),
@@ -269,10 +267,6 @@ class _File:
 
     def constant(self, name: str, value: Any) -> None:
         self.weights.append(numpy_helper.from_array(np.array(value, np.int64), name))
-
-    def _filled(self, name: str, shape: str, kind: int, value: Any) -> None:
-        fill = helper.make_tensor("", kind, [1], [value])
-        self.nodes.append(helper.make_node("ConstantOfShape", [shape], [name], value=fill))
 
     def _value(self, what: str, name: str) -> ValueInfoProto:
         kind, rank = self.kinds[what]
@@ -398,11 +392,15 @@ def bodies(node: NodeProto) -> list[onnx.GraphProto]:
 
 
 def _share_weights(graph: onnx.GraphProto) -> None:
-    """Equal weights become one, as those of all layers of an ALBERT are."""
+    """Equal weights become one, as those of all layers of an ALBERT are; small ones may as well
+    stand where they are read."""
     first: dict[bytes, str] = {}
     same: dict[str, str] = {}
     kept = []
     for weight in graph.initializer:
+        if weight.ByteSize() < SMALL:
+            kept.append(weight)
+            continue
         facts = f"{weight.data_type} {list(weight.dims)}".encode()
         key = hashlib.sha256(facts + numpy_helper.to_array(weight).tobytes()).digest()
         if key in first:

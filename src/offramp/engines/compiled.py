@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,9 @@ class Session(Protocol):
 MOST = 8
 """Files that an engine keeps loaded, or twice as many as there are depths to stop at: callers
 choose policies and budgets, so there is a bound."""
+
+
+_VERSION = attrgetter("_version")
 
 
 class CompiledEngine(ABC):
@@ -80,6 +84,7 @@ class CompiledEngine(ABC):
         self._graphs = Graphs(model, stored, progress, runtime=self.name)
         self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}
+        self._latest: tuple[Policy | None, int, Session] | None = None
         self._known, self._making = threading.Lock(), threading.Lock()
         leaves: Iterable[torch.Tensor] = getattr(model, "parameters", tuple)()
         self._weights = [leaf for leaf in leaves if not leaf.is_inference()]
@@ -128,13 +133,16 @@ class CompiledEngine(ABC):
 
     def _writes(self) -> int:
         """How often weights have been written to; cheap enough to ask with every call."""
-        return sum([leaf._version for leaf in self._weights])
+        return sum(map(_VERSION, self._weights))
 
     def _session(self, policy: Policy | None, deepest: int) -> Session:
         if self._writes() != self._made_of:
             raise ConfigError(
                 "The model's weights have changed since this engine was made. Make a new one."
             )
+        latest = self._latest
+        if latest is not None and latest[0] is policy and latest[1] == deepest:
+            return latest[2]  # writing a rule down takes as long as a few nodes
         rule = rule_of(policy, self.model.depth, deepest)
         if (found := self._used(rule)) is None:
             with self._making:
@@ -144,6 +152,7 @@ class CompiledEngine(ABC):
                         self._sessions[rule] = found
                         if len(self._sessions) > max(MOST, 2 * self.model.depth):
                             del self._sessions[next(iter(self._sessions))]
+        self._latest = policy, deepest, found
         return found
 
     def _used(self, rule: str) -> Session | None:
