@@ -64,6 +64,16 @@ def predict(
     text: o.Text = None,
     text_pair: o.TextPair = None,
     image: o.Image = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="<str>",
+            help="Column to write beside each answer, as an id; may be given again.",
+            rich_help_panel="Rows",
+            show_default=False,
+        ),
+    ] = None,
     max_rows: o.MaxRows = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -85,6 +95,7 @@ def predict(
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
       offramp predict my-offramp --data new.jsonl.gz -o answers.parquet --point fast --scores
+      offramp predict my-offramp -d new.csv -o answers.csv --keep id --keep customer
       offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%
       offramp predict my-offramp -d new.csv -o answers.csv --max-depth 6 --point-column plan
       tail -f texts.log | offramp predict my-offramp -
@@ -117,6 +128,8 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ConfigError("--point-column is for --data and for lines of JSON; give --point.")
     if given["sets"] and given["points"] is not None:
         raise ConfigError("--sets belong to one point, so they do not go with --point-column.")
+    if given["keep"] and given["data"] is None:
+        raise ConfigError("--keep names a column of --data FILE.")
     if given["max_seconds"] is not None and given["backend"] not in ("torch", "inductor"):
         raise ConfigError("--max-seconds needs --backend torch or inductor: a file has no clock.")
 

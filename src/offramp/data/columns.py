@@ -73,11 +73,8 @@ def choose_columns(
     """
     given = {"text": text, "text-pair": text_pair, "image": image, "label": label}
     for option, column in (given | {"point-column": point}).items():
-        if column is not None and column not in source.columns:
-            raise DataError(
-                f"{source.name}: no column '{column}' (--{option}).{nearest(column, _all(source))} "
-                f"{_listing(source)}"
-            )
+        if column is not None:
+            check_there(source, column, option)
     if text is None and text_pair is not None:
         raise ConfigError("--text-pair names the second text, so --text must name the first.")
     if text is not None and image is not None:
@@ -93,6 +90,15 @@ def choose_columns(
     if {column.lower() for column in guessed} - _PLAIN:
         logger.info("%s: reads %s.", source.name, ", ".join(f"'{column}'" for column in guessed))
     return Chosen(text, text_pair, image, label, point)
+
+
+def check_there(source: Source, column: str, option: str) -> None:
+    """Refuse the name of no column. Raises DataError."""
+    if column not in source.columns:
+        raise DataError(
+            f"{source.name}: no column '{column}' (--{option}).{nearest(column, _all(source))} "
+            f"{_listing(source)}"
+        )
 
 
 def _conventional_input(source: Source) -> tuple[str | None, str | None, str | None]:
@@ -186,6 +192,26 @@ def read_names(source: Source, column: str) -> pa.ChunkedArray:
         raise DataError(f"{source.name}: column '{column}' holds no names, but {values.type}.")
     names = values.cast(pa.string())
     return pc.if_else(pc.equal(names, ""), None, names)
+
+
+def read_kept(source: Source, column: str) -> pa.ChunkedArray:
+    """A column that goes into the answers as it is, (rows,): text, numbers or truth values.
+
+    Dates become text; NaN and infinite numbers, which JSON does not know, become null.
+    """
+    check_there(source, column, "keep")
+    values = as_arrow(source, column)
+    kind, types = values.type, pa.types
+    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+        raise DataError(
+            f"{source.name}: column '{column}' (--keep) holds {kind}; what is kept is text, "
+            "numbers or truth values."
+        )
+    if types.is_floating(kind):
+        numbers = values.cast(pa.float64())
+        return pc.if_else(pc.is_finite(numbers), numbers, None)
+    plain = types.is_integer(kind) or types.is_boolean(kind)
+    return values if plain else values.cast(pa.string())
 
 
 def read_label(source: Source, column: str) -> pa.ChunkedArray | None:

@@ -11,7 +11,14 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from offramp.data import digits, docstrings
-from offramp.data.columns import Chosen, choose_columns, read_label, read_names, read_text
+from offramp.data.columns import (
+    Chosen,
+    choose_columns,
+    read_kept,
+    read_label,
+    read_names,
+    read_text,
+)
 from offramp.data.hashing import dataset_ids, draws
 from offramp.data.images import image_feature, read_images
 from offramp.data.memory import take
@@ -19,6 +26,8 @@ from offramp.data.sources import Source, open_source
 from offramp.errors import ConfigError, DataError
 
 BUILT_IN = {"docstrings": docstrings.load, "digits": digits.load}
+KEEP = "keep/"
+"""Before the name of a column that is only taken along."""
 
 
 def load_examples(
@@ -30,6 +39,7 @@ def load_examples(
     image: str | None = None,
     label: str | None = None,
     points: str | None = None,
+    keep: Sequence[str] | None = None,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -45,13 +55,14 @@ def load_examples(
             (text, sentence1 + sentence2, image, label, score, ...), and two candidates are an
             error. In files, images are paths, relative to the file they stand in.
         points: column of the operating point that each row asks for, if some do.
+        keep: columns to take along as they are, such as an id.
         max_rows: keep this many rows, drawn by a hash of the input and `seed`: not the head
             of the file, and the same rows wherever they stand. Duplicates count as rows.
 
     Returns:
         `text` and `text_pair` as str, `image` as a PIL image, `label` as it stands in the
         source (str, int, float or a list; numbers are read from CSV and TSV cells), `point` as
-        str or None, `row` = number in the source, from 0.
+        str or None, `keep/<name>` for what is kept, `row` = number in the source, from 0.
 
     Raises:
         DataError: what is wrong with the file, column or row, and what to do.
@@ -62,14 +73,15 @@ def load_examples(
     opened = open_source(built_in() if built_in else source, split)
     if not opened.rows:
         raise DataError(f"{opened.name}: there are no rows, only column names.")
-    dataset = _examples(opened, choose_columns(opened, text, text_pair, label, image, points))
+    chosen = choose_columns(opened, text, text_pair, label, image, points)
+    dataset = _examples(opened, chosen, keep or ())
     if max_rows is None or len(dataset) <= max_rows:
         return dataset
     order = np.argsort(draws(dataset_ids(dataset), seed, "sample"), kind="stable")
     return take(dataset, np.sort(order[:max_rows]))
 
 
-def _examples(source: Source, chosen: Chosen) -> Dataset:
+def _examples(source: Source, chosen: Chosen, keep: Sequence[str]) -> Dataset:
     columns: dict[str, pa.ChunkedArray] = {}
     features: dict[str, Any] = {}
     for name, column in (("text", chosen.text), ("text_pair", chosen.text_pair)):
@@ -84,6 +96,9 @@ def _examples(source: Source, chosen: Chosen) -> Dataset:
             features["label"] = _label_feature(labels.type, source.class_names.get(chosen.label))
     if chosen.point is not None:
         columns["point"], features["point"] = read_names(source, chosen.point), Value("string")
+    for name in keep:
+        kept = read_kept(source, name)
+        columns[KEEP + name], features[KEEP + name] = kept, Value(str(kept.type))
     columns["row"] = pa.array(np.arange(source.rows))
     features["row"] = Value("int64")
     return Dataset.from_dict(columns, features=Features(features))

@@ -20,6 +20,7 @@ from offramp.engines import UNLIMITED, Budget
 from offramp.errors import ConfigError, OutputError
 from offramp.prediction.formats import columns as output_columns
 from offramp.prediction.formats import writer_for
+from offramp.prediction.kept import Kept
 from offramp.prediction.labels import Labels
 from offramp.prediction.partial import PartialFile
 from offramp.prediction.predictor import Answer, Point, Predictor
@@ -84,7 +85,7 @@ def predict_file(
         model, point, scores, sets, device, dtype, backend, budget: as of `predict`.
         data: a file, hub id or dataset as `load_examples` takes them.
         output: .jsonl, .csv or .parquet; .jsonl and .csv also as .gz.
-        columns: `text`, `text_pair`, `image`, `split`, `max_rows` ... as of `load_examples`.
+        columns: `text`, `text_pair`, `image`, `split`, `keep` ... as of `load_examples`.
 
     Raises:
         OutputError: unknown format, a place that cannot be written, or the data itself.
@@ -98,16 +99,17 @@ def predict_file(
     examples = load_examples(data, **columns)
     predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
     labels = labels_of(predictor, ready, scores, sets, budget)
+    kept = Kept(examples, output_columns(labels))
     settings = _settings(predictor, ready, examples, labels, budget)
     start = time.perf_counter()
     with PartialFile(output, settings) as part:
         summary = Summary(str(output), resumed=part.rows)
         _run(part, predictor, ready, examples, labels, budget, progress)
         summary.exit_histogram = [0] * predictor.model.depth
-        fields = output_columns(labels)
         with whole_file(output) as staged:
             compress = output.suffix.lower() == ".gz"
-            write(staged, fields, _counted(part.entries(), summary), compress)
+            entries = kept.beside(_counted(part.entries(), summary))
+            write(staged, kept.fields, entries, compress)
         part.discard()
     summary.seconds = time.perf_counter() - start
     return summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +15,9 @@ from offramp.data import load_examples
 from offramp.data.images import lazy_images
 from offramp.engines import UNLIMITED, Budget, windows
 from offramp.errors import ConfigError
+from offramp.prediction.formats import columns as output_columns
 from offramp.prediction.items import Item, options_of
+from offramp.prediction.kept import Kept
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Answer, Point, Predictor
 from offramp.prediction.ready import ReadyPoint
@@ -51,13 +54,21 @@ def predict(
         scores: also give the scores of all classes.
         sets: also give `set`, the classes that may be right, see `calibrate`.
         budget: of each row; entries then say which were `forced` to leave by it.
-        columns: `text`, `text_pair`, `image`, `split`, `points` ... as of `load_examples`.
+        columns: `text`, `text_pair`, `image`, `split`, `points`, `keep` ... as of
+            `load_examples`; what is kept stands in the entries.
     """
     predictor, ready = opened(model, point, device=device, dtype=dtype, backend=backend)
-    rows = ahead(predictor, numbered(data, columns))
     labels = labels_of(predictor, ready, scores, sets, budget)
-    found = blocks(predictor, rows, ready, labels, budget)
-    return (entry for block in found for entry in block)
+
+    def answered(rows: Iterable[Numbered]) -> Iterator[dict[str, Any]]:
+        found = blocks(predictor, ahead(predictor, rows), ready, labels, budget)
+        return chain.from_iterable(found)
+
+    if not isinstance(data, str | Path | Dataset | DatasetDict):
+        return answered(enumerate(data))
+    examples = load_examples(data, **columns)
+    kept = Kept(examples, output_columns(labels))
+    return kept.beside(answered(rows_of_examples(examples)))
 
 
 def labels_of(
@@ -81,13 +92,6 @@ def opened(
         return model, model.ready(point)
     loaded = Predictor.load(model, DEFAULT if point is None else point, **how)
     return loaded, loaded.point
-
-
-def numbered(data: Data, columns: dict[str, Any]) -> Iterable[Numbered]:
-    """Row numbers of the source and items."""
-    if not isinstance(data, str | Path | Dataset | DatasetDict):
-        return enumerate(data)
-    return rows_of_examples(load_examples(data, **columns))
 
 
 def rows_of_examples(examples: Dataset, first: int = 0) -> Iterator[Numbered]:
