@@ -94,8 +94,7 @@ def predict(
 
     Examples:
       offramp predict my-offramp "A dull story." "What a film!"
-      offramp predict my-offramp --data new.jsonl.gz -o answers.parquet --point fast --scores
-      offramp predict my-offramp -d new.csv -o answers.csv --keep id --keep customer
+      offramp predict my-offramp --data new.jsonl.gz -o answers.parquet --point fast --keep id
       offramp predict my-offramp -d new.csv -o answers.csv --watch watch.json --audit 1%
       offramp predict my-offramp -d new.csv -o answers.csv --max-depth 6 --point-column plan
       tail -f texts.log | offramp predict my-offramp -
