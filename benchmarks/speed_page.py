@@ -69,9 +69,9 @@ WORDS = {
         "Early exit in int8 reaches at least 0.9 x the point's own cost reduction over plain "
         "ONNX Runtime in int8; the goal is 3x at no more than 0.5 points lost",
         "Points are chosen on what the engine in int8 says of rows that the model was not trained "
-        "on, and read on dev. Plain ONNX Runtime is the faster of its own options and of those "
-        "without the two fusions, in the usual dynamic int8. In a stream it takes rows as they "
-        "arrive, 32 at a time; ours sorts them by length.",
+        "on, and read on dev. Plain is ONNX Runtime in the usual dynamic int8, with its own "
+        "options, and without the two fusions that our engine goes without, too. In a stream it "
+        "takes rows as they arrive, 32 at a time; ours sorts them by length.",
         "rxn-albert reaches both speeds at batch 1 and 32, but the 0.42 points that it loses at "
         "3x have 0.5 within their interval. MiniLM has six layers of a few tenths of a "
         "millisecond: exits, branches and the scales of tokens weigh there when rows leave "

@@ -4,8 +4,8 @@ After each decision the answers of all running rows are written to their places 
 is the one that counts) and those that stay are compacted. Each later layer stands in an `If` of
 its own, one behind the other, that runs while rows are left. No part is nested in another, so a
 file is made in seconds and runs wherever the opsets of its parts do. (Within each other they would
-spare whoever leaves early a look at each later layer, 10 microseconds apiece. But ONNX Runtime
-loads a weight as often as there are bodies around it.)
+spare whoever leaves early a look at each later layer, but ONNX Runtime loads a weight as often as
+there are bodies around it.)
 """
 
 from __future__ import annotations
