@@ -1,11 +1,11 @@
 """One ONNX file from traced parts: rows that leave are gone, layers that nobody needs are skipped.
 
-After each decision the answers of all running rows are written to their places (the last write
-is the one that counts) and those that stay are compacted. Each later layer stands in an `If` of
-its own, one behind the other, that runs while rows are left. No part is nested in another, so a
-file is made in seconds and runs wherever the opsets of its parts do. (Within each other they would
-spare whoever leaves early a look at each later layer, but ONNX Runtime loads a weight as often as
-there are bodies around it.)
+The first decision answers all rows; after each later one the answers of those that still run are
+written over theirs. Those that stay are compacted, and what no layer changes, as masks, is picked
+by their places. Each later layer stands in an `If` of its own, one behind the other, that runs
+while rows are left. No part is nested in another, so a file is made in seconds and runs wherever
+the opsets of its parts do. (Nested, whoever leaves early would be spared a look at each later
+layer, but ONNX Runtime would load a weight once for each body around it.)
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ PLACE = "place"
 CODE = "code"
 """The layer at which each row of the batch left, negative for a bad one: one value to write."""
 _FROM_OUTSIDE = ("bar", "shared/")
-SMALL = 1 << 14
-"""Bytes of a weight that is not worth sharing."""
+_SMALL = 1 << 14
+"""Bytes of a weight that is not worth sharing: what stands outside a body is handed in with every
+run, one by one."""
 
 
 def assemble(
@@ -94,7 +95,12 @@ class _File:
             later |= set() if decision is None else _reads(decision)
             later = (later - _made_by(layer)) | _reads(layer)
         made = set().union(*map(_made_by, layers))
-        self.fixed = {what: name for what, name in self.now.items() if what not in made}
+        # what comes from the embedding and is the same after every layer
+        self.unchanged = {
+            what: name
+            for what, name in self.now.items()
+            if what not in made and not what.startswith(_FROM_OUTSIDE)
+        }
         self._outer_inputs(decisions)
         self.kinds |= {"answers": (FLOAT, 2), CODE: (INT64, 1), "forced": (BOOL, 1)}
         self.kinds |= {"exit_layer": (INT64, 1), "bad": (BOOL, 1), PLACE: (INT64, 2)}
@@ -109,11 +115,16 @@ class _File:
                     self.now[value.name] = value.name
                     self.kinds[value.name] = _kind(value)
 
+    @property
+    def _some_left(self) -> bool:
+        """Whether rows may have left by now."""
+        return PLACE in self.now
+
     def add_layer(
         self, number: int, layer: onnx.ModelProto, decision: onnx.ModelProto | None
     ) -> None:
         """One layer, its exit and decision; in an `If` once a row may have left."""
-        if PLACE in self.now:
+        if self._some_left:
             self._run_if_any(number, layer, decision)
         else:
             self._run(self.nodes, number, layer, decision)
@@ -126,8 +137,8 @@ class _File:
         decision: onnx.ModelProto | None,
     ) -> None:
         wanted = self.needs[number - 1] | (set() if decision is None else _reads(decision))
-        if PLACE in self.now:
-            self._pick(nodes, number, _reads(layer) & set(self.fixed))
+        if self._some_left:
+            self._pick(nodes, number, _reads(layer) & set(self.unchanged))
         made = self._inline(nodes, layer, f"layer{number}.", self.now, wanted)
         self.now |= made
         if decision is None:
@@ -150,11 +161,11 @@ class _File:
         if self.forces and number == self.depth:
             nodes.append(helper.make_node("Not", [leave], [forced]))
             values["forced"] = forced
-        elif self.forces and PLACE not in self.now:
-            nodes.append(helper.make_node("Xor", [leave, leave], [forced]))  # nobody
+        elif self.forces and not self._some_left:
+            nodes.append(helper.make_node("Xor", [leave, leave], [forced]))  # nobody yet
             values["forced"] = forced
         for name, value in values.items():
-            if PLACE in self.now:
+            if self._some_left:
                 inputs = [self.now[name], self.now[PLACE], value]
                 value = mine + name
                 nodes.append(helper.make_node("ScatterND", inputs, [value]))
@@ -163,14 +174,16 @@ class _File:
     def _compact(self, nodes: list[NodeProto], number: int, leave: str) -> None:
         mine = f"keep{number}."
         nodes.append(helper.make_node("Not", [leave], [f"{mine}stay"]))
-        old = [PLACE, *sorted(self._of_rows(number))]
-        if PLACE not in self.now:
+        names = sorted(self._of_rows(number))
+        if self._some_left:
+            names.append(PLACE)
+        else:
             nodes += [
                 helper.make_node("NonZero", [f"{mine}stay"], [f"{mine}at"]),
-                helper.make_node("Transpose", [f"{mine}at"], [f"{mine}{PLACE}"]),
+                helper.make_node("Transpose", [f"{mine}at"], [mine + PLACE]),
             ]
-            self.now[PLACE] = f"{mine}{old.pop(0)}"
-        for name in old:
+            self.now[PLACE] = mine + PLACE
+        for name in names:
             new = f"{mine}{name}"
             nodes.append(
                 helper.make_node("Compress", [self.now[name], f"{mine}stay"], [new], axis=0)
@@ -180,16 +193,15 @@ class _File:
     def _pick(self, nodes: list[NodeProto], number: int, names: Iterable[str]) -> None:
         """Of what no layer changes, the part of the running rows."""
         for name in sorted(names):
-            if not name.startswith(_FROM_OUTSIDE):
-                inputs, new = [self.fixed[name], self.now[PLACE]], f"of{number}.{name}"
-                nodes.append(helper.make_node("GatherND", inputs, [new]))
-                self.now[name] = new
+            inputs, new = [self.unchanged[name], self.now[PLACE]], f"of{number}.{name}"
+            nodes.append(helper.make_node("GatherND", inputs, [new]))
+            self.now[name] = new
 
     def _of_rows(self, number: int) -> set[str]:
         """What later parts read that a layer or decision has made of its rows."""
         return {
             name
-            for name in self.needs[number - 1] & set(self.now) - set(self.fixed)
+            for name in self.needs[number - 1] & (set(self.now) - set(self.unchanged))
             if not name.startswith(_FROM_OUTSIDE)
         }
 
@@ -231,8 +243,10 @@ class _File:
                 nodes.append(helper.make_node("Identity", [before[name]], [new]))
             else:
                 kind, rank = self.kinds[name]
-                empty = helper.make_tensor("", kind, [0] * rank, [])
-                nodes.append(helper.make_node("Constant", [], [new], value=empty))
+                self.constant(f"{new}.shape", [0] * rank)  # OpenVINO forgets the rank of a constant
+                fill = helper.make_tensor("", kind, [1], [0])
+                shape = [f"{new}.shape"]
+                nodes.append(helper.make_node("ConstantOfShape", shape, [new], value=fill))
             values.append(self._value(name, new))
         return helper.make_graph(nodes, f"skip {number}", [], values)
 
@@ -303,13 +317,15 @@ class _File:
 
     def model(self) -> onnx.ModelProto:
         """The file, each weight once."""
-        read = all_read(self.nodes) | {value.name for value in self.outputs}
+        outputs = {value.name for value in self.outputs}
+        nodes = _read_by_some(self.nodes, outputs)
+        read = all_read(nodes) | outputs
         graph = helper.make_graph(
-            self.nodes,
+            nodes,
             "offramp",
             [value for name, value in self.inputs.items() if name in read],
             self.outputs,
-            self.weights,
+            [weight for weight in self.weights if weight.name in read],
         )
         versions = [helper.make_opsetid(*pair) for pair in self.domains.items()]
         model = helper.make_model(graph, opset_imports=versions, ir_version=10)
@@ -347,10 +363,6 @@ def _used(part: onnx.ModelProto) -> set[str]:
 def _reads(part: onnx.ModelProto) -> set[str]:
     used = _used(part)
     return {value.name for value in part.graph.input if value.name in used}
-
-
-def _kinds(part: onnx.ModelProto) -> dict[str, ValueInfoProto]:
-    return {value.name: value for value in part.graph.output}
 
 
 def _kind(value: ValueInfoProto) -> tuple[int, int]:
@@ -391,14 +403,28 @@ def bodies(node: NodeProto) -> list[onnx.GraphProto]:
     return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
 
 
+def _read_by_some(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """The nodes that outputs depend on; within bodies, too."""
+    read, kept = set(outputs), list[NodeProto]()
+    for node in reversed([*nodes]):
+        if read.isdisjoint(node.output):
+            continue
+        for body in bodies(node):
+            inside = _read_by_some(body.node, [value.name for value in body.output])
+            del body.node[:]
+            body.node.extend(inside)
+        read |= all_read([node])
+        kept.append(node)
+    return kept[::-1]
+
+
 def _share_weights(graph: onnx.GraphProto) -> None:
-    """Equal weights become one, as those of all layers of an ALBERT are; small ones may as well
-    stand where they are read."""
+    """Equal weights become one, as those of all layers of an ALBERT are, but for small ones."""
     first: dict[bytes, str] = {}
     same: dict[str, str] = {}
     kept = []
     for weight in graph.initializer:
-        if weight.ByteSize() < SMALL:
+        if weight.ByteSize() < _SMALL:
             kept.append(weight)
             continue
         facts = f"{weight.data_type} {list(weight.dims)}".encode()
