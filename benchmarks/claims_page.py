@@ -31,8 +31,8 @@ counted FLOPs, not time.
 ## How it is decided
 
 All figures are differences, paired by row and seed, in points (hundredths of the set's score), with
-95 % intervals over rows and seeds. For uspto_50k and 20newsgroups, and for 6a to 6c on SICK, seeds
-count by Student's t, as `offramp compare` has it today; for the others seeds were resampled, and
+95 % intervals over rows and seeds. For uspto_50k, 20newsgroups, CIFAR-10 and SICK seeds count by
+Student's t, as `offramp compare` has it today; for SST-2, MRPC and STS-B seeds were resampled, and
 three are few to draw from: there intervals are too narrow, and a yes or no that is close may be
 undecided. An answer comes from the interval alone:
 
