@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -77,11 +78,15 @@ def quantise_plain(path: Path, target: Path) -> None:
     """Dynamic int8 of all weights of an ONNX file, one scale per channel."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(path)
-    # shapes noted by the exporter are of weights before the quantiser turns them
-    del model.graph.value_info[:]
-    with _hushed():
+    with _hushed(), TemporaryDirectory(dir=target.parent) as place:
+        # turns the weights that layers share: left to the graph, the quantiser passes them over
+        turned = Path(place, "turned.onnx")
+        quant_pre_process(path, turned, skip_symbolic_shape=True)
+        model = onnx.load(turned)
+        # shapes noted by the exporter are of weights before the quantiser turns them
+        del model.graph.value_info[:]
         quantize_dynamic(
             model,
             target,
