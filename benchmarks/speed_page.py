@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,38 +121,50 @@ ORDER = tuple(WORDS)
 LONGEST_COMMAND = "all --sst2 FOLDER --uspto FOLDER"
 
 
-def write_page(folder: Path, page: Path) -> None:
-    """Of all parts that lie in a folder."""
+def write_page(
+    folder: Path, page: Path, planned: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Of all parts that lie in a folder.
+
+    Args:
+        planned: the cells of each part, so that the page names those that are not there.
+    """
     found = [read_document(Part, path) for path in sorted(folder.glob("*.json"))]
     parts = sorted(found, key=lambda part: (ORDER.index(part.part), part.threads))
     with whole_file(page) as staged:
-        staged.write_text("\n\n".join(_page(parts)) + "\n", encoding="utf-8")
+        staged.write_text("\n\n".join(_page(parts, planned or {})) + "\n", encoding="utf-8")
 
 
-def _page(parts: Sequence[Part]) -> Iterator[str]:
+def _page(parts: Sequence[Part], planned: Mapping[str, Sequence[str]]) -> Iterator[str]:
     threads = sorted({part.threads for part in parts})
     extra = "".join(f" [--threads {count}]" for count in threads if count != 1)
     yield PREFACE.format(commands=LONGEST_COMMAND + extra)
     if any(part.quick for part in parts):
         yield "**Some of this was made by `--quick` and says nothing.**"
-    yield _summary(parts)
+    yield _summary(parts, planned)
     for name in ORDER:
         some = [part for part in parts if part.part == name]
         if some:
-            yield from _section(name, some)
+            yield from _section(name, some, planned)
 
 
-def _summary(parts: Sequence[Part]) -> str:
-    lines = ["| | threads | figures | yes | no | undecided |", "|---|---|---|---|---|---|"]
+def _absent(part: Part, planned: Mapping[str, Sequence[str]]) -> list[str]:
+    return [cell for cell in planned.get(part.part, ()) if cell not in part.cells]
+
+
+def _summary(parts: Sequence[Part], planned: Mapping[str, Sequence[str]]) -> str:
+    head = ["", "threads", "figures", "yes", "no", "undecided", "cells not measured"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, words in WORDS.items():
         some = [part for part in parts if part.part == name]
         for part in some:
             counted = Counter(figure.answer for figure in _figures(part) if figure.answer)
             numbers = [counted.total(), counted["yes"], counted["no"], counted["undecided"]]
+            numbers.append(len(_absent(part, planned)))
             cells = " | ".join(map(str, [part.threads, *numbers]))
             lines.append(f"| [{words.asked}](#{name}) | {cells} |")
         if not some:
-            lines.append(f"| {words.asked} | not measured yet | | | | |")
+            lines.append(f"| {words.asked} | not measured yet | | | | | |")
     return "\n".join(lines)
 
 
@@ -161,7 +173,9 @@ def _figures(part: Part) -> Iterator[Figure]:
         yield from cell.figures
 
 
-def _section(name: str, parts: Sequence[Part]) -> Iterator[str]:
+def _section(
+    name: str, parts: Sequence[Part], planned: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     words = WORDS[name]
     yield f"## {name}"
     yield f"{words.asked}. {words.how}"
@@ -170,6 +184,8 @@ def _section(name: str, parts: Sequence[Part]) -> Iterator[str]:
         yield f"On {part.threads} thread{'s' if part.threads > 1 else ''} of {machine}:"
         yield "\n".join(_table(part))
         yield "\n".join(_facts(part))
+        if absent := _absent(part, planned):
+            yield f"Not measured: {'; '.join(absent)}."
     missed = any(
         figure.answer in ("no", "undecided") for part in parts for figure in _figures(part)
     )
