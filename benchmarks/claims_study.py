@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ from offramp.table import ExitTable, replay
 YES, NO, UNDECIDED = "yes", "no", "undecided"
 BINS = 15
 ALPHA = 0.1
+EQUAL = 1.1
+"""How many times as far one cost reduction may go as another that it is held against."""
 DRAWS = 8
 """Of a policy that tosses coins, to be averaged."""
 Column = dict[int, Floats]
@@ -80,6 +83,16 @@ def at_equal_coverage(answer: str, more: Figure) -> str:
     """
     bought = (answer == YES and more.high < 0) or (answer == NO and more.low > 0)
     return UNDECIDED if bought else answer
+
+
+def at_equal_cost(answer: str, mine: Sequence[float], theirs: Sequence[float]) -> str:
+    """An answer on what two policies say as they leave; undecided where one leaves much earlier.
+
+    Args:
+        mine, theirs: cost reductions, one per seed.
+    """
+    ratio = fmean(mine) / fmean(theirs)
+    return answer if 1 / EQUAL <= ratio <= EQUAL else UNDECIDED
 
 
 def joined(answers: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from claims_study import (
     Curve,
     above_all,
     apart,
+    at_equal_cost,
     at_equal_coverage,
     ece,
     joined,
@@ -83,6 +84,11 @@ def test_smaller_sets_that_cover_less_decide_nothing():
     assert at_equal_coverage("yes", between(0.01, 0.03)) == "yes"
     assert at_equal_coverage("no", between(0.01, 0.03)) == "undecided"
     assert at_equal_coverage("no", between(-0.03, -0.01)) == "no"
+
+
+def test_answers_at_unequal_costs_decide_nothing():
+    assert at_equal_cost("yes", [2.0, 2.1], [2.0, 1.9]) == "yes"
+    assert at_equal_cost("yes", [3.9], [2.0]) == at_equal_cost("no", [2.0], [3.9]) == "undecided"
 
 
 def test_the_calibration_error_is_how_far_confidence_is_from_being_right():
@@ -184,7 +190,7 @@ def test_the_newest_are_held_against_every_older_one_that_was_run(everything: An
         assert {part.by for part in everything.claims[key]} == {"paper", "tune"}
         for part in everything.claims[key]:
             assert {name.split()[0] for name in part.others} == set(SOME)
-            assert "not run: berxit, f_pabee, pcee_bert, gpfee" in part.note
+            assert "not run: sdn, berxit, f_pabee, pcee_bert, gpfee" in part.note
 
 
 def test_conformal_sets_cover_what_they_promise(everything: Answers):
