@@ -11,7 +11,7 @@ are chosen on; test rows are not read.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import auto_variants
@@ -104,8 +104,25 @@ def main() -> None:
     boards = [read_document(Board, file) for file in sorted(place.glob("*.json"))]
     tests = [read_document(Board, file) for file in sorted((given.docs / "compare").glob("*.json"))]
     with whole_file(given.docs / "auto.md") as page:
-        parts = [PREFACE, *map(table, boards), ON_TEST, *map(on_test, tests)]
+        parts = [PREFACE, *map(table, boards), ON_TEST, *map(on_test, tests), *verdict(tests)]
         page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def verdict(boards: Sequence[Board]) -> Iterator[str]:
+    """On how many sets `auto` is where it was to be, by area."""
+    areas = {board.title: against_auto(board).get("area", {}) for board in boards}
+    sure = {
+        title: {name: one.value for name, one in rows.items() if one.p_holm < _SURE}
+        for title, rows in areas.items()
+    }
+    above = [
+        f"{name} on {title}" for title, rows in sure.items() for name in rows if rows[name] > 0
+    ]
+    yield f"\nBy area, beyond chance: above `auto`: {', '.join(above) or 'no method on any set'}."
+    for name in OLDER:
+        run = [title for title in areas if name in areas[title]]
+        below = [title for title in run if sure[title].get(name, 0) < 0]
+        yield f"Below it, `{name}`: on {len(below)} of {len(run)} sets ({', '.join(below)})."
 
 
 def on_test(board: Board) -> str:
@@ -171,7 +188,7 @@ def _less_auto(board: Board, name: str, found: Difference | None) -> str:
     if found is None:
         return "not run"
     seeds = ", ".join(f"{100 * one:+.1f}" for one in _by_seed(board, name, "area"))
-    return f"{_difference(found)} ({seeds})"
+    return f"{_difference(found)}, p = {found.p_holm:.3f} ({seeds})"
 
 
 def table(board: Board) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +98,17 @@ def slim(board: Board) -> Board:
     return board.model_copy(update={"methods": tuple(methods)})
 
 
+def command(given: argparse.Namespace) -> str:
+    """What makes the same board again, wherever and on however many cores."""
+    words = ["python benchmarks/compare.py", given.name]
+    for name in ("seeds", "methods", "rates", "plugins", "rows"):
+        value = getattr(given, name)
+        if value:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words.append(" ".join([f"--{name}", *(f"{one}" for one in values)]))
+    return " ".join([*words, *["--no-bf16"] * given.no_bf16])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -145,7 +155,9 @@ def main() -> None:
     if done.board is not None:
         (given.docs / "compare").mkdir(parents=True, exist_ok=True)
         write_document(given.docs / "compare" / f"{given.name}.json", slim(done.board))
-        shutil.copy(done.folder / "leaderboard.md", given.docs / f"compare-{given.name}.md")
+        page = (done.folder / "leaderboard.md").read_text(encoding="utf-8")
+        made_by = f"Made by `{command(given)}`.\n\n"
+        (given.docs / f"compare-{given.name}.md").write_text(made_by + page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def make_method(place: int, name: str, high: float, spread: float, **fields: Any
             "times_plain": None if place == 3 else 1 + 0.2 * (place % 7),
             "parameters_added": 0 if name == "truncated" else 3_084 + 591_360 * (place % 3),
             "against": against,
+            "against_fixed": {"area": difference(0.01, 0.002, 0.03)},
             "against_plain": {
                 "full": difference(-0.001, 0.6, 1),
                 "2": difference(-0.004, 0.01, 0.03),

@@ -158,6 +158,16 @@ def test_a_method_does_not_differ_from_itself():
             assert (found.value, found.low, found.high, found.p_holm) == (0, 0, 0, 1)
 
 
+def test_a_method_is_held_against_its_own_exits_without_a_policy():
+    for row in board(*(run("pabee", seed) for seed in (1, 2))).methods:
+        (fixed,) = (family for family in row.policies if family.name == "fixed")
+        found = row.against_fixed
+        assert found["area"].value == pytest.approx(row.row.area.value - fixed.area.value)
+        for one, other in zip(row.row.at, fixed.at, strict=True):
+            gap = one.score.value - other.score.value
+            assert found[f"{one.target:g}"].value == pytest.approx(gap)
+
+
 def test_holm_is_as_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any, Literal
 
+from pydantic import Field
+
 from offramp import __version__
 from offramp.storage import Strict
 
@@ -106,6 +108,8 @@ class MethodRow(Strict):
             ("2" for 2x); empty for the reference itself.
         against_plain: paired differences from the plain fine-tune at full depth: `full` and
             targets.
+        against_fixed: paired differences from what its own exits score where all rows leave at
+            one and the same (`fixed`): `area` and targets; empty where that is what was chosen.
     """
 
     name: str
@@ -120,6 +124,7 @@ class MethodRow(Strict):
     parameters_added: int
     against: dict[str, Difference]
     against_plain: dict[str, Difference]
+    against_fixed: dict[str, Difference] = Field(default_factory=dict)
 
     @property
     def row(self) -> PolicyRow:

@@ -102,6 +102,7 @@ class _Method:
     policies: list[PolicyRow]
     tune_area: float
     columns: Columns
+    fixed: Columns  # of leaving at one and the same exit, empty where that is chosen
 
     @property
     def seeds(self) -> list[int]:
@@ -235,18 +236,18 @@ def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
     areas = tune_areas(chosen)
     best = max(areas, key=lambda one: areas[one])
     readers = [ground.reader(run) for run in runs]
-    policies, columns = [], {}
+    policies, columns = [], dict[str, Columns]()
     for one in areas:
-        resamples = ground.resamples if one == best else ground.fewer_resamples
+        resamples = ground.resamples if one in (best, BASELINE) else ground.fewer_resamples
         traces = [
             _Trace.read(run, reader, made[one], ground.metric, resamples)
             for run, reader, made in zip(runs, readers, chosen, strict=True)
         ]
         found = {key: np.stack([t.columns[key] for t in traces], axis=1) for key in _COLUMNS}
         policies.append(_policy_row(one, areas[one], traces, found))
-        if one == best:
-            columns = found
-    return _Method(name, runs, best, policies, areas[best], columns)
+        columns[one] = found
+    fixed = {} if best == BASELINE else columns.get(BASELINE, {})
+    return _Method(name, runs, best, policies, areas[best], columns[best], fixed)
 
 
 def tune_areas(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, float]:
@@ -428,17 +429,34 @@ def _rows(
         full = dict.fromkeys(("full", *_TARGETS), _full_depth(plain, ground))
         rivals = _Rivals([run.seed for run in plain], full)
         against_plain = rivals.against(methods)
+    against_fixed = _against_fixed(methods)
     rows = [
-        _row(method, against.get(name, {}), against_plain.get(name, {}), plain)
+        _row(method, against.get(name, {}), against_plain.get(name, {}), against_fixed[name], plain)
         for name, method in methods.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.seeds, -row.row.area.value)))
+
+
+def _against_fixed(methods: Mapping[str, _Method]) -> dict[str, dict[str, Difference]]:
+    """Method to its differences from the cheapest baseline there is, its own exits without a
+    policy."""
+    found: dict[str, dict[str, Difference]] = {name: {} for name in methods}
+    for column in ("area", *_TARGETS):
+        apart = {
+            name: method.columns[column] - method.fixed[column]
+            for name, method in methods.items()
+            if method.fixed
+        }
+        for name, difference in statistics.differences(apart).items():
+            found[name][column] = difference
+    return found
 
 
 def _row(
     method: _Method,
     against: dict[str, Difference],
     against_plain: dict[str, Difference],
+    against_fixed: dict[str, Difference],
     plain: Sequence[Run],
 ) -> MethodRow:
     runs, name = method.runs, method.name
@@ -455,6 +473,7 @@ def _row(
         parameters_added=mode(run.parameters_added for run in runs),
         against=against,
         against_plain=against_plain,
+        against_fixed=against_fixed,
     )
 
 

@@ -16,7 +16,7 @@ from offramp.comparison.board import (
     MethodRow,
     PolicyRow,
 )
-from offramp.comparison.words import partial
+from offramp.comparison.words import remarks
 from offramp.metrics import METRICS
 
 _NONE = "-"
@@ -62,6 +62,7 @@ def _head(board: Board) -> list[str]:
         "full depth",
         *(f"{name}x" for name in _AT),
         f"area, minus {_text(board.reference)}",
+        "area, minus its own fixed",
         "AUROC",
         "training",
         "parameters added",
@@ -69,15 +70,17 @@ def _head(board: Board) -> list[str]:
 
 
 def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
-    best, lacking = row.row, partial(board, row)
-    apart = row.against.get("area")
+    best, remarked = row.row, remarks(board, row)
     return [
-        _text(row.name) + (f" ({lacking})" if lacking else ""),
+        _text(row.name) + (f" ({remarked})" if remarked else ""),
         _text(row.chosen),
         _interval(best.area, show),
         _interval(row.full_score, show),
         *(_target(at, show) for at in best.at),
-        _difference(apart, show) if apart else _NONE,
+        *(
+            _difference(found["area"], show) if "area" in found else _NONE
+            for found in (row.against, row.against_fixed)
+        ),
         _auroc(best),
         _NONE if row.times_plain is None else f"{row.times_plain:.2f}x",
         f"{row.parameters_added:,}",
@@ -94,7 +97,7 @@ def _how_to_read(board: Board) -> str:
         "reduction that it came to on test. "
         "Brackets hold 95 % intervals over rows, which are drawn again, and seeds, by Student's t; "
         f"differences from {reference} are paired, and p is Holm's, corrected for the number of "
-        "methods. "
+        "methods. *Fixed*: its own exits where all rows leave at one and the same. "
         "AUROC is the mean over exits of how well what the policy looks at tells right from "
         "wrong answers, and training is the time of the plain fine-tune times so much."
     )
@@ -109,6 +112,11 @@ def _all_differences(board: Board, show: Show) -> Iterator[str]:
     if plain:
         yield "From the plain fine-tune at full depth:"
         yield _table_of_differences(("full", *_AT), plain, show)
+
+    fixed = [(row.name, row.against_fixed) for row in board.methods if row.against_fixed]
+    if fixed:
+        yield "From their own exits where all rows leave at one and the same (`fixed`):"
+        yield _table_of_differences(("area", *_AT), fixed, show)
 
 
 def _table_of_differences(
@@ -133,7 +141,11 @@ def _policies(row: MethodRow, show: Show) -> str:
         ]
         for policy in sorted(row.policies, key=lambda one: -one.tune_area)
     ]
-    return markdown_table(head, cells)
+    table, exits = markdown_table(head, cells), row.row.auroc
+    if not any(exits):
+        return table
+    shown = ", ".join(_NONE if one is None else f"{one:.3f}" for one in exits)
+    return f"{table}\n\nAUROC of the chosen one, exit by exit: {shown}."
 
 
 def _named(policy: str, row: MethodRow) -> str:

@@ -46,6 +46,12 @@ def partial(board: Board, row: MethodRow) -> str:
     return f"{there} of {wanted} seeds" if there < wanted else ""
 
 
+def remarks(board: Board, row: MethodRow) -> str:
+    """What a reader of its row has to know: lacking seeds, a learning rate that none chose."""
+    own = row.learning_rate is None and any(one.learning_rate for one in board.methods)
+    return ", ".join(filter(None, (partial(board, row), "a learning rate of its own" * own)))
+
+
 def headline(board: Board) -> str:
     """One sentence: which method is best, by how much, against what, and whether that counts."""
     if not board.methods:
