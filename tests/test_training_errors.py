@@ -60,6 +60,14 @@ def test_a_method_that_does_not_do_the_task_is_refused(tmp_path: Path) -> None:
         train(regression, examples([0.5] * 24), tmp_path / "out", method="deebert")
 
 
+@pytest.mark.parametrize("method", ["fastbert", "elbert", "pondernet", "auto", "plain"])
+def test_as_released_is_refused_where_it_would_change_nothing(
+    method: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"'{method}' has nothing as released"):
+        train(source, examples(), tmp_path / "out", method=method, as_released=True)
+
+
 @pytest.mark.parametrize("run", [train, attach])
 def test_no_rows_are_refused(run: Any, source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):

@@ -54,6 +54,11 @@ class Method:
     why_not: str = ""
     released: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_released(self) -> bool:
+        """Whether `as_released` changes anything: how it trains, or what its exits pool."""
+        return bool(self.released) or (self.measures_pooling and hasattr(self.exits, "pooling"))
+
     def policy_for(self, problem_type: str) -> str:
         """The exit rule for a task: `policy` or, where that reads probabilities and there are
         none, `patience`."""

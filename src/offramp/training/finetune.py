@@ -200,6 +200,8 @@ def _preset(
     if method == PLAIN:
         if settings:
             raise ConfigError("Method 'plain' has no settings; leave --set out.")
+        if as_released:
+            raise ConfigError("Method 'plain' has nothing as released; leave --as-released out.")
         return FullDepth(), ExitSpec()
     if method not in METHODS:
         known = [PLAIN, *METHODS]
@@ -207,6 +209,11 @@ def _preset(
             f"Unknown method '{method}'.{nearest(method, known)} Known: {', '.join(known)}."
         )
     made = METHODS[method]
+    if as_released and not made.has_released:
+        raise ConfigError(
+            f"Method '{method}' has nothing as released: it trains as its paper says, and no "
+            "pooling of its exits is measured. Leave as_released (--as-released) out."
+        )
     made = made.with_settings({**(made.released if as_released else {}), **settings})
     return made.objective(), made.exits
 
