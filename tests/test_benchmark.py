@@ -21,6 +21,7 @@ from offramp.benchmark.document import BASELINE
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import open_rows, open_subject
+from offramp.benchmark.words import headline
 from offramp.benchmark.workloads import STREAM_BATCH, plan_work
 from offramp.calibration import calibrate
 from offramp.engines import rows_of
@@ -63,9 +64,9 @@ def test_everyone_is_timed_on_every_workload(measured: tuple[Bench, Path]) -> No
         BASELINE,
         "transformers fp32, 3 of 6 layers",
         "offramp torch fp32, full depth",
-        "offramp torch fp32, 25% depth",
-        "offramp torch fp32, 50% depth",
-        "offramp torch fp32, 75% depth",
+        "offramp torch fp32, forced 25% depth",
+        "offramp torch fp32, forced 50% depth",
+        "offramp torch fp32, forced 75% depth",
     ]
     for work in done.workloads:
         assert [one.contender for one in work.timings] == names
@@ -94,7 +95,8 @@ def test_early_exit_is_held_against_the_faster_full_depth_and_the_ideal(
         whole = [BASELINE, "offramp torch fp32, full depth"]
         fastest = work.fastest(whole)
         gains = {one.contender: one.early for one in work.timings if one.early is not None}
-        assert list(gains) == [f"offramp torch fp32, {share}% depth" for share in (25, 50, 75)]
+        named = [f"offramp torch fp32, forced {share}% depth" for share in (25, 50, 75)]
+        assert list(gains) == named
         for gain in gains.values():
             assert fastest is not None
             assert gain.full_is == fastest.contender
@@ -130,11 +132,13 @@ def test_a_point_is_used_where_the_folder_has_one(place: Path, exits: Path) -> N
     assert list(said.values()) == [
         (["point default"], False),
         (["point careful"], False),
-        (["50% depth"], True),
+        (["forced 50% depth"], True),
     ]
 
 
-def test_a_point_runs_only_where_its_figures_hold(place: Path, exits: Path) -> None:
+def test_a_point_runs_only_where_its_figures_hold_and_force_stands_in_elsewhere(
+    place: Path, exits: Path
+) -> None:
     calibrate(ExitTable.open(place / "tune.table"), max_disagreement=0.5).point.save(exits)
     options = {**QUICK, "batch_sizes": [4], "precisions": ["fp32", "bf16"]}
     done = bench(exits, place / "rows.csv", None, **options)
@@ -142,7 +146,12 @@ def test_a_point_runs_only_where_its_figures_hold(place: Path, exits: Path) -> N
         "offramp torch fp32, full depth",
         "offramp torch fp32, point default",
         "offramp torch bf16, full depth",
+        "offramp torch bf16, forced 25% depth",
+        "offramp torch bf16, forced 50% depth",
+        "offramp torch bf16, forced 75% depth",
     ]
+    assert done.forced
+    assert "fp32, point default" in headline(done)
     (skipped,) = done.skipped
     assert skipped.names == ("offramp torch bf16, point default",)
     assert "--dtype bfloat16" in skipped.why
@@ -422,7 +431,7 @@ def test_the_command_prints_tables_and_writes_the_page(
     said = offramp(*given_to, "--depths", "25,50%", *OPTIONS)
     assert said.code == 0, said.err
     assert "Speed-up by early exit, of the ideal" in said.out
-    assert "offramp torch fp32, 50% depth" in said.out
+    assert "offramp torch fp32, forced 50% depth" in said.out
     assert "Where rows leave is forced" in said.out
     assert str(tmp_path / "out" / "bench.html") in said.out
     assert said.err == ""

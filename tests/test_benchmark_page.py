@@ -21,8 +21,8 @@ from offramp.benchmark.document import (
     Timing,
     Workload,
 )
+from offramp.benchmark.leaving import check_depths
 from offramp.benchmark.page import write_page
-from offramp.benchmark.running import _check_depths
 from offramp.benchmark.words import TIMES, about, exits, figure, headline
 from offramp.errors import ConfigError, OutputError
 
@@ -32,9 +32,9 @@ SECONDS = {
     "onnxruntime int8": 4.0,
     "onnxruntime int8, 3 of 6 layers": 2.0,
     "offramp onnx int8, full depth": 3.9,
-    "offramp onnx int8, 25% depth": 1.2,
-    "offramp onnx int8, 50% depth": 2.1,
-    "offramp onnx int8, 75% depth": 3.0,
+    "offramp onnx int8, forced 25% depth": 1.2,
+    "offramp onnx int8, forced 50% depth": 2.1,
+    "offramp onnx int8, forced 75% depth": 3.0,
 }
 
 
@@ -178,13 +178,13 @@ def test_a_folder_is_no_place_for_it(tmp_path: Path) -> None:
 def test_the_headline_holds_the_middle_depth_against_the_fastest_whole_model() -> None:
     said = headline(make_bench())
     assert said == (
-        "One row at a time, offramp onnx int8, 50% depth (23.1 ms) is 1.90"
+        "One row at a time, offramp onnx int8, forced 50% depth (23.1 ms) is 1.90"
         f"{TIMES} as fast as the fastest runtime without offramp, onnxruntime int8 (44.0 ms)."
     )
 
 
 def test_the_headline_does_not_hide_that_ours_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SECONDS, "offramp onnx int8, 50% depth", 5.0)
+    monkeypatch.setitem(SECONDS, "offramp onnx int8, forced 50% depth", 5.0)
     assert "is slower than the fastest runtime without offramp" in headline(make_bench())
 
 
@@ -206,6 +206,6 @@ def test_figures_have_three_digits_and_times_a_unit() -> None:
 
 @pytest.mark.parametrize("depth", [2, 3, 12, 32, 48])
 def test_no_depth_is_less_than_one_layer(depth: int) -> None:
-    _check_depths([float(f"{1 / depth:.3g}"), 1.0], depth)
+    check_depths([float(f"{1 / depth:.3g}"), 1.0], depth)
     with pytest.raises(ConfigError, match=f"of {depth} layers is less than one layer"):
-        _check_depths([0.5 / depth], depth)
+        check_depths([0.5 / depth], depth)

@@ -7,7 +7,6 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -16,17 +15,16 @@ import torch
 
 from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up
 from offramp.benchmark.document import BASELINE, Bench, Contender, Runtime, Skipped
+from offramp.benchmark.leaving import choose_leaving
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
 from offramp.benchmark.race import Race, ready
 from offramp.benchmark.runners import with_mask
-from offramp.benchmark.subject import Subject, open_rows, open_subject
-from offramp.benchmark.workloads import Forced, forced_policies, plan_work
-from offramp.calibration import OperatingPoint, list_points
-from offramp.engines import as_device, dtype_name, processor_fingerprint
+from offramp.benchmark.subject import open_rows, open_subject
+from offramp.benchmark.workloads import plan_work
+from offramp.engines import as_device, dtype_name
 from offramp.engines.making import ON_TORCH
-from offramp.errors import ConfigError, OutputError, PointError
-from offramp.policies import Policy
+from offramp.errors import ConfigError, OutputError
 from offramp.registry import nearest
 from offramp.storage import write_document
 
@@ -34,9 +32,6 @@ HTML, JSON = "bench.html", "bench.json"
 RUNTIMES = get_args(Runtime)
 USUAL: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
 """Without the one that compiles for minutes."""
-SHARES = (0.25, 0.5, 0.75)
-_ROUNDING = 1e-2
-"""33.3 percent of three layers are one layer."""
 BATCH_SIZES = (1, 8, 32, 128)
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
@@ -77,7 +72,7 @@ def bench(
         points: names of operating points, each for the engines and precisions that it was chosen
             for; else `default` where the folder has it.
         depths: mean exit depths to force, as shares of all layers, one layer at least; else 0.25,
-            0.5 and 0.75, where there is no point.
+            0.5 and 0.75, where no point was chosen for an engine and precision.
         backends: of `torch`, `inductor`, `onnx` and `openvino`.
         precisions: of `fp32`, `bf16`, `fp16` and `int8`.
         batch_sizes: beside the stream of rows as they come; else those of 1, 8, 32 and 128 that
@@ -111,7 +106,7 @@ def bench(
     where = as_device(device)
     subject = open_subject(model)
     found, lengths = open_rows(subject, data, rows, max_length, **columns)
-    leaving = _leaving(subject, points, depths, rows)
+    leaving = choose_leaving(subject, points, depths, rows)
     works = plan_work(found.lengths, sizes)
     with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
         example = with_mask(found.batch([0, 1]))
@@ -131,7 +126,7 @@ def bench(
         source=subject.source,
         depth=subject.model.depth,
         parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
-        forced=bool(leaving.forced),
+        forced=any(one.leaves in leaving.forced for one in able),
         threads=count,
         machine=_machine(where, precisions),
         lengths=lengths,
@@ -163,65 +158,6 @@ def _check_baseline(able: Sequence[Contender], broken: Sequence[Skipped]) -> Non
         short = BASELINE.partition(",")[0]
         why = next((one.why for one in broken if short in one.names), "it is not there")
         raise ConfigError(f"{BASELINE}, which all are compared with, does not run here: {why}")
-
-
-@dataclass(frozen=True)
-class _Leaving:
-    """Where rows leave early: points and patterns, by the words of each."""
-
-    points: dict[str, OperatingPoint]
-    forced: dict[str, Forced]
-
-    @property
-    def policies(self) -> dict[str, Policy]:
-        return {said: one.build_policy() for said, one in self.points.items()} | self.forced
-
-    def fitting(self, wanted: Sequence[Contender]) -> tuple[list[Contender], list[Skipped]]:
-        """Without points on engines or in precisions that they were not chosen for."""
-        able, unable = [], []
-        for one in wanted:
-            try:
-                if one.leaves in self.points:
-                    point = self.points[one.leaves]
-                    point.check_engine(one.runtime, dtype_name(one.precision))
-                able.append(one)
-            except PointError as problem:
-                unable.append(Skipped(names=(one.name,), why=str(problem)))
-        return able, unable
-
-
-def _leaving(
-    subject: Subject, points: Sequence[str] | None, depths: Sequence[float] | None, rows: int
-) -> _Leaving:
-    known = [] if subject.folder is None else list_points(subject.folder)
-    if points is None:
-        points = ["default"] if depths is None and "default" in known else []
-    chosen = {f"point {name}": _point(subject, name) for name in points}
-    if depths is None and chosen:
-        return _Leaving(chosen, {})
-    depth = subject.model.depth
-    _check_depths(depths or (), depth)
-    shares = depths or [share for share in SHARES if share * depth >= 1] or [1.0]
-    names = [f"{100 * share:g}% depth" for share in shares]
-    forced = forced_policies(subject.model, shares, rows)
-    return _Leaving(chosen, dict(zip(names, forced, strict=True)))
-
-
-def _check_depths(shares: Sequence[float], depth: int) -> None:
-    for share in shares:
-        if share * depth < 1 - _ROUNDING:
-            raise ConfigError(
-                f"--depths: {100 * share:g} percent of {depth} layers is less than one layer. Give "
-                f"{100 / depth:.3g} or more."
-            )
-
-
-def _point(subject: Subject, name: str) -> OperatingPoint:
-    if subject.folder is None:
-        raise ConfigError(f"--point {name}: {subject.name} is {subject.source}. Leave it out.")
-    point = OperatingPoint.load(subject.folder, name)
-    point.check(subject.model.fingerprint(), processor_fingerprint(subject.processor))
-    return point
 
 
 def _on_device(

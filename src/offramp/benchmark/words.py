@@ -5,10 +5,11 @@ from __future__ import annotations
 from offramp.benchmark.document import Bench, Spread, Timing, Workload
 
 FORCED = (
-    "Where rows leave is forced: exits and a policy run at every layer, but a pattern decides who "
-    "leaves, in every batch at layers all around the mean that is named. So these figures say what "
-    "leaving saves, and nothing about answers."
+    "Where rows leave is forced, names say so: exits and a policy run at every layer, but a "
+    "pattern decides who leaves, in every batch at layers all around the mean that is named. So "
+    "these figures say what leaving saves, and nothing about answers."
 )
+_POINT = "point "
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -44,9 +45,13 @@ def title(workload: Workload) -> str:
 
 
 def headline(bench: Bench) -> str:
-    """Early exit, halfway between the strictest and the laxest, beside what a user has without."""
+    """Early exit, halfway between the strictest and the laxest, beside what a user has without.
+
+    Where rows leave at a point, force is not what counts.
+    """
     workload = bench.workloads[0]
     leaves = list(dict.fromkeys(one.leaves for one in bench.contenders if one.leaves))
+    leaves = [one for one in leaves if one.startswith(_POINT)] or leaves
     middle = leaves[(len(leaves) - 1) // 2] if leaves else None
     names = [one.name for one in bench.contenders if one.leaves and one.leaves == middle]
     early = workload.fastest(names)
@@ -62,7 +67,7 @@ def headline(bench: Bench) -> str:
 def exits(bench: Bench) -> str:
     """Where rows leave."""
     leaves = dict.fromkeys(one.leaves for one in bench.contenders if one.leaves)
-    said = [f"Rows leave at the operating {one}." for one in leaves if one.startswith("point ")]
+    said = [f"Rows leave at the operating {one}." for one in leaves if one.startswith(_POINT)]
     return " ".join([*said, *([FORCED] if bench.forced else [])])
 
 

@@ -52,7 +52,7 @@ Depths = Annotated[
     str | None,
     typer.Option(
         "--depths",
-        help="Mean exit depths to force, such as 25,50,75 percent; the default without a point.",
+        help="Mean exit depths to force in percent; else 25,50,75 where no point was chosen.",
         rich_help_panel=_WHO,
     ),
 ]
@@ -124,8 +124,8 @@ def bench(
 
     Latency, throughput and a stream of real lengths, at full depth and with early exit, beside
     plain transformers, ONNX Runtime, OpenVINO and half of the layers: warm, in turns, in one run.
-    Where rows leave is an operating point, or forced, which says what leaving saves and nothing
-    about answers.
+    Where rows leave is an operating point or, on engines and in precisions that it was not chosen
+    for, forced, which says what leaving saves and nothing about answers.
 
     Examples:
       offramp bench my-offramp --data texts.csv
