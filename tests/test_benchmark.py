@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,21 @@ def test_what_is_random_is_the_same_every_time(place: Path) -> None:
     for name in ("bert-tiny", place / "stock"):
         first, other = (open_subject(name).model.fingerprint() for _ in range(2))
         assert first == other
+
+
+def test_shared_weights_show_their_depth_pool_on_the_stream_alone(tmp_path: Path) -> None:
+    options = {**QUICK, "batch_sizes": [4], "depths": [0.5], "rows": 40}
+    done = bench(save_tiny(tmp_path / "albert", "albert"), None, tmp_path / "out", **options)
+    sorted_batches = "offramp torch fp32, forced 50% depth"
+    pool = f"{sorted_batches}, depth pool"
+    assert [one.name for one in done.contenders if one.pool] == [pool]
+    assert [work.name for work in done.workloads if work.has(pool)] == ["stream"]
+    found, usual = (done.workloads[-1].of(name).early for name in (pool, sorted_batches))
+    assert found is not None
+    assert usual is not None
+    assert found.mean_exit_layer == usual.mean_exit_layer
+    assert found.cost == pytest.approx(usual.cost)
+    assert "depth pool" in (tmp_path / "out" / "bench.html").read_text(encoding="utf-8")
 
 
 def test_images_are_measured_too(tmp_path: Path) -> None:
@@ -446,6 +462,17 @@ def test_the_command_gives_one_document(
     said = offramp(*given, *OPTIONS)
     assert Bench.model_validate(said.document) == read_document(Bench, output / "bench.json")
     assert said.document["source"].startswith("a stock model with new exits")
+
+
+def test_the_command_leaves_a_cell_empty_where_nothing_was_timed(
+    tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    model = save_tiny(tmp_path / "albert", "albert")
+    said = offramp("bench", model, "-o", tmp_path / "out", "--depths", "50", *OPTIONS)
+    assert said.code == 0, said.err
+    (line,) = (line for line in said.out.splitlines() if "depth pool  " in line and " of " in line)
+    assert len(re.findall(r"x of ", line)) == 1
+    assert "A depth pool takes the rows of the stream one by one" in said.out
 
 
 @pytest.mark.parametrize(

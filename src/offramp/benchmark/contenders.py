@@ -77,6 +77,16 @@ def line_up(
     return plain + ours
 
 
+def with_pools(contenders: Sequence[Contender]) -> list[Contender]:
+    """The same, and beside each whose rows leave in torch one that runs them in a depth pool."""
+    found = []
+    for one in contenders:
+        found.append(one)
+        if one.leaves is not None and one.runtime in ON_TORCH:
+            found.append(one.model_copy(update={"name": f"{one.name}, depth pool", "pool": True}))
+    return found
+
+
 def computes(runtime: Runtime, precision: str) -> bool:
     """Whether there is such an engine of ours."""
     try:

@@ -37,6 +37,7 @@ class Contender(Strict):
         side: `plain` is what a user has without offramp.
         layers: that it has; a smaller number than the model's is a truncation.
         leaves: where rows leave, in words; None is full depth.
+        pool: takes rows one by one through the depth pool; on the stream alone.
         peak_megabytes: of a process of its own, above what its libraries take; None where it
             was not measured.
     """
@@ -47,6 +48,7 @@ class Contender(Strict):
     precision: str
     layers: int
     leaves: str | None = None
+    pool: bool = False
     peak_megabytes: float | None = None
 
 

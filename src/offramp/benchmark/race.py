@@ -27,8 +27,10 @@ from offramp.benchmark.document import (
 from offramp.benchmark.runners import Ours
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.words import about
-from offramp.benchmark.workloads import Work, numbered
+from offramp.benchmark.workloads import STREAM, Work, numbered
 from offramp.engines import CostModel, cost_model
+from offramp.engines.batching import bucket
+from offramp.engines.pool import Numbered
 from offramp.errors import MissingExtraError, OfframpError
 from offramp.evaluation import ideal_speed_up, laps
 from offramp.evaluation.speed import Job
@@ -107,15 +109,16 @@ class Race:
 
     def run(self, work: Work) -> Workload:
         """Measure one workload."""
-        jobs = {one.name: self._jobs(one, work) for one in self.contenders}
+        running = [one for one in self.contenders if work.name == STREAM or not one.pool]
+        jobs = {one.name: self._jobs(one, work) for one in running}
         executed = {
-            one.name: self._executed(jobs[one.name], work, self.policies[one.leaves])
-            for one in self.contenders
+            one.name: self._executed(one, jobs[one.name], work, self.policies[one.leaves])
+            for one in running
             if one.leaves is not None
         }
         seconds = self._timed(work.name, {**jobs, **self._fixed(work)})
         timings = []
-        for one in self.contenders:
+        for one in running:
             early = None
             if one.name in executed:
                 early = self._gain(one, seconds, work.rows, *executed[one.name])
@@ -131,6 +134,8 @@ class Race:
     def _jobs(self, contender: Contender, work: Work) -> list[Job]:
         runner = self.shop.prepare(contender)
         policy = Full() if contender.leaves is None else self.policies[contender.leaves]
+        if contender.pool and isinstance(runner, Ours):
+            return [runner.stream(self._one_by_one(work), policy)]
         batches = work.plain if contender.side == "plain" else work.ours
         return [runner.job(batch, rows, policy) for batch, rows in self._batches(batches)]
 
@@ -149,16 +154,31 @@ class Race:
         for chosen, rows in zip(places, numbered(self.data.lengths, places), strict=True):
             yield self.data.batch(chosen), rows
 
+    def _one_by_one(self, work: Work) -> list[Numbered]:
+        """Rows as they come, as `Predictor.stream` pads them; numbered as in the batches."""
+        ids = np.empty(len(self.data.lengths), dtype=np.int64)
+        for places, rows in zip(work.ours, numbered(self.data.lengths, work.ours), strict=True):
+            ids[list(places)] = rows.ids
+        longest = self.shop.model.max_length
+        padded = [bucket(length, longest) for length in self.data.lengths.tolist()]
+        return [(int(ids[at]), self.data.batch([at], padded[at])) for at in range(len(ids))]
+
     @cached_property
     def _costs(self) -> CostModel:
         return cost_model(self.shop.model)
 
-    def _executed(self, jobs: Sequence[Job], work: Work, policy: Policy) -> tuple[float, float]:
+    def _executed(
+        self, contender: Contender, jobs: Sequence[Job], work: Work, policy: Policy
+    ) -> tuple[float, float]:
         """Mean exit layer, and the executed share of full-depth FLOPs."""
         answers: list[Any] = [job() for job in jobs]
-        layers = np.concatenate([one.exit_layers.cpu().numpy() for one in answers])
-        lengths = self.data.lengths[np.concatenate([list(batch) for batch in work.ours])]
-        return float(layers.mean()), self._costs.share(lengths, layers, policy)
+        if contender.pool:
+            places = np.array([position for position, _ in answers[0]])
+            layers = np.array([row.exit_layer for _, row in answers[0]])
+        else:
+            places = np.concatenate([list(batch) for batch in work.ours])
+            layers = np.concatenate([one.exit_layers.cpu().numpy() for one in answers])
+        return float(layers.mean()), self._costs.share(self.data.lengths[places], layers, policy)
 
     def _timed(self, name: str, jobs: Mapping[str, Sequence[Job]]) -> Seconds:
         """Seconds of each pass, after one that is not counted."""

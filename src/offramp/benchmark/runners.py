@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import torch
 
 from offramp.backbones import Batch
 from offramp.engines import Engine
+from offramp.engines.pool import Numbered
 from offramp.evaluation.speed import Job
 from offramp.policies import Policy, Rows
 
@@ -38,6 +39,11 @@ class Ours:
 
     def job(self, batch: Batch, rows: Rows, policy: Policy) -> Job:
         return partial(self.engine.run, _on(self._device, batch), policy, rows.to(self._device))
+
+    def stream(self, rows: Sequence[Numbered], policy: Policy) -> Job:
+        """The same of rows that come one by one, where the engine has a pool."""
+        engine: Any = self.engine
+        return lambda: list(engine.stream(rows, policy))
 
     @cached_property
     def front(self) -> Runner:

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up
+from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up, with_pools
 from offramp.benchmark.document import BASELINE, Bench, Contender, Runtime, Skipped
 from offramp.benchmark.leaving import choose_leaving
 from offramp.benchmark.memory import with_memory
@@ -114,6 +114,8 @@ def bench(
         names = list(leaving.policies)
         wanted = line_up(subject.model.depth, cast(Any, backends), precisions, names)
         wanted, unfit = leaving.fitting(wanted)
+        if subject.model.backbone.shared_weights:
+            wanted = with_pools(wanted)
         wanted, elsewhere = _on_device(wanted, where)
         able, broken = ready(shop, wanted, found.batch([0]), quiet)
         _check_baseline(able, broken)

@@ -99,8 +99,11 @@ class Rows(Protocol):
 
     lengths: npt.NDArray[np.int64]
 
-    def batch(self, places: Sequence[int]) -> Batch:
-        """Some of the rows on the CPU, padded to the longest; no mask where nothing is."""
+    def batch(self, places: Sequence[int], tokens: int = 0) -> Batch:
+        """Some of the rows on the CPU, padded to the longest, or to `tokens` if that is more.
+
+        They have no mask where nothing is padded.
+        """
         ...
 
 
@@ -111,9 +114,9 @@ class _Tokens:
         self._columns, self._pad_id = columns, pad_id
         self.lengths = np.array([len(row) for row in columns["input_ids"]])
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def batch(self, places: Sequence[int], tokens: int = 0) -> Batch:
         chosen = {name: [rows[at] for at in places] for name, rows in self._columns.items()}
-        return collate(chosen, self._pad_id)
+        return collate(chosen, self._pad_id, tokens=tokens)
 
 
 class _Pixels:
@@ -123,7 +126,7 @@ class _Pixels:
         self._example = model.backbone.example(1, "cpu")
         self.lengths = np.ones(rows, dtype=np.int64)
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def batch(self, places: Sequence[int], tokens: int = 0) -> Batch:
         draw = torch.Generator().manual_seed(int(places[0]))
         return {
             name: torch.rand((len(places), *leaf.shape[1:]), generator=draw)

@@ -9,6 +9,10 @@ FORCED = (
     "pattern decides who leaves, in every batch at layers all around the mean that is named. So "
     "these figures say what leaving saves, and nothing about answers."
 )
+POOL = (
+    "A depth pool takes the rows of the stream one by one, as `Predictor.stream` does: rows of all "
+    "depths run in one batch, and those that leave make room for the next."
+)
 _POINT = "point "
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -65,10 +69,11 @@ def headline(bench: Bench) -> str:
 
 
 def exits(bench: Bench) -> str:
-    """Where rows leave."""
+    """Where rows leave, and where others take their places."""
     leaves = dict.fromkeys(one.leaves for one in bench.contenders if one.leaves)
     said = [f"Rows leave at the operating {one}." for one in leaves if one.startswith(_POINT)]
-    return " ".join([*said, *([FORCED] if bench.forced else [])])
+    pooled = any(one.pool for one in bench.contenders)
+    return " ".join([*said, *([FORCED] if bench.forced else []), *([POOL] if pooled else [])])
 
 
 def _ms(timing: Timing) -> str:

@@ -14,7 +14,7 @@ from offramp.errors import ConfigError
 
 if TYPE_CHECKING:
     from offramp.benchmark import Bench
-    from offramp.benchmark.document import EarlyExit
+    from offramp.benchmark.document import Workload
 
 T = TypeVar("T")
 _WHO, _CLOCK = "What takes part", "The clock"
@@ -183,7 +183,10 @@ def _times(done: Bench) -> None:
     head = ["contender", *(work.name for work in done.workloads), *(["peak MB"] * weighed)]
     rows = []
     for one in done.contenders:
-        cells = [figure(work.of(one.name).ms.median) for work in done.workloads]
+        cells = [
+            figure(work.of(one.name).ms.median) if work.has(one.name) else ""
+            for work in done.workloads
+        ]
         if weighed:
             cells.append("" if one.peak_megabytes is None else figure(one.peak_megabytes))
         rows.append([one.name, *cells])
@@ -193,12 +196,14 @@ def _times(done: Bench) -> None:
 def _gains(done: Bench) -> None:
     rows = []
     for one in done.contenders:
-        gains = [work.of(one.name).early for work in done.workloads]
         if one.leaves is not None:
-            rows.append([one.name, *(_gain(gain) for gain in gains if gain is not None)])
+            rows.append([one.name, *(_gain(work, one.name) for work in done.workloads)])
     console.columns(["contender", *(work.name for work in done.workloads)], rows)
 
 
-def _gain(gain: EarlyExit) -> str:
+def _gain(work: Workload, name: str) -> str:
+    gain = work.of(name).early if work.has(name) else None
+    if gain is None:
+        return ""
     share = f"{gain.realised_share:.0%}"
     return f"{gain.speed_up.median:.2f}x of {gain.ideal:.2f}x, {share:>4}"
