@@ -208,6 +208,31 @@ def test_threads_are_as_before_when_it_is_done(place: Path) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_of_several_numbers_of_threads_all_are_kept_and_the_fastest_is_shown(place: Path) -> None:
+    options = {**QUICK, "batch_sizes": [4], "depths": [0.5], "threads": [2, 1, 2]}
+    done = bench(place / "exits", place / "rows.csv", None, **options)
+    (other,) = done.others
+    assert {done.threads, other.threads} == {1, 2}
+    times = [
+        np.log([timing.ms.median for work in works for timing in work.timings]).mean()
+        for works in (done.workloads, other.workloads)
+    ]
+    assert times[0] <= times[1]
+    tried = done.by_threads("stream", BASELINE)
+    assert list(tried) == [1, 2]
+    assert tried[done.threads] == done.workloads[-1].of(BASELINE).ms.median
+
+
+def test_the_command_says_which_number_of_threads_is_fastest(
+    place: Path, tmp_path: Path, offramp: Callable[..., Said]
+) -> None:
+    given_to = ("bench", place / "exits", "-d", place / "rows.csv", "-o", tmp_path / "out")
+    said = offramp(*given_to, "--depths", "50", "--threads", "1,2", *OPTIONS)
+    assert said.code == 0, said.err
+    assert "Fastest number of threads" in said.out
+    assert re.search(r"Of 1, 2 threads, [12] did best", said.out)
+
+
 # Turns and time
 
 
@@ -400,6 +425,8 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_timed(
         ({"passes": 1}, "--passes is 1; it must be at least 2"),
         ({"minutes": float("nan")}, "--minutes is nan"),
         ({"threads": 0}, "--threads is 0"),
+        ({"threads": [2, 0]}, "--threads is 0"),
+        ({"threads": []}, "--threads is empty"),
         ({"depths": [1.5]}, "1.5 is no share of the layers"),
         ({"depths": [0.0]}, "above 0"),
         ({"depths": []}, "--depths is empty"),
@@ -476,7 +503,14 @@ def test_the_command_leaves_a_cell_empty_where_nothing_was_timed(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--batch-sizes", "1,many"), ("--depths", "half"), ("--backends", ",")]
+    ("option", "value"),
+    [
+        ("--batch-sizes", "1,many"),
+        ("--depths", "half"),
+        ("--backends", ","),
+        ("--threads", "two"),
+        ("--threads", ","),
+    ],
 )
 def test_the_command_says_what_is_wrong_with_a_list(
     option: str, value: str, place: Path, offramp: Callable[..., Said]

@@ -18,6 +18,7 @@ from offramp.benchmark.document import (
     Lengths,
     Skipped,
     Spread,
+    Threaded,
     Timing,
     Workload,
 )
@@ -170,6 +171,27 @@ def test_a_benchmark_without_an_engine_of_ours_has_a_page(tmp_path: Path) -> Non
 def test_a_folder_is_no_place_for_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         write_page(make_bench(), tmp_path)
+
+
+def test_numbers_of_threads_stand_side_by_side_where_several_were_tried(tmp_path: Path) -> None:
+    done = make_bench()
+    assert "Threads" not in page_of(tmp_path, done).headings
+    slower = tuple(
+        work.model_copy(
+            update={
+                "timings": tuple(
+                    one.model_copy(update={"ms": Spread.of([2 * one.ms.median])})
+                    for one in work.timings
+                )
+            }
+        )
+        for work in done.workloads
+    )
+    done = make_bench(others=(Threaded(threads=4, workloads=slower),))
+    page = page_of(tmp_path, done)
+    assert "Of 1, 4 threads, 1 did best" in page.text
+    assert page.texts.count("1: 110, 4: 220") == len(done.workloads)
+    assert headline(done).endswith("both on 1 thread.")
 
 
 # Words

@@ -124,6 +124,13 @@ class Workload(Strict):
         return Spread.of(np.divide(theirs, mine))
 
 
+class Threaded(Strict):
+    """The same race on another number of threads."""
+
+    threads: int
+    workloads: tuple[Workload, ...]
+
+
 class Lengths(Strict):
     """Tokens a row; an image counts as one."""
 
@@ -149,8 +156,10 @@ class Bench(Strict):
         source: what it is, in words.
         parameters: of the stock model.
         forced: some rows leave by a pattern, whatever the exits say.
-        threads: of every runtime.
+        threads: of every runtime; where several numbers were tried, the fastest by the geometric
+            mean over contenders and workloads.
         machine: names and versions.
+        others: what the other numbers of threads came to.
     """
 
     schema_version: Literal[1] = 1
@@ -166,6 +175,17 @@ class Bench(Strict):
     contenders: tuple[Contender, ...]
     workloads: tuple[Workload, ...]
     skipped: tuple[Skipped, ...]
+    others: tuple[Threaded, ...] = ()
+
+    def by_threads(self, workload: str, contender: str) -> dict[int, float]:
+        """Milliseconds a row on each number of threads; empty where it was not timed."""
+        here = Threaded(threads=self.threads, workloads=self.workloads)
+        return {
+            trial.threads: work.of(contender).ms.median
+            for trial in sorted((here, *self.others), key=lambda trial: trial.threads)
+            for work in trial.workloads
+            if work.name == workload and work.has(contender)
+        }
 
     def named(self, name: str) -> Contender:
         return next(one for one in self.contenders if one.name == name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -14,13 +14,13 @@ from typing import Any, cast, get_args
 import torch
 
 from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up, with_pools
-from offramp.benchmark.document import BASELINE, Bench, Contender, Runtime, Skipped
+from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
 from offramp.benchmark.leaving import choose_leaving
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
-from offramp.benchmark.race import Race, ready
 from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import open_rows, open_subject
+from offramp.benchmark.trials import Trials, fastest
 from offramp.benchmark.workloads import plan_work
 from offramp.engines import as_device, dtype_name
 from offramp.engines.making import ON_TORCH
@@ -50,7 +50,7 @@ def bench(
     passes: int | None = None,
     minutes: float = 10.0,
     max_length: int | None = None,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     device: str | None = None,
     memory: bool = True,
     quiet: bool = False,
@@ -81,7 +81,8 @@ def bench(
         passes: over all rows, at least 2; else as many as fit into `minutes`, 3 to 25.
         minutes: about how long the timing may take where `passes` are not given.
         max_length: longest row in tokens.
-        threads: of every runtime; else torch's.
+        threads: of every runtime; else torch's. Each of several numbers gets a race of its own, and
+            the fastest is told.
         device: of what runs in torch, a GPU if there; the other runtimes are for the CPU.
         memory: measure the peak memory as well, each in a process of its own.
         columns: `split`, `text`, `text_pair`, as `load_examples` takes them.
@@ -91,11 +92,12 @@ def bench(
         ModelError, PointError, DataError: what is wrong with model, point or rows.
         OutputError: the folder cannot be written.
     """
+    counts = _counts(threads)
     numbers: dict[str, tuple[float | None, float]] = {
         "--rows": (rows, 2),
         "--passes": (passes, 2),
         "--minutes": (minutes, 0),
-        "--threads": (threads, 1),
+        "--threads": (min(counts), 1),
         "--max-length": (max_length, 1),
     }
     backends, precisions = list(dict.fromkeys(backends)), list(dict.fromkeys(precisions))
@@ -108,20 +110,25 @@ def bench(
     found, lengths = open_rows(subject, data, rows, max_length, **columns)
     leaving = choose_leaving(subject, points, depths, rows)
     works = plan_work(found.lengths, sizes)
-    with _threads(threads) as count, tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
+    names = list(leaving.policies)
+    wanted = line_up(subject.model.depth, cast(Any, backends), precisions, names)
+    wanted, unfit = leaving.fitting(wanted)
+    if subject.model.backbone.shared_weights:
+        wanted = with_pools(wanted)
+    wanted, elsewhere = _on_device(wanted, where)
+    share = minutes / (len(works) * len(counts))
+    with tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
         example = with_mask(found.batch([0, 1]))
-        shop = Shop(lambda: subject.model, example, Path(temp), count, where)
-        names = list(leaving.policies)
-        wanted = line_up(subject.model.depth, cast(Any, backends), precisions, names)
-        wanted, unfit = leaving.fitting(wanted)
-        if subject.model.backbone.shared_weights:
-            wanted = with_pools(wanted)
-        wanted, elsewhere = _on_device(wanted, where)
-        able, broken = ready(shop, wanted, found.batch([0]), quiet)
-        _check_baseline(able, broken)
-        race = Race(shop, able, found, leaving.policies, passes, minutes / len(works), quiet)
-        workloads = [race.run(work) for work in works]
+
+        def make_shop(count: int) -> Shop:
+            return Shop(lambda: subject.model, example, Path(temp), count, where)
+
+        course = Trials(make_shop, wanted, found, leaving.policies, works, passes, share, quiet)
+        trials = [course.on(count) for count in counts]
+        best = fastest(trials)
+        able = best.able
         if memory:
+            shop = make_shop(best.found.threads)
             able = with_memory(shop, os.fspath(model), able, found, quiet)
     done = Bench(
         model=subject.name,
@@ -129,17 +136,28 @@ def bench(
         depth=subject.model.depth,
         parameters=sum(leaf.numel() for leaf in subject.model.stock.parameters()),
         forced=any(one.leaves in leaving.forced for one in able),
-        threads=count,
+        threads=best.found.threads,
         machine=_machine(where, precisions),
         lengths=lengths,
         contenders=tuple(able),
-        workloads=tuple(workloads),
-        skipped=(*unfit, *elsewhere, *broken),
+        workloads=best.found.workloads,
+        skipped=(*unfit, *elsewhere, *best.broken),
+        others=tuple(one.found for one in trials if one is not best),
     )
     if folder is not None:
         write_document(folder / JSON, done)
         write_page(done, folder / HTML)
     return done
+
+
+def _counts(threads: int | Sequence[int] | None) -> list[int]:
+    """Numbers of threads."""
+    if threads is None:
+        return [torch.get_num_threads()]
+    counts = list(dict.fromkeys(threads)) if isinstance(threads, Sequence) else [threads]
+    if not counts:
+        raise ConfigError("--threads is empty; give numbers such as 1,2,4.")
+    return counts
 
 
 def _folder(output: str | os.PathLike[str] | None) -> Path | None:
@@ -154,14 +172,6 @@ def _folder(output: str | os.PathLike[str] | None) -> Path | None:
     return folder
 
 
-def _check_baseline(able: Sequence[Contender], broken: Sequence[Skipped]) -> None:
-    """Raise ConfigError where what everybody is compared with does not run here."""
-    if all(one.name != BASELINE for one in able):
-        short = BASELINE.partition(",")[0]
-        why = next((one.why for one in broken if short in one.names), "it is not there")
-        raise ConfigError(f"{BASELINE}, which all are compared with, does not run here: {why}")
-
-
 def _on_device(
     wanted: Sequence[Contender], device: torch.device
 ) -> tuple[list[Contender], list[Skipped]]:
@@ -172,17 +182,6 @@ def _on_device(
     names = tuple(one.name for one in wanted if one.runtime not in ON_TORCH)
     why = f"is for the CPU, and the others run on {device}: give --device cpu to compare"
     return there, [Skipped(names=names, why=why)] if names else []
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[int]:
-    """That many in torch, until the end."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _machine(device: torch.device, precisions: Sequence[str] = ()) -> dict[str, str]:

@@ -65,7 +65,23 @@ def headline(bench: Bench) -> str:
     ratio = workload.times(early.contender, plain.contender)
     whom = f"the fastest runtime without offramp, {plain.contender} ({_ms(plain)})"
     how = "slower than" if ratio.median < 1 else f"{times(ratio)} as fast as"
-    return f"{title(workload)}, {early.contender} ({_ms(early)}) is {how} {whom}."
+    where = f", both on {_threads(bench.threads)}" if bench.others else ""
+    return f"{title(workload)}, {early.contender} ({_ms(early)}) is {how} {whom}{where}."
+
+
+def threads(bench: Bench) -> str:
+    """Which number of threads is the fastest; empty where only one was tried."""
+    if not bench.others:
+        return ""
+    tried = ", ".join(map(str, sorted([bench.threads, *(one.threads for one in bench.others)])))
+    return (
+        f"Of {tried} threads, {bench.threads} did best by the geometric mean over contenders and "
+        "workloads. Each number had a race of its own, one after the other."
+    )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def exits(bench: Bench) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -89,8 +89,12 @@ Minutes = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None,
-    typer.Option("--threads", help="Of every runtime; else torch's.", rich_help_panel=_CLOCK),
+    str | None,
+    typer.Option(
+        "--threads",
+        help="Of every runtime; else torch's. Of several, such as 1,2,4, the fastest is told.",
+        rich_help_panel=_CLOCK,
+    ),
 ]
 
 
@@ -129,7 +133,7 @@ def bench(
 
     Examples:
       offramp bench my-offramp --data texts.csv
-      offramp bench bert-base --backends torch,onnx --threads 4
+      offramp bench bert-base --backends torch,onnx --threads 1,2,4
       offramp bench my-classifier --depths 50 --minutes 3 -o speed
     """
     given = dict(locals())
@@ -140,6 +144,7 @@ def bench(
     given["precisions"] = _each(precisions, "--precisions", str)
     sizes = batch_sizes
     given["batch_sizes"] = None if sizes is None else _each(sizes, "--batch-sizes", int)
+    given["threads"] = None if threads is None else _each(threads, "--threads", int)
     given["depths"] = None if depths is None else _shares(depths)
     given["points"] = point or None
     columns = {name: given[name] for name in ("split", "text", "text_pair")}
@@ -164,12 +169,17 @@ def _shares(text: str) -> list[float]:
 
 def _show(done: Bench, output: Path) -> None:
     from offramp.benchmark.words import exits, headline
+    from offramp.benchmark.words import threads as told
 
     console.say(f"{done.model}, ms a row (median):")
     _times(done)
     if any(one.leaves for one in done.contenders):
         console.say("", "Speed-up by early exit, of the ideal, and the share realised:")
         _gains(done)
+    if done.others:
+        console.say("", "Fastest number of threads, and ms a row on it:")
+        _by_threads(done)
+        console.say("", told(done), "All other figures are those on it.")
     console.say("", headline(done), exits(done))
     for one in done.skipped:
         console.say(f"Left out: {', '.join(one.names)}. {one.why}")
@@ -199,6 +209,23 @@ def _gains(done: Bench) -> None:
         if one.leaves is not None:
             rows.append([one.name, *(_gain(work, one.name) for work in done.workloads)])
     console.columns(["contender", *(work.name for work in done.workloads)], rows)
+
+
+def _by_threads(done: Bench) -> None:
+    rows = []
+    for one in done.contenders:
+        tried = [done.by_threads(work.name, one.name) for work in done.workloads]
+        rows.append([one.name, *(_fastest(each) for each in tried)])
+    console.columns(["contender", *(work.name for work in done.workloads)], rows)
+
+
+def _fastest(tried: Mapping[int, float]) -> str:
+    from offramp.benchmark.words import figure
+
+    if not tried:
+        return ""
+    count = min(tried, key=lambda count: tried[count])
+    return f"{count}: {figure(tried[count])}"
 
 
 def _gain(work: Workload, name: str) -> str:
