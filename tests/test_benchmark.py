@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from offramp import bench
 from offramp.benchmark import Bench, race
 from offramp.benchmark.contenders import Shop, line_up
 from offramp.benchmark.document import BASELINE
-from offramp.benchmark.memory import with_memory
+from offramp.benchmark.memory import _taken_on_gpu, with_memory
 from offramp.benchmark.runners import with_mask
 from offramp.benchmark.subject import open_rows, open_subject
 from offramp.benchmark.words import headline
@@ -382,6 +384,49 @@ def test_memory_is_that_of_a_process_of_its_own_and_of_full_depth(
     assert early is None
     assert full is not None
     assert 0 < full < 500
+
+
+def test_memory_on_a_gpu_is_that_of_the_tensors_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = open_subject("bert-tiny")
+    rows, _ = open_rows(subject, None, 4, None)
+    shop = Shop(lambda: subject.model, rows.batch([0]), tmp_path, 1, torch.device("cuda:1"))
+    asked = []
+
+    def child(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(json.loads((tmp_path / "order.json").read_text())["device"])
+        return subprocess.CompletedProcess(command, 0, stdout="12.5\n", stderr="")
+
+    monkeypatch.setattr("offramp.benchmark.memory.subprocess.run", child)
+    (found,) = with_memory(shop, "bert-tiny", line_up(2, ["torch"], ["fp32"], [])[:1], rows, True)
+    assert (asked, found.peak_megabytes) == (["cuda:1"], 12.5)
+
+
+def test_what_loading_takes_on_a_gpu_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, peak = 0, 0
+
+    def take(more: int) -> None:
+        nonlocal now, peak
+        now += more
+        peak = max(peak, now)
+
+    def forget(_: torch.device) -> None:
+        nonlocal peak
+        peak = now
+
+    def answer() -> None:
+        take(30)
+        take(-30)
+
+    def prepare() -> Callable[[], None]:
+        take(500)  # weights in fp32
+        take(-400)
+        return answer
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak)
+    assert _taken_on_gpu(prepare, torch.device("cuda")) == 130
 
 
 def test_what_is_named_twice_runs_once(place: Path) -> None:

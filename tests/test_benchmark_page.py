@@ -146,6 +146,12 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert len([text for text in page.texts if HOSTILE in text]) >= 5
 
 
+def test_memory_on_a_gpu_is_called_so(tmp_path: Path) -> None:
+    page = page_of(tmp_path, make_bench(machine={"GPU": "one of many"}))
+    assert "Of tensors on the GPU" in page.text
+    assert "above what Python" not in page.text
+
+
 def test_what_was_not_measured_is_a_dash_or_left_out(tmp_path: Path) -> None:
     plain = tuple(
         one.model_copy(update={"peak_megabytes": None}) for one in make_bench().contenders

@@ -38,8 +38,8 @@ class Contender(Strict):
         layers: that it has; a smaller number than the model's is a truncation.
         leaves: where rows leave, in words; None is full depth.
         pool: takes rows one by one through the depth pool; on the stream alone.
-        peak_megabytes: of a process of its own, above what its libraries take; None where it
-            was not measured.
+        peak_megabytes: of a process of its own, above what its libraries take, or of tensors on a
+            GPU; None where it was not measured.
     """
 
     name: str

@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from offramp.benchmark.document import Contender
 from offramp.benchmark.subject import Rows as Data
 from offramp.benchmark.subject import open_model
 from offramp.engines import rows_of
+from offramp.evaluation.speed import Job
 from offramp.policies import Full
 from offramp.storage import parse_document
 
@@ -30,7 +31,6 @@ logger = logging.getLogger("offramp")
 BATCH = 32
 _ORDER, _TOKENS = "order.json", "tokens.safetensors"
 _MEGABYTE = 1e6
-_CPU = torch.device("cpu")
 
 
 def with_memory(
@@ -39,10 +39,8 @@ def with_memory(
     """The contenders with their peaks: of loading, and of the longest rows in one batch.
 
     Rows that leave early need no more than full depth, and what is cut off is loaded first, so
-    neither is measured. On a GPU nothing is: torch keeps what it has once taken.
+    neither is measured. On a GPU it is what tensors take there while rows are answered.
     """
-    if shop.device.type != "cpu":
-        return list(contenders)
     longest = data.lengths.argsort(kind="stable")[-BATCH:]
     save_file(dict(data.batch(longest.tolist())), shop.place / _TOKENS)
     peaks: dict[str, float] = {}
@@ -62,6 +60,7 @@ def _measured(shop: Shop, model: str, contender: Contender) -> float | None:
         "model": model,
         "contender": contender.model_dump(),
         "threads": shop.threads,
+        "device": str(shop.device),
         "libraries": [
             type(shop.model.stock).__module__,
             *NEEDS[contender.runtime],
@@ -81,19 +80,42 @@ def _main(place: Path) -> None:
     """Load and run one contender, and print its peak in megabytes."""
     order = json.loads((place / _ORDER).read_text(encoding="utf-8"))
     contender = parse_document(Contender, order["contender"], _ORDER)
+    device = torch.device(order["device"])
     torch.set_num_threads(order["threads"])
     for name in order["libraries"]:
         import_module(name)
     batch = load_file(place / _TOKENS)
+
+    def prepare() -> Job:
+        shop = Shop(lambda: open_model(order["model"]), batch, place, order["threads"], device)
+        return shop.prepare(contender).job(batch, rows_of(batch), Full())
+
+    taken = _taken(prepare) if device.type == "cpu" else _taken_on_gpu(prepare, device)
+    print(taken / _MEGABYTE)
+
+
+def _taken(prepare: Callable[[], Job]) -> float:
+    """Most bytes above those that the process has now."""
     gc.collect()
     before = psutil.Process().memory_info().rss
     _forget_peak()
-    shop = Shop(lambda: open_model(order["model"]), batch, place, order["threads"], _CPU)
-    job = shop.prepare(contender).job(batch, rows_of(batch), Full())
-    with torch.inference_mode():
-        for _ in range(2):  # some engines get ready for good at the second call
-            job()
-    print((_peak() - before) / _MEGABYTE)
+    _answer(prepare())
+    return _peak() - before
+
+
+def _taken_on_gpu(prepare: Callable[[], Job], device: torch.device) -> float:
+    """Most bytes of tensors there, without what loading takes in another number format."""
+    job = prepare()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    _answer(job)
+    return float(torch.cuda.max_memory_allocated(device))
+
+
+@torch.inference_mode()
+def _answer(job: Job) -> None:
+    for _ in range(2):  # some engines get ready for good at the second call
+        job()
 
 
 def _forget_peak() -> None:
