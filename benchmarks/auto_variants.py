@@ -155,6 +155,7 @@ def divergence(scores: Tensor, teacher: Tensor, kind: str, temperature: float) -
 ATTENTIVE = LearnedSpec(pooling="attention", correctness="own")
 PLAIN = ExitSpec(pooling="attention")
 SHARED = LearnedSpec(pooling="attention")
+SIMPLE: dict[str, Any] = {"exits": PLAIN, "distillation": 0.0, "rate": 3.0}
 NAMES: dict[str, str] = {}
 """What is other than in `v-base`, by name."""
 
@@ -212,16 +213,12 @@ variant("fast-soft0", "v-fast without distillation", distillation=0.0, rate=3.0)
 variant(
     "fast-simple",
     "v-fast, no correctness output, no distillation",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
 )
 variant(
     "fast-simple-full",
     "v-fast-simple, full depth weighs more",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     full=1.0,
 )
 variant("fast-shared", "v-fast with one correctness output", exits=SHARED, rate=3.0)
@@ -235,77 +232,62 @@ variant(
 variant(
     "first-simple",
     "v-fast-simple, exits learn alone first",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.25,
 )
 variant(
     "half-first",
     "v-first-simple, half of the time alone",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.5,
 )
 variant(
     "last",
     "v-fast-simple, exits learn alone last",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_last=0.25,
 )
 variant(
     "first-last",
     "v-fast-simple, exits learn alone first and last",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.25,
     exits_last=0.25,
 )
 variant(
     "full-third",
     "v-fast-simple, full depth weighs a third more",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     full=0.3,
 )
 variant(
     "first-full",
     "v-first-simple, full depth weighs a third more",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.25,
     full=0.3,
 )
 variant(
     "first-half-last",
     "v-first-last, half of the time alone at the end",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.25,
     exits_last=0.5,
 )
 variant(
     "half-first-last",
     "v-first-last, half of the time alone at the start",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.5,
     exits_last=0.25,
 )
 variant(
     "eighth-first-last",
     "v-first-last, an eighth alone at the start, three at the end",
-    exits=PLAIN,
-    distillation=0.0,
-    rate=3.0,
+    **SIMPLE,
     exits_first=0.125,
     exits_last=0.375,
 )
+variant("simple-equal", "v-fast-simple, equal weights", weighting="equal", **SIMPLE)
+variant("simple-depth", "v-fast-simple, weights by depth, as PABEE's", weighting="depth", **SIMPLE)
+variant("simple-probed", "v-fast-simple, pooling as the probe says", measures=True, **SIMPLE)
