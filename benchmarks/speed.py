@@ -7,7 +7,7 @@ Parts, or `all` of them:
 
 - share: the realised share of the ideal at mean exit depths of 25, 50 and 75 %
 - full: at full depth, each engine beside the same runtime without offramp
-- profile: microseconds that exits, policy and compaction add to a layer
+- profile: microseconds that exits, policy and compaction add to a layer, and each stage of a run
 - pool: rows of all depths in one batch of an ALBERT
 - padding: SST-2 in our order beside batches as rows arrive
 - int8: early exit in int8 beside plain ONNX Runtime in int8        (--sst2, --uspto)

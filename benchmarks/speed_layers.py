@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, cast
 
 import bench_pool
 import numpy as np
 import torch
+from speed_stages import ProfiledOnnx, ProfiledTorch, stages
 from speed_study import (
     ARCHITECTURES,
     Cell,
@@ -42,6 +44,7 @@ ENGINES = (("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"), ("inductor", "
 SHARE_TARGETS = {1: 0.95, 32: 0.90}
 ADDED_TARGETS = {"torch": 100.0, "onnx": 50.0}
 OURS, FIXED = "ours", "fixed"
+STAGE_PASSES = 15
 PATTERN = 128
 """Rows that are forced at the most; one file serves all that are fewer."""
 
@@ -166,18 +169,36 @@ def _full(options: Options, name: str, runtime: str, precision: str, size: int) 
 
 
 def profile(options: Options) -> Cells:
-    return {
-        f"{name}, {runtime}, batch {size}": partial(_profile, options, name, runtime, size)
-        for name in models(options)
-        for runtime in ADDED_TARGETS
-        for size in SHARE_TARGETS
-        if runtime == "torch" or _can_tell(name, size)
-    }
+    cells: Cells = {}
+    for name, runtime, size in product(models(options), ADDED_TARGETS, SHARE_TARGETS):
+        cell = f"{name}, {runtime}, batch {size}"
+        told = runtime == "torch" or _can_tell(name, size)
+        cells[cell] = partial(_profile, options, name, runtime, size) if told else _untold
+        cells[f"{cell}, by stage"] = partial(_by_stage, options, name, runtime, size)
+    return cells
 
 
 def _can_tell(name: str, size: int) -> bool:
     """Whether 50 microseconds a layer stand out in the difference of two runs."""
     return size == 1 or name == "MiniLM-6"
+
+
+def _untold() -> Cell:
+    why = "a layer takes so long that 50 us are lost in the difference of two runs"
+    return Cell(figures=(), facts={"cannot tell": why})
+
+
+def _by_stage(options: Options, name: str, runtime: str, size: int) -> Cell:
+    one = stand(name, options.threads, options.quick)
+    if runtime == "torch":
+        engine: Any = ProfiledTorch(one.model)
+    else:
+        engine = ProfiledOnnx(one.model, threads=options.threads, progress=False)
+    batches = _batches(one, size, options)
+    policy = forced_policies(one.model, [0.5], PATTERN)[0]
+    jobs = [partial(engine.run, batch, policy, rows) for batch, rows in one.numbered(batches)]
+    passes = engine.spent(jobs, options.some(STAGE_PASSES, 2))
+    return Cell(figures=(), facts={"rows": sum(map(len, batches))} | stages(passes))
 
 
 def _profile(options: Options, name: str, runtime: str, size: int) -> Cell:

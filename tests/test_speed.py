@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +17,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from speed_layers import Idle, stages_of
 from speed_page import ORDER, write_page
+from speed_stages import ProfiledOnnx, ProfiledTorch, purpose, stages
 from speed_study import Cell, Cells, Figure, Options, Part, middle, neighbours, run_part, singles
 from speed_texts import as_original
 
 from offramp.backbones import Batch
 from offramp.engines import TorchEngine
+from offramp.model import MultiExitModel
 from offramp.policies import Full, Patience
 from offramp.storage import read_document
 from offramp.testing import tiny_model
+
+pytest_plugins = ("engine_fixtures",)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +152,25 @@ def test_idle_layers_leave_the_embedding_as_it_is() -> None:
         flow = model.backbone.embed(batch)
         wanted = model.backbone.head(flow.hidden, flow.mask)
     assert torch.equal(last, wanted)
+
+
+@pytest.mark.parametrize("kind", [ProfiledTorch, ProfiledOnnx])
+def test_a_profile_counts_the_layers_that_ran_and_names_what_is_not_theirs(
+    kind: Any, bert_model: MultiExitModel
+) -> None:
+    if kind is ProfiledOnnx:
+        pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+        pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    model, batch, policy = bert_model, _batch(24), Patience(patience=1)
+    deepest = int(TorchEngine(model).run(batch, policy).exit_layers.max())
+    engine = kind(model)
+    passes = engine.spent([partial(engine.run, batch, policy)] * 2, passes=3)
+    assert [one["layers"] for one in passes] == [2 * deepest] * 3
+    named = {f"{stage}, us" for stage in ("layer", "exit", "policy", "answers", "compaction")}
+    assert named <= stages(passes).keys()
+
+
+def test_a_nodes_name_says_what_it_is_for() -> None:
+    names = ("layer3.linear", "layer3.out/scores", "decide12.gt", "keep1.hidden", "if2.left")
+    found = [purpose(name, {"layer3.linear"}) for name in (*names, "GPT2Gelu")]
+    assert found == ["layer", "exit", "policy", "compaction", "branch", "layer"]
