@@ -112,7 +112,10 @@ WORDS = {
         "less the layers at the rows they had (each a depth-th of the plain model at so many "
         "rows), per call of a layer. *Layers that do nothing*: the torch engine on layers that "
         "give back what they get; it is exact where a layer's own time drowns the difference, "
-        "and kind, since all that is read lies in the cache.",
+        "and kind, since all that is read lies in the cache. *By stage*: what the time of a run "
+        "goes to, per executed layer; in ONNX Runtime by its own profiler, in whole microseconds "
+        "a node, in torch by clocks around our functions. *Between* is what none of them takes, "
+        "the profiler's own work included.",
         "At 32 rows an exit reads every token of every row, and rows that stay are copied: this "
         "grows with the batch, as a layer does.",
     ),
