@@ -159,7 +159,13 @@ class EvidencePolicy(Policy):
     Evidence does not depend on the bar; ties go on. `bar` is what a sweep varies; `with_bar`
     is its inverse for the finite bars that the options allow, and takes the nearest of these
     for others; the bar that is never passed, NEVER, is the policy `full`.
+
+    Attributes:
+        remembers: what an exit says counts at later ones. Without, an exit at which nobody may
+            leave need not be looked at, see `PerExit`.
     """
+
+    remembers: ClassVar[bool] = True
 
     @property
     def bar(self) -> float:

@@ -38,6 +38,7 @@ class Binned(EvidencePolicy):
     problem_types = ("single_label_classification", "multi_label_classification")
     why_not = "A number has no class probabilities, and is neither right nor wrong."
     searched = False
+    remembers = False
     target: float = Field(default=0.9, ge=0)
     edges: Bins = (tuple(tenth / 10 for tenth in range(1, 10)),)
     accuracy: Bins = (tuple(tenth / 20 for tenth in range(1, 20, 2)),)

@@ -53,6 +53,7 @@ class Confidence(EvidencePolicy):
 
     problem_types = ("single_label_classification", "multi_label_classification")
     why_not = "A number has no class probabilities to be sure of."
+    remembers = False
     multi_label: bool = False
     threshold: float = Field(ge=0)
 

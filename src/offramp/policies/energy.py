@@ -23,6 +23,7 @@ class _Below(EvidencePolicy):
 
     problem_types = ("single_label_classification",)
     why_not = "Energy is high where any label is likely, and says nothing of a sure 'none'."
+    remembers = False
     threshold: float = Field(default=0.1, ge=0)
 
     @property

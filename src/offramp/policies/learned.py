@@ -21,6 +21,7 @@ class Learned(EvidencePolicy):
 
     name = "learned"
     signals = ("correct",)
+    remembers = False
     threshold: float = Field(default=0.9, ge=0)
 
     @property

@@ -32,7 +32,8 @@ class PerExit(EvidencePolicy):
 
     Args:
         policy: one with a bar, which is not looked at, by name or with its options.
-        bars: one for each exit before the last, or one for all; at None nobody leaves.
+        bars: one for each exit before the last, or one for all; at None nobody leaves, and the
+            exit is not evaluated, unless `policy` remembers what exits say.
     """
 
     name = "per_exit"
@@ -75,6 +76,10 @@ class PerExit(EvidencePolicy):
         super().check(problem_type, depth)
         self.policy.check(problem_type, depth)
         self._check_per_exit("bars", self.bars, depth)
+
+    def reads(self, layer: int) -> bool:
+        """Not where nobody leaves, unless what is said there counts later."""
+        return self.policy.remembers or of_exit(self.bars, layer) is not None
 
     def start(self, rows: Rows) -> State:
         return self.policy.start(rows)

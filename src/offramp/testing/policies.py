@@ -59,6 +59,7 @@ def check_policy(policy: Policy, problem_type: str, outputs: Outputs | None = No
     _check_broken_rows(policy, outputs, rows)
     if isinstance(policy, EvidencePolicy):
         _check_bars(policy, outputs, rows)
+        _check_memory(policy, outputs, rows)
     _check_round_trip(policy)
 
 
@@ -187,6 +188,19 @@ def _check_bars(policy: EvidencePolicy, outputs: Outputs, rows: Rows) -> None:
             later = bool((now.exit_layers >= previous.exit_layers).all())
             ensure(later, f"{_who(policy)}: at the stricter bar {bar} a row leaves earlier.")
         previous = now
+
+
+def _check_memory(policy: EvidencePolicy, outputs: Outputs, rows: Rows) -> None:
+    """What is said to remember nothing sees the same in an exit whatever came before."""
+    state = policy.start(rows)
+    for layer, output in enumerate(outputs if not policy.remembers else (), start=1):
+        alone, _ = policy.evidence(policy.start(rows), layer, output)
+        after, state = policy.evidence(state, layer, output)
+        ensure(
+            torch.equal(alone, after),
+            f"{_who(policy)} says that it remembers nothing, but earlier exits count at layer "
+            f"{layer}. Set remembers = True.",
+        )
 
 
 def _check_round_trip(policy: Policy) -> None:

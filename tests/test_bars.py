@@ -1,0 +1,117 @@
+"""Claims about bars of each exit: where there is none, the exit is not looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from engine_support import TableModel, numbered, run_table, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.engines import TorchEngine
+from offramp.policies import (
+    POLICIES,
+    Averaged,
+    EvidencePolicy,
+    Fixed,
+    Full,
+    MaxProbability,
+    Patience,
+    PerExit,
+)
+from offramp.testing import PROBLEM_TYPES, check_policy, echo_batch, tiny_model
+from offramp.testing.strategies import score_tables
+
+SINGLE = PROBLEM_TYPES[0]
+LAST = (None, None, 0.99)
+INNER: list[EvidencePolicy] = [
+    one
+    for name in POLICIES
+    if name not in ("per_exit", Fixed.name, Full.name)
+    for one in POLICIES[name].variants(SINGLE, 4)
+    if isinstance(one, EvidencePolicy) and not one.needs
+]
+
+
+class _ReadsAll(PerExit):
+    def reads(self, layer: int) -> bool:
+        return True
+
+
+class _Counting(TableModel):
+    """Says which exits are asked."""
+
+    def exit_at(self, layer: int) -> Any:
+        read = super().exit_at(layer)
+
+        def counted(*given: Any) -> Any:
+            self.asked.add(layer)
+            return read(*given)
+
+        return counted
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__(table)
+        self.asked: set[int] = set()
+
+
+@given(score_tables(), st.data())
+@settings(deadline=None)
+def test_answers_do_not_depend_on_exits_without_a_bar(scores: torch.Tensor, data: Any) -> None:
+    exits = scores.shape[1] - 1
+    inner = data.draw(st.sampled_from(INNER))
+    bar = st.none() | st.floats(-1, 1.1) | st.integers(0, 3).map(lambda count: count - 0.5)
+    options = {"policy": inner, "bars": data.draw(st.lists(bar, min_size=exits, max_size=exits))}
+    few, every = PerExit.model_validate(options), _ReadsAll.model_validate(options)
+    assert same(run_table(scores, few), run_table(scores, every))
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked"),
+    [
+        (PerExit(policy=MaxProbability(), bars=LAST), {3, 4}),
+        (PerExit(policy=MaxProbability(), bars=(0.99, None, None)), {1, 4}),
+        (PerExit(policy=MaxProbability(), bars=(None,)), {4}),
+        (PerExit(policy=Patience(), bars=(None, None, 5.5)), {1, 2, 3, 4}),
+        (PerExit(policy=Averaged(policy=MaxProbability()), bars=LAST), {1, 2, 3, 4}),
+    ],
+    ids=str,
+)
+def test_an_exit_without_a_bar_is_evaluated_only_for_what_is_remembered(
+    policy: PerExit, asked: set[int]
+) -> None:
+    model = _Counting(torch.zeros(6, 4, 3))
+    TorchEngine(model).run(echo_batch(range(6)), policy, numbered(list(range(6))))
+    assert model.asked == asked
+    model.asked.clear()
+    rows = [(number, echo_batch([number])) for number in range(6)]
+    assert len(list(TorchEngine(model).stream(rows, policy))) == 6
+    assert model.asked == asked
+
+
+@pytest.mark.parametrize("policy", INNER, ids=str)
+def test_bars_of_each_exit_keep_what_every_policy_must(policy: EvidencePolicy) -> None:
+    check_policy(PerExit(policy=policy, bars=(policy.bar,) * 5 + (None,) * 6), SINGLE)
+
+
+def test_a_policy_that_hides_its_memory_is_found_out() -> None:
+    class Hides(Patience):
+        remembers = False
+
+    with pytest.raises(AssertionError, match="remembers nothing, but earlier exits count"):
+        check_policy(Hides(), SINGLE)
+
+
+def test_a_file_holds_no_exit_without_a_bar() -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    from offramp.engines.graphs import Graphs
+
+    graphs = Graphs(tiny_model("bert", layers=4), progress=False)
+    file = graphs.early_exit(PerExit(policy=MaxProbability(), bars=LAST))
+    exits = {
+        weight.name.split(".")[0] for weight in file.graph.initializer if ".exits." in weight.name
+    }
+    assert exits == {"layer3"}  # the last is the model's own
