@@ -71,6 +71,7 @@ class _File(PlainOnnx):
         whole = {name: leaf.numpy() for name, leaf in with_mask(batch).items()}
         whole.setdefault("token_type_ids", np.zeros_like(whole["input_ids"]))
         whole["bar"] = np.array(np.nan, dtype=np.float32)
+        whole["bars"] = np.array([np.nan], dtype=np.float32)
         return {name: whole[name] for name in self._names}
 
     def job(self, batch: Any, rows: Any = None, policy: Any = None) -> Job:

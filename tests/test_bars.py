@@ -10,7 +10,8 @@ from engine_support import TableModel, numbered, run_table, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.engines import TorchEngine
+from offramp.engines import Budget, TorchEngine, make_engine
+from offramp.engines.graphs import Graphs, rule_of
 from offramp.policies import (
     POLICIES,
     Averaged,
@@ -20,8 +21,9 @@ from offramp.policies import (
     MaxProbability,
     Patience,
     PerExit,
+    bars_of,
 )
-from offramp.testing import PROBLEM_TYPES, check_policy, echo_batch, tiny_model
+from offramp.testing import PROBLEM_TYPES, check_policy, echo_batch, tiny_batch_for, tiny_model
 from offramp.testing.strategies import score_tables
 
 SINGLE = PROBLEM_TYPES[0]
@@ -104,14 +106,63 @@ def test_a_policy_that_hides_its_memory_is_found_out() -> None:
         check_policy(Hides(), SINGLE)
 
 
-def test_a_file_holds_no_exit_without_a_bar() -> None:
+def test_bars_inside_an_average_are_no_others_than_those_of_the_policy() -> None:
+    inside = Averaged(policy=PerExit(policy=MaxProbability(), bars=(0.5, None)))
+    assert bars_of(inside, 3) == [None] * 3
+    assert rule_of(inside, 3) != rule_of(Averaged(policy=PerExit(bars=(0.6, None))), 3)
+
+
+# files
+
+
+def _file_for(policy: PerExit) -> Any:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
-    from offramp.engines.graphs import Graphs
+    return Graphs(tiny_model("bert", layers=4), progress=False).early_exit(policy).graph
 
-    graphs = Graphs(tiny_model("bert", layers=4), progress=False)
-    file = graphs.early_exit(PerExit(policy=MaxProbability(), bars=LAST))
-    exits = {
-        weight.name.split(".")[0] for weight in file.graph.initializer if ".exits." in weight.name
-    }
+
+def test_a_file_holds_no_exit_without_a_bar() -> None:
+    weights = _file_for(PerExit(policy=MaxProbability(), bars=LAST)).initializer
+    exits = {weight.name.split(".")[0] for weight in weights if ".exits." in weight.name}
     assert exits == {"layer3"}  # the last is the model's own
+
+
+def test_bars_are_an_input_of_the_file_and_one_bar_is_none() -> None:
+    inputs = {value.name for value in _file_for(PerExit(bars=(0.5, 0.6, 0.7))).input}
+    assert "bars" in inputs
+    assert "bar" not in inputs
+
+
+def test_files_are_shared_by_all_bars_at_the_same_exits() -> None:
+    def rule(*bars: float | None) -> str:
+        return rule_of(PerExit(policy=MaxProbability(threshold=0.5), bars=bars), 4)
+
+    assert rule(0.5, None, 0.7) == rule(0.1, None, 0.2)
+    assert rule(0.5, 0.5, 0.5) == rule(0.6)
+    assert rule(0.5, None, 0.7) != rule(0.5, 0.6, 0.7)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_compiled_engines_leave_at_the_bar_of_each_exit(backend: str) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    model = tiny_model("bert", layers=4)
+    engine, torch_engine = make_engine(model, backend, progress=False), TorchEngine(model)
+    batch = tiny_batch_for(model.stock, 12, seed=4)
+    sure = [output.scores.softmax(-1).amax(-1) for output in torch_engine.all_exits(batch)]
+    a, b, c = (middle(one) for one in sure[:3])
+    seen: set[int] = set()
+    for bars in ((a, b, c), (None, b, c), (a, None, c), (None, None, c), (a,)):
+        policy = PerExit(policy=MaxProbability(), bars=bars)
+        for budget in (Budget(), Budget(depth=2)):
+            ours = engine.run(batch, policy, budget=budget)
+            theirs = torch_engine.run(batch, policy, budget=budget)
+            assert torch.equal(ours.exit_layers, theirs.exit_layers), (bars, budget)
+            seen |= set(ours.exit_layers.tolist())
+    assert seen == {1, 2, 3, 4}
+
+
+def middle(evidence: torch.Tensor) -> float:
+    """A bar that half of the rows pass, and none is near."""
+    ordered = evidence.sort().values
+    return float(ordered[5] + ordered[6]) / 2

@@ -31,7 +31,7 @@ from offramp.policies import (
     Rows,
     State,
     Step,
-    bar_of,
+    bars_of,
 )
 from offramp.testing import (
     EchoModel,
@@ -118,7 +118,7 @@ def test_a_policy_with_a_step_of_its_own_is_asked_by_it(model: MultiExitModel) -
     assert engine.run(batch, late).exit_layers.tolist() == [3] * 6
     rows = [(n, {name: leaf[n : n + 1] for name, leaf in batch.items()}) for n in range(6)]
     assert {answer.exit_layer for _, answer in engine.stream(rows, late)} == {3}
-    assert bar_of(late) is None
+    assert bars_of(late, 4) == [None] * 4
 
 
 def _near_the_bar(model: MultiExitModel, policy: Policy, batch: Batch, row: int) -> bool:

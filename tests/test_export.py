@@ -27,7 +27,7 @@ from offramp.engines import TorchEngine, dtype_name
 from offramp.engines.graphs import Graphs
 from offramp.errors import ConfigError, OutputError, PointError
 from offramp.model import MultiExitModel
-from offramp.policies import MaxProbability
+from offramp.policies import MaxProbability, PerExit
 from offramp.prediction import Exported, Predictor
 from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_processor, tiny_texts
 
@@ -60,11 +60,12 @@ def _session(file: Path) -> Any:
     return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, batch: Any, bar: float = np.nan) -> dict[str, Any]:
+def _run(session: Any, batch: Any, bar: Any = np.nan) -> dict[str, Any]:
     feed = {name: leaf.numpy() for name, leaf in batch.items()}
     feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
     feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
     feed["bar"] = np.array(bar, np.float32)
+    feed["bars"] = np.array(bar, np.float32).reshape(-1)
     names = [value.name for value in session.get_inputs()]
     said = session.run(None, {name: feed[name] for name in names})
     return dict(zip([value.name for value in session.get_outputs()], said, strict=True))
@@ -83,6 +84,29 @@ def test_it_answers_as_the_engine_at_the_point_and_at_any_other_bar(
         np.testing.assert_allclose(ours["scores"], theirs.scores, atol=5e-5)
         assert ours["answer"].tolist() == theirs.scores.argmax(1).tolist()
         assert not ours["bad"].any()
+
+
+def test_bars_of_each_exit_can_be_changed_without_another_export(
+    folder: Path, tmp_path: Path
+) -> None:
+    own = PerExit(policy=POLICY, bars=(0.5, 0.45))
+    done = export(folder, tmp_path / "m.onnx", point=own, progress=False)
+    model = MultiExitModel.from_pretrained(folder)
+    session, engine = _session(done.path), TorchEngine(model)
+    batch = tiny_batch_for(model.stock, 20, seed=4)
+    told: list[tuple[Any, tuple[float, ...]]] = [
+        ([np.nan, np.nan], (0.5, 0.45)),
+        (np.nan, (0.5, 0.45)),
+        ([0.4, np.nan], (0.4, 0.45)),
+        ([np.inf, 0.4], (2.0, 0.4)),
+        (0.4, (0.4, 0.4)),
+    ]
+    for given, bars in told:
+        theirs = engine.run(batch, PerExit(policy=POLICY, bars=bars))
+        assert _run(session, batch, given)["exit_layer"].tolist() == theirs.exit_layers.tolist()
+    assert (done.bar, done.bars) == (None, (0.5, 0.45))
+    said = session.get_modelmeta().custom_metadata_map
+    assert (said["offramp.bar"], json.loads(said["offramp.bars"])) == ("", [0.5, 0.45])
 
 
 def test_the_file_says_what_it_is(folder: Path, done: Exported) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp.cli import console, report
 from offramp.cli import options as o
+
+if TYPE_CHECKING:
+    from offramp.prediction import Exported
 
 
 def export(
@@ -28,7 +31,7 @@ def export(
     """Write one ONNX file that answers easy inputs early, to run without offramp.
 
     It runs in plain ONNX Runtime, in any language, on batches of any size; with --format openvino
-    in plain OpenVINO, as an .xml with a .bin beside it. The threshold stays an input of each call;
+    in plain OpenVINO, as an .xml with a .bin beside it. Thresholds stay an input of each call;
     NaN stands for the point's own.
 
     Examples:
@@ -50,6 +53,7 @@ def export(
                 "inputs": done.inputs,
                 "outputs": done.outputs,
                 "bar": done.bar,
+                "bars": done.bars,
                 "policy": done.policy,
             }
         )
@@ -60,6 +64,14 @@ def export(
                 "policy": report.policy_text(done.policy),
                 "inputs": ", ".join(done.inputs),
                 "outputs": ", ".join(done.outputs),
-                **({} if done.bar is None else {"bar": f"NaN, or a number; NaN is {done.bar:g}"}),
+                **_thresholds(done),
             }
         )
+
+
+def _thresholds(done: Exported) -> dict[str, str]:
+    said = {} if done.bar is None else {"bar": f"NaN, or a number; NaN is {done.bar:g}"}
+    if done.bars is not None:
+        own = ", ".join("never" if bar is None else f"{bar:g}" for bar in done.bars)
+        said["bars"] = f"NaN, or a number, for each exit; NaN is {own}"
+    return said

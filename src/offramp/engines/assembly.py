@@ -28,7 +28,9 @@ PLACE = "place"
 """Where each running row stands in the batch, (rows, 1)."""
 CODE = "code"
 """The layer at which each row of the batch left, negative for a bad one: one value to write."""
-_FROM_OUTSIDE = ("bar", "shared/")
+BAR, BARS = "bar", "bars"
+"""A threshold for all exits, float (), or one for each exit before the last, float (exits,)."""
+_FROM_OUTSIDE = (BAR, BARS, "shared/")
 _SMALL = 1 << 14
 """Bytes of a weight that is not worth sharing: what stands outside a body is handed in with every
 run, one by one."""
@@ -39,17 +41,20 @@ def assemble(
     layers: Sequence[onnx.ModelProto],
     decisions: Sequence[onnx.ModelProto | None],
     forces: bool = False,
+    own_bars: bool = False,
 ) -> onnx.ModelProto:
     """A file that answers batches of any size and leaves early.
 
-    Inputs are those of the embedding and of the decisions (`bar`, and `row_id` where a policy
-    reads it). Outputs: `scores` (rows, classes), `exit_layer` (rows,) 1-based, `bad` (rows,).
+    Inputs are those of the embedding and of the decisions (`bar` or `bars`, and `row_id` where a
+    policy reads it). Outputs: `scores` (rows, classes), `exit_layer` (rows,) 1-based, `bad`
+    (rows,).
 
     Args:
         forces: the last decision may let rows go on, who have to leave nevertheless: one more
             output, `forced` (rows,), says which.
+        own_bars: each exit before the last has a bar of its own: `bars` instead of `bar`.
     """
-    file = _File(embedding, forces)
+    file = _File(embedding, forces, own_bars)
     file.start(layers, decisions)
     for number, parts in enumerate(zip(layers, decisions, strict=True), start=1):
         file.add_layer(number, *parts)
@@ -67,8 +72,10 @@ def assemble_all(embedding: onnx.ModelProto, layers: Sequence[onnx.ModelProto]) 
 class _File:
     """A file while it is put together."""
 
-    def __init__(self, embedding: onnx.ModelProto, forces: bool = False) -> None:
-        self.forces = forces
+    def __init__(
+        self, embedding: onnx.ModelProto, forces: bool = False, own_bars: bool = False
+    ) -> None:
+        self.forces, self.own_bars = forces, own_bars
         self.written = ["answers", CODE, *(["forced"] if forces else [])]
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
@@ -106,11 +113,13 @@ class _File:
         self.kinds |= {"exit_layer": (INT64, 1), "bad": (BOOL, 1), PLACE: (INT64, 2)}
 
     def _outer_inputs(self, decisions: Sequence[onnx.ModelProto | None]) -> None:
-        """`bar` and what a policy starts on; unread ones are dropped."""
+        """`bar` or `bars` and what a policy starts on; unread ones are dropped."""
         for decision in decisions:
             used = set() if decision is None else _used(decision)
             for value in [] if decision is None else decision.graph.input:
-                if value.name in ("bar", "row_id", "length") and value.name in used:
+                if value.name in (BAR, "row_id", "length") and value.name in used:
+                    if value.name == BAR and self.own_bars:
+                        value = helper.make_tensor_value_info(BARS, FLOAT, ["exits"])
                     self.inputs.setdefault(value.name, value)
                     self.now[value.name] = value.name
                     self.kinds[value.name] = _kind(value)
@@ -143,6 +152,8 @@ class _File:
         self.now |= made
         if decision is None:
             return
+        if self.own_bars and BAR in _reads(decision):
+            self._pick_bar(nodes, number)
         said = self._inline(nodes, decision, f"decide{number}.", self.now)
         self.now |= {name: said[name] for name in said if name.startswith("state/")}
         self._write(nodes, number, said)
@@ -196,6 +207,11 @@ class _File:
             inputs, new = [self.unchanged[name], self.now[PLACE]], f"of{number}.{name}"
             nodes.append(helper.make_node("GatherND", inputs, [new]))
             self.now[name] = new
+
+    def _pick_bar(self, nodes: list[NodeProto], number: int) -> None:
+        self.now[BAR] = f"bar{number}"
+        self.constant(f"bar{number}.at", number - 1)
+        nodes.append(helper.make_node("Gather", [BARS, f"bar{number}.at"], [self.now[BAR]]))
 
     def _of_rows(self, number: int) -> set[str]:
         """What later parts read that a layer or decision has made of its rows."""

@@ -23,7 +23,7 @@ from offramp.engines.settings import INTEGERS, dtype_name
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
-from offramp.policies import Policy, Rows
+from offramp.policies import EvidencePolicy, Policy, Rows, has_own_bars
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -110,11 +110,11 @@ class CompiledEngine(ABC):
         if budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.name))
         session = self._session(policy, budget.deepest(self.model.depth))
-        bar = np.array(getattr(policy, "bar", 0.0), dtype=np.float32)
+        bars = _bars(policy, self.model.depth)
 
         def step(part: Batch, mine: Rows) -> Answers:
-            known = {"bar": bar, "row_id": mine.ids.numpy(), "length": mine.lengths.numpy()}
-            return Answers(*map(torch.from_numpy, session.run(_feed(part) | known)))
+            known = {"row_id": mine.ids.numpy(), "length": mine.lengths.numpy()}
+            return Answers(*map(torch.from_numpy, session.run(_feed(part) | bars | known)))
 
         rows = rows_of(batch) if rows is None else rows
         return in_steps(batch, rows, self._size(batch), step, join_answers)
@@ -176,6 +176,14 @@ def _feed(batch: Batch) -> Feed:
         feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
         feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
     return feed
+
+
+def _bars(policy: Policy, depth: int) -> Feed:
+    """The thresholds of a policy, under the names of inputs."""
+    if isinstance(policy, EvidencePolicy) and has_own_bars(policy):
+        each = [policy.bar_at(layer) for layer in range(1, depth)]
+        return {"bars": np.array(each, dtype=np.float32)}
+    return {"bar": np.array(getattr(policy, "bar", 0.0), dtype=np.float32)}
 
 
 def _output(said: Mapping[str, Array], layer: int) -> ExitOutput:

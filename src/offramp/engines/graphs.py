@@ -1,8 +1,9 @@
 """The ONNX files of a model: made once, then found in the cache.
 
-A file holds embedding, layers, exits and one policy with its bar as an input, so all thresholds
-of a rule share a file. Making one takes seconds to minutes; it is kept under a
-name that changes with whatever it is made of, and those that were used longest ago make room.
+A file holds embedding, layers, exits and one policy with its bar, or those of its exits, as an
+input, so all thresholds of a rule share a file. Making one takes seconds to minutes; it is kept
+under a name that changes with whatever it is made of, and those that were used longest ago make
+room.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from offramp.engines.exporting import OUT
 from offramp.engines.settings import INTEGERS
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
-from offramp.policies import EvidencePolicy, Policy, has_own_step
+from offramp.policies import EvidencePolicy, Policy, has_own_bars, has_own_step
 from offramp.storage import (
     cache_folder,
     drop_oldest,
@@ -91,7 +92,8 @@ class Graphs:
         traced, deepest = self._traced, deepest or self.model.depth
         decisions = trace_policy(policy, traced.outputs, deepest)
         layers = traced.layers[:deepest]
-        return assemble(traced.embedding, layers, decisions, deepest < self.model.depth)
+        forces, own_bars = deepest < self.model.depth, has_own_bars(policy)
+        return assemble(traced.embedding, layers, decisions, forces, own_bars)
 
     def all_exits(self) -> Any:
         """The file that runs every layer and gives what each exit says."""
@@ -192,7 +194,7 @@ def _used(path: Path) -> None:
 
 
 def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> str:
-    """What of a policy stands in a file: all but its bar, and which exits it reads.
+    """What of a policy stands in a file: all but its bars, and which exits it reads.
 
     Args:
         deepest: the last layer that runs, where that is not the last of all.
@@ -204,7 +206,7 @@ def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> st
     reads = [policy.reads(layer) for layer in range(1, depth + 1)]
     plain = policy
     if isinstance(policy, EvidencePolicy) and not has_own_step(policy):
-        plain = policy.with_bar(0.0)
+        plain = policy.without_bars()
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, _with_inner(policy))]
     return json.dumps([plain.to_dict(), reads, kinds], sort_keys=True)
 

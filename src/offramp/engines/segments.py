@@ -21,7 +21,7 @@ from offramp.backbones import Backbone, Batch, Flow
 from offramp.engines.base import UNLIMITED, Answers, Budget
 from offramp.engines.trees import take_tree
 from offramp.exits import Exit
-from offramp.policies import Decision, Policy, Rows, State, bar_of, decide
+from offramp.policies import Decision, Policy, Rows, State, bars_of, decide
 
 
 class Running(NamedTuple):
@@ -105,7 +105,7 @@ class Segments:
         budget: Budget = UNLIMITED,
     ) -> None:
         self.backbone, self.exits, self.policy = backbone, exits, policy
-        self.bar = bar_of(policy)
+        self.bars = bars_of(policy, len(exits))
         self.remembers, self.depth = remembers, len(exits)
         self.looks = sync_every is None
         self.every = sync_every or self.depth
@@ -138,8 +138,8 @@ class Segments:
             output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
             if not asked:
                 continue
-            full = layer == self.depth
-            found = decide(self.policy, state, layer, output, full, self.bar, self.looks)
+            full, bar = layer == self.depth, self.bars[layer - 1]
+            found = decide(self.policy, state, layer, output, full, bar, self.looks)
             state = found.state
             if self.looks:
                 leaving = ask(found.leave)

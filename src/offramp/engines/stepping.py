@@ -20,7 +20,7 @@ from offramp.engines.base import UNLIMITED, Budget, RowAnswer, rows_of
 from offramp.engines.trees import cut_tree, join_trees, take_tree
 from offramp.errors import ConfigError
 from offramp.exits import Exit
-from offramp.policies import Decision, Policy, Rows, State, bar_of, decide
+from offramp.policies import Decision, Policy, Rows, State, bars_of, decide
 
 Answered = list[tuple[int, RowAnswer]]
 """Rows that have left, by their position in the stream."""
@@ -86,7 +86,7 @@ class Stepper:
         budget: Budget = UNLIMITED,
     ) -> None:
         self.backbone, self.exits, self.policy = backbone, exits, policy
-        self.bar = bar_of(policy)
+        self.bars = bars_of(policy, len(exits))
         self.remembers, self.slots, self.same_shape = remembers, slots, same_shape
         self.depth, self._proven = len(exits), proven
         self.budget, self.deepest = budget, budget.deepest(len(exits))
@@ -167,7 +167,8 @@ class Stepper:
             output, carry = self.exits[layer - 1](flow.hidden, flow.mask, carry)
         decision = None
         if asked:
-            decision = decide(self.policy, state, layer, output, last, self.bar, self.looks)
+            bar = self.bars[layer - 1]
+            decision = decide(self.policy, state, layer, output, last, bar, self.looks)
             state = decision.state
         return Group(layer, group.positions, group.deadlines, flow, state, carry), decision
 

@@ -25,7 +25,7 @@ from offramp.engines.exporting import Exports, Part
 from offramp.engines.masks import Embed, with_thin_masks
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
-from offramp.policies import Policy, Rows, bar_of, decide
+from offramp.policies import Policy, Rows, bars_of, decide
 
 _SIZES = ((3, 11), (2, 150))
 """Rows and tokens of the two batches. What a layer does only beyond the longer one, as with a
@@ -109,7 +109,8 @@ def trace_policy(
 ) -> list[Any]:
     """The graph of a policy's decision after each layer; None where it reads no exit.
 
-    The bar of an `EvidencePolicy` is an input, so that one graph serves all thresholds.
+    The bar of an `EvidencePolicy` after this layer is an input, so that one graph serves all
+    thresholds.
 
     Args:
         deepest: the last layer that is asked for; before full depth some rows may want to go on.
@@ -118,6 +119,7 @@ def trace_policy(
     """
     graphs: list[Any] = []
     exports = Exports(error=ConfigError)
+    bars = bars_of(policy, len(outputs))
     kept = [_start_of(one.scores.shape[0]) for one in outputs[0]]
     for layer, pair in enumerate(outputs[:deepest], start=1):
         last = layer == len(outputs)
@@ -126,7 +128,7 @@ def trace_policy(
             continue
         decision = _decision(policy, layer, last)
         given = [_of_output(one) | mine for one, mine in zip(pair, kept, strict=True)]
-        if bar_of(policy) is not None:
+        if bars[layer - 1] is not None:
             given = [{**one, "bar": torch.tensor(0.5)} for one in given]
         graph, said = exports.graph(decision, given, f"policy '{policy.name}'")
         graphs.append(graph)

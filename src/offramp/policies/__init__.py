@@ -12,8 +12,9 @@ from offramp.policies.base import (
     Rows,
     State,
     Step,
-    bar_of,
+    bars_of,
     decide,
+    has_own_bars,
     has_own_step,
     make_policy,
 )
@@ -59,8 +60,9 @@ __all__ = [
     "Step",
     "Tempered",
     "Window",
-    "bar_of",
+    "bars_of",
     "decide",
+    "has_own_bars",
     "has_own_step",
     "make_policy",
 ]

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from offramp.errors import ConfigError
 from offramp.exits.base import ExitOutput
-from offramp.policies.base import POLICIES, EvidencePolicy, Policy, Rows, State, make_policy
+from offramp.policies.base import (
+    POLICIES,
+    EvidencePolicy,
+    Policy,
+    Rows,
+    State,
+    has_own_bars,
+    make_policy,
+)
 from offramp.policies.confidence import MaxProbability, questions
 from offramp.policies.patience import Patience
 
@@ -61,6 +69,10 @@ class Averaged(EvidencePolicy):
     def bar(self) -> float:
         # a rule that has no bar says yes or no
         return self.policy.bar if isinstance(self.policy, EvidencePolicy) else 0.5
+
+    @property
+    def graded(self) -> bool:
+        return isinstance(self.policy, EvidencePolicy) and not has_own_bars(self.policy)
 
     def with_bar(self, bar: float) -> Self:
         if not isinstance(self.policy, EvidencePolicy):

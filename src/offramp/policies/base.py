@@ -97,7 +97,7 @@ class Policy(BaseModel):
         raise NotImplementedError
 
     def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
-        """A step with another bar; for those that `bar_of` knows one of."""
+        """A step with another bar; for those that `bars_of` knows some of."""
         raise NotImplementedError
 
     def reads(self, layer: int) -> bool:
@@ -171,6 +171,19 @@ class EvidencePolicy(Policy):
     def bar(self) -> float:
         raise NotImplementedError
 
+    @property
+    def graded(self) -> bool:
+        """Whether other bars make sense: not where evidence is yes or no."""
+        return True
+
+    def bar_at(self, layer: int) -> float:
+        """What `step_at` is given after `layer`: the bar, unless exits have bars of their own."""
+        return self.bar
+
+    def without_bars(self) -> EvidencePolicy:
+        """The same for all policies that differ in their bars alone."""
+        return self.with_bar(0.0)
+
     def with_bar(self, bar: float) -> EvidencePolicy:
         """The same policy with another, finite bar."""
         raise NotImplementedError
@@ -191,7 +204,7 @@ class EvidencePolicy(Policy):
         return output.scores
 
     def step(self, state: State, layer: int, output: ExitOutput) -> Step:
-        return self.step_at(self.bar, state, layer, output)
+        return self.step_at(self.bar_at(layer), state, layer, output)
 
     def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
         """A step with another bar than its own: in a graph it is an input."""
@@ -209,15 +222,24 @@ def has_own_step(policy: EvidencePolicy) -> bool:
     return type(policy).step is not EvidencePolicy.step
 
 
-def bar_of(policy: Policy) -> Tensor | None:
-    """The bar of a policy whose evidence and bar alone say who leaves, for `decide`.
+def has_own_bars(policy: Policy) -> bool:
+    """Whether each exit has a bar of its own."""
+    return isinstance(policy, EvidencePolicy) and type(policy).bar_at is not EvidencePolicy.bar_at
+
+
+def bars_of(policy: Policy, depth: int) -> Sequence[Tensor | None]:
+    """The bar after each layer, for `decide`; None where evidence and bar alone do not say who
+    leaves.
 
     A comparison with a number makes a tensor of it each time, which costs more than to compare. On
     the CPU it meets evidence on any device.
     """
-    if not isinstance(policy, EvidencePolicy) or has_own_step(policy):
-        return None
-    return torch.tensor(policy.bar, dtype=torch.float32, device="cpu")
+    if not isinstance(policy, EvidencePolicy) or has_own_step(policy) or not policy.graded:
+        return [None] * depth
+    if has_own_bars(policy):
+        bars = [policy.bar_at(layer) for layer in range(1, depth + 1)]
+        return torch.tensor(bars, dtype=torch.float32, device="cpu").unbind()
+    return [torch.tensor(policy.bar, dtype=torch.float32, device="cpu")] * depth
 
 
 POLICIES: Registry[type[Policy]] = Registry("policy")
@@ -259,8 +281,8 @@ def decide(
     read nobody leaves, and the answer is what the exit says, for whoever has no time to go on.
 
     Args:
-        bar: instead of the policy's own, where a graph is traced that serves them all; or its own
-            from `bar_of`.
+        bar: after this layer, instead of the policy's own, where a graph is traced that serves
+            them all; or its own from `bars_of`.
         look: values may be looked at to save work; on a GPU whoever looks has to wait.
     """
     if output.signals or output.scores.dtype != torch.float32:

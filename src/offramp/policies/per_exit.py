@@ -15,6 +15,7 @@ from offramp.policies.base import (
     Policy,
     Rows,
     State,
+    Step,
     make_policy,
     of_exit,
 )
@@ -62,6 +63,13 @@ class PerExit(EvidencePolicy):
     def bar(self) -> float:
         return 0.5
 
+    def bar_at(self, layer: int) -> float:
+        bar = of_exit(self.bars, layer)
+        return NEVER if bar is None else bar
+
+    def without_bars(self) -> Self:
+        return self._with(policy=self.policy.without_bars(), bars=(None,))
+
     def with_bar(self, bar: float) -> Self:
         return self
 
@@ -86,8 +94,10 @@ class PerExit(EvidencePolicy):
 
     def evidence(self, state: State, layer: int, output: ExitOutput) -> tuple[Tensor, State]:
         evidence, state = self.policy.evidence(state, layer, output)
-        bar = of_exit(self.bars, layer)
-        return (evidence > (NEVER if bar is None else bar)).float(), state
+        return (evidence > self.bar_at(layer)).float(), state
+
+    def step_at(self, bar: float | Tensor, state: State, layer: int, output: ExitOutput) -> Step:
+        return self.policy.step_at(bar, state, layer, output)
 
     def answer(self, state: State, output: ExitOutput) -> Tensor:
         return self.policy.answer(state, output)

@@ -11,10 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from offramp import __version__
 from offramp.engines import INTEGERS, dtype_name
 from offramp.errors import ConfigError, ModelError, OutputError, PointError
-from offramp.policies import EvidencePolicy, Policy
+from offramp.policies import EvidencePolicy, Policy, has_own_bars
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Point, Predictor
 from offramp.prediction.ready import ReadyPoint
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 """How the file's name ends; the weights of an .xml lie in a .bin beside it."""
-_NEW_BAR = "bar.used"
+BAR, BARS = "bar", "bars"
 _KINDS = "token_type_ids"
 
 
@@ -39,6 +41,8 @@ class Exported:
         bytes: its size, the .bin included.
         bar: what evidence must be above for a row to leave, unless a call says otherwise; None
             where the policy has none.
+        bars: the same for each exit before the last, where each has its own; with None at exits
+            that let nobody leave.
         policy: {"name": ..., its options}.
     """
 
@@ -47,6 +51,7 @@ class Exported:
     outputs: tuple[str, ...]
     bytes: int
     bar: float | None
+    bars: tuple[float | None, ...] | None
     policy: dict[str, Any]
 
 
@@ -63,11 +68,12 @@ def export(
 
     It runs in plain ONNX Runtime or plain OpenVINO, in any language, on batches of any size.
     Inputs: what the tokenizer gives (`attention_mask` always) and `bar`, a float32 number:
-    evidence above it lets a row leave, NaN means the point's own. Outputs: `answer` (rows,) int64,
+    evidence above it lets a row leave, NaN means the point's own. Under the policy `per_exit` these
+    are `bars`, one for each exit before the last or one for all. Outputs: `answer` (rows,) int64,
     the label's index; for several labels (rows, labels) bool, for regression (rows,) float32;
     `scores` (rows, classes) raw; `exit_layer` (rows,) int64, 1-based; `bad` (rows,) bool, rows
     whose scores are no numbers.
-    Labels, policy, bar, fingerprints and, where the point has them, the temperatures by which the
+    Labels, policy, bars, fingerprints and, where the point has them, the temperatures by which the
     scores of each exit layer are divided stand in the file's metadata, OpenVINO's `rt_info`.
 
     Args:
@@ -98,15 +104,16 @@ def export(
     graphs = Graphs(model.model, model.engine.dtype, progress, runtime=format)
     file = _with_answer(graphs.load(policy, _read), model.model.problem_type)
     _fill_in(file, model.processor)
-    bar = _with_bar(file, policy)
+    bars = _with_bars(file, policy, model.model.depth)
     _refuse_rows(file, policy)
-    size = _WRITERS[format](file, _described(model, ready, bar), path)
+    size = _WRITERS[format](file, _described(model, ready, bars), path)
     return Exported(
         path,
         tuple(value.name for value in file.graph.input),
         tuple(value.name for value in file.graph.output),
         size,
-        bar,
+        bars.get(BAR),
+        bars.get(BARS),
         policy.to_dict(),
     )
 
@@ -188,24 +195,30 @@ def _fill_in(file: ModelProto, processor: Any) -> None:
         file.graph.node.insert(0, helper.make_node("Sub", ["input_ids", "input_ids"], [_KINDS]))
 
 
-def _with_bar(file: ModelProto, policy: Policy) -> float | None:
-    """Let NaN stand for the point's own bar.
+def _with_bars(file: ModelProto, policy: Policy, depth: int) -> dict[str, Any]:
+    """Let NaN stand for the point's own thresholds; these, by the name of their input.
 
     An input with a default would be the usual way, but onnxruntime-node takes the default
     without a word even where a value is given.
     """
-    from onnx import TensorProto, helper
+    from onnx import helper, numpy_helper
 
     from offramp.engines.assembly import read_instead
 
-    if not isinstance(policy, EvidencePolicy) or "bar" not in {i.name for i in file.graph.input}:
-        return None
-    read_instead(file.graph.node, {"bar": _NEW_BAR})
-    own = helper.make_tensor("bar.own", TensorProto.FLOAT, [], [policy.bar])
-    file.graph.initializer.append(own)
-    file.graph.node.insert(0, helper.make_node("Where", ["bar.none", "bar.own", "bar"], [_NEW_BAR]))
-    file.graph.node.insert(0, helper.make_node("IsNaN", ["bar"], ["bar.none"]))
-    return policy.bar if math.isfinite(policy.bar) else None
+    name = BARS if has_own_bars(policy) else BAR
+    inputs = {value.name for value in file.graph.input}
+    if not isinstance(policy, EvidencePolicy) or name not in inputs:
+        return {}
+    each = [policy.bar_at(layer) for layer in range(1, depth)]
+    own = np.array(each if name == BARS else policy.bar, np.float32)
+    none, chosen, used = f"{name}.none", f"{name}.own", f"{name}.used"
+    read_instead(file.graph.node, {name: used})
+    file.graph.initializer.append(numpy_helper.from_array(own, chosen))
+    file.graph.node.insert(0, helper.make_node("Where", [none, chosen, name], [used]))
+    file.graph.node.insert(0, helper.make_node("IsNaN", [name], [none]))
+    if name == BARS:
+        return {BARS: tuple(bar if math.isfinite(bar) else None for bar in each)}
+    return {BAR: policy.bar if math.isfinite(policy.bar) else None}
 
 
 def _refuse_rows(file: ModelProto, policy: Policy) -> None:
@@ -216,14 +229,14 @@ def _refuse_rows(file: ModelProto, policy: Policy) -> None:
         )
 
 
-def _described(model: Predictor, ready: ReadyPoint, bar: float | None) -> dict[str, str]:
+def _described(model: Predictor, ready: ReadyPoint, bars: dict[str, Any]) -> dict[str, str]:
     """What the file says of itself to whoever loads it."""
     warm = [] if ready.temperatures is None else list(ready.temperatures.values)
     return {
         "problem_type": model.model.problem_type,
         "labels": json.dumps(Labels(model.model).names, ensure_ascii=False),
         "policy": json.dumps(ready.policy.to_dict()),
-        "bar": "" if bar is None else repr(bar),
+        **{name: _as_text(bars.get(name)) for name in (BAR, BARS)},
         "temperatures": json.dumps(warm) if warm else "",
         "dtype": model.engine.dtype,
         "depth": str(model.model.depth),
@@ -231,6 +244,10 @@ def _described(model: Predictor, ready: ReadyPoint, bar: float | None) -> dict[s
         "model_fingerprint": model.model.fingerprint(),
         "processor_fingerprint": model.processor_fingerprint,
     }
+
+
+def _as_text(number: Any) -> str:
+    return "" if number is None else json.dumps(number)
 
 
 def _write_onnx(file: ModelProto, said: dict[str, str], path: Path) -> int:

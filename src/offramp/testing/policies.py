@@ -17,7 +17,7 @@ from offramp.policies import (
     Policy,
     Rows,
     State,
-    bar_of,
+    bars_of,
     decide,
     make_policy,
 )
@@ -133,11 +133,11 @@ def _check_compaction(policy: Policy, outputs: Outputs, rows: Rows) -> None:
     """Taking out the rows that left, skipping exits it does not read, and its bar as a tensor, as
     engines have it, change nothing."""
     whole = walk(policy, outputs, rows)
-    where, state, bar = rows.ids, policy.start(rows), bar_of(policy)
+    where, state, bars = rows.ids, policy.start(rows), bars_of(policy, len(outputs))
     for layer, output in enumerate(outputs, start=1):
         last = layer == len(outputs)
         here = select([output], where)[0]
-        leave, _, answer, state = decide(policy, state, layer, here, last, bar)
+        leave, _, answer, state = decide(policy, state, layer, here, last, bars[layer - 1])
         gone = where[leave]
         agree = (whole.exit_layers[gone] == layer).all() and torch.allclose(
             whole.scores[gone], answer[leave].float(), atol=1e-5, equal_nan=True
