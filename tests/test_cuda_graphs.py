@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from engine_support import same
 from segment_support import FreeTable, Memory, alone, graphed
 
+from offramp import pipeline
 from offramp.backbones import Batch
-from offramp.engines import TorchEngine
+from offramp.engines import TorchEngine, make_engine
 from offramp.engines.cuda_graphs import CudaGraphs, rows_bucket
 from offramp.engines.segments import Running, Segments
 from offramp.engines.stepping import Stepper
@@ -85,6 +87,40 @@ def test_answers_outlive_the_next_replay() -> None:
     first = [run_free(engine, 8, policy) for _ in range(3)]
     wanted = run_free(TorchEngine(free_table()), 8, policy)
     assert all(same(found, wanted) for found in first)
+
+
+def test_a_pipeline_asks_for_graphs_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, memory = tiny_model("bert", layers=3), Memory()
+    model.save_pretrained(tmp_path, processor=tiny_tokenizer())
+    monkeypatch.setattr("offramp.engines.torch_engine._gpu_of", lambda model: memory.device)
+    monkeypatch.setattr("offramp.engines.torch_engine.CudaRecorder", lambda device: memory)
+    policy, texts = MaxProbability(threshold=0.45), ["A dull story.", "What a film!"]
+    plain = pipeline(tmp_path, policy, device="cpu")
+    classify = pipeline(tmp_path, policy, device="cpu", cuda_graphs=True, sync_every=2)
+    for _ in range(3):
+        for found, wanted in zip(classify(texts), plain(texts), strict=True):
+            assert found["label"] == wanted["label"]
+            assert found["exit_layer"] == wanted["exit_layer"]
+    assert memory.repeats > memory.captures > 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "option", "said"),
+    [
+        ("torch", {"cuda_graphs": True}, "need the model on a GPU: device='cuda'"),
+        ("inductor", {"cuda_graphs": True}, "cuda_graphs is for backend torch, not for inductor"),
+        ("onnx", {"sync_every": 2}, "sync_every is for backend torch, not for onnx"),
+        ("torch", {"sync_every": 0}, "1 or more"),
+        ("torch", {"sync_every": "2"}, "sync_every='2': give a number of layers"),
+    ],
+)
+def test_options_of_a_gpu_are_refused_where_they_make_no_sense(
+    backend: str, option: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_engine(tiny_model("bert", layers=2), backend, **option)
 
 
 def test_graphs_that_are_not_used_make_room() -> None:

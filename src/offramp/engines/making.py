@@ -42,6 +42,8 @@ def make_engine(
     *,
     threads: int | None = None,
     progress: bool = True,
+    sync_every: int | None = None,
+    cuda_graphs: bool = False,
 ) -> Engine:
     """An engine that runs a multi-exit model.
 
@@ -53,16 +55,22 @@ def make_engine(
         threads: that a call may use; None is as many as torch's. Torch itself has one number
             for the whole process: `torch.set_num_threads`.
         progress: show a bar while a backend prepares.
+        sync_every, cuda_graphs: of `TorchEngine`, with backend torch.
 
     Raises:
-        ConfigError: no such backend, or not in this number format, or no number of threads.
+        ConfigError: no such backend, or not in this number format, or no number of threads; an
+            option of torch with another, or CUDA graphs of a model that is not on a GPU.
         MissingExtraError: what the backend needs is not installed.
     """
     make = ENGINES[backend]
     check_dtype(backend, dtype)
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; give a whole number from 1.")
-    return make(model, dtype, threads, progress)
+    asked = {"cuda_graphs": cuda_graphs or None, "sync_every": sync_every}
+    options = {name: value for name, value in asked.items() if value is not None}
+    if options and backend != TorchEngine.name:
+        raise ConfigError(f"{next(iter(options))} is for backend torch, not for {backend}.")
+    return make(model, dtype, threads, progress, **options)
 
 
 def check_backend(
@@ -103,9 +111,9 @@ def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:
 
 @ENGINES.register("torch")
 def _torch(
-    model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool
+    model: Any, dtype: str | torch.dtype | None, threads: int | None, progress: bool, **options: Any
 ) -> Engine:
-    return TorchEngine(_in_format(model, dtype))
+    return TorchEngine(_in_format(model, dtype), **options)
 
 
 @ENGINES.register("inductor")

@@ -57,8 +57,8 @@ class TorchEngine:
     def __init__(
         self, model: Exitable, *, sync_every: int | None = None, cuda_graphs: bool = False
     ) -> None:
-        if sync_every is not None and sync_every < 1:
-            raise ConfigError(f"sync_every={sync_every}: give a number of layers, 1 or more.")
+        if sync_every is not None and (type(sync_every) is not int or sync_every < 1):
+            raise ConfigError(f"sync_every={sync_every!r}: give a number of layers, 1 or more.")
         self.model, self.sync_every = model, sync_every
         # graphs leave no Python between the calls of torch
         wanted = self.straightens and not cuda_graphs
@@ -193,5 +193,5 @@ class TorchEngine:
 def _gpu_of(model: Exitable) -> torch.device:
     weight = next(model.backbone.layers.parameters(), None)
     if weight is None or not weight.is_cuda:
-        raise ConfigError("CUDA graphs need the model on a GPU. Move it there first: model.cuda().")
+        raise ConfigError("CUDA graphs need the model on a GPU: device='cuda', or model.cuda().")
     return weight.device

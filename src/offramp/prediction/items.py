@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -15,7 +15,7 @@ from offramp.data.images import LazyImage, file_bytes
 from offramp.data.tokens import encode_texts, token_limit
 from offramp.engines import Inputs, TextInputs, bucket, collate
 from offramp.engines.batching import WINDOW
-from offramp.errors import DataError
+from offramp.errors import ConfigError, DataError
 from offramp.model import MultiExitModel
 
 Item: TypeAlias = Any
@@ -138,6 +138,24 @@ def options_of(item: Item) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         return {}
     return {name: item[name] for name in OPTIONS if item.get(name) is not None}
+
+
+def check_items(items: Iterable[Item]) -> None:
+    """Refuse one text where there should be several. Raises ConfigError."""
+    if isinstance(items, str):
+        raise ConfigError("Give a list of texts; one text alone would be read letter by letter.")
+
+
+def alike(items: Iterable[Item]) -> Iterator[Item]:
+    """Items of a stream. Raises ConfigError for one that asks for a way of its own."""
+    for item in items:
+        own = options_of(item)
+        if own:
+            raise ConfigError(
+                f"Rows of a stream run alike, but one asks for {', '.join(own)}. Use `answer` or "
+                "`predict`, or give `stream` a point and a budget."
+            )
+        yield item
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

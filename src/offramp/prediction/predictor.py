@@ -41,7 +41,7 @@ from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
 from offramp.model.folder import is_ours, resolve
 from offramp.policies import Full, Policy, Rows
-from offramp.prediction.items import Item, Row, items_of, options_of
+from offramp.prediction.items import Item, Row, alike, check_items, items_of, options_of
 from offramp.prediction.ready import Course, ReadyPoint, check_length
 from offramp.prediction.watching import Watch, begin
 
@@ -126,6 +126,8 @@ class Predictor:
         dtype: str | torch.dtype | None = None,
         backend: str = "torch",
         threads: int | None = None,
+        sync_every: int | None = None,
+        cuda_graphs: bool = False,
         max_rows: int = MAX_ROWS,
         max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
@@ -141,6 +143,7 @@ class Predictor:
             backend: `torch`, or `onnx` or `openvino`, which run on the CPU and take a minute to
                 prepare the first time.
             threads: of a call, where the backend is not torch; None is as many as torch's.
+            sync_every, cuda_graphs: of `TorchEngine`, with backend `torch`; graphs need a GPU.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
         """
         target = check_backend(backend, dtype, device)
@@ -150,6 +153,7 @@ class Predictor:
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
+        options: dict[str, Any] = {"sync_every": sync_every, "cuda_graphs": cuda_graphs}
         number_format = as_dtype(dtype) if backend in ON_TORCH else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
@@ -158,7 +162,7 @@ class Predictor:
             load_processor(folder, loaded.backbone.reads),
             point,
             folder=folder,
-            engine=make_engine(loaded, backend, dtype, threads=threads),
+            engine=make_engine(loaded, backend, dtype, threads=threads, **options),
             max_rows=max_rows,
             max_tokens=max_tokens,
             max_length=max_length,
@@ -303,7 +307,7 @@ class Predictor:
             seen: called with the answers of each batch as it is done, in any order.
             budget: of each row; what a row asks for itself is never more.
         """
-        _check_items(items)
+        check_items(items)
         courses = self._courses(items, Course(self.ready(point), budget))
         rows, cut = self.items.read(items)
         answers: dict[int, Answer] = {}
@@ -343,14 +347,14 @@ class Predictor:
 
     def _courses(self, items: Sequence[Item], usual: Course) -> list[tuple[Course, list[int]]]:
         """How items run, and the places of those that run so."""
-        alike: dict[str, tuple[Course, list[int]]] = {}
+        same: dict[str, tuple[Course, list[int]]] = {}
         for place, item in enumerate(items):
             own = options_of(item)
             key = repr(own)
-            if key not in alike:
-                alike[key] = (self._course(usual, **own), [])
-            alike[key][1].append(place)
-        return list(alike.values())
+            if key not in same:
+                same[key] = (self._course(usual, **own), [])
+            same[key][1].append(place)
+        return list(same.values())
 
     def _course(
         self,
@@ -391,7 +395,7 @@ class Predictor:
 
         Raises ConfigError where an option makes no sense.
         """
-        _check_items(items)
+        check_items(items)
         course = Course(self.ready(point), budget)
         if isinstance(self.engine, CompiledEngine) and budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.engine.name))
@@ -422,7 +426,7 @@ class Predictor:
 
     def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
         first = 0
-        for window in windows(_alike(items), self.items.ahead * self.max_rows):
+        for window in windows(alike(items), self.items.ahead * self.max_rows):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             lengths = [row.length for row in rows]
@@ -437,7 +441,7 @@ class Predictor:
         return self.max_rows, self.max_tokens, most_padding(self.engine, self.model.device)
 
     def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
-        for window in windows(_alike(items), self.max_rows):
+        for window in windows(alike(items), self.max_rows):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             for row in rows:
@@ -479,20 +483,3 @@ class Predictor:
 def _said(answers: Sequence[Answer]) -> tuple[npt.NDArray[Any], list[int]]:
     """Scores (rows, classes) and exit layers."""
     return np.stack([one.scores for one in answers]), [one.exit_layer for one in answers]
-
-
-def _check_items(items: Iterable[Item]) -> None:
-    if isinstance(items, str):
-        raise ConfigError("Give a list of texts; one text alone would be read letter by letter.")
-
-
-def _alike(items: Iterable[Item]) -> Iterator[Item]:
-    """Items of a stream. Raises ConfigError for one that asks for a way of its own."""
-    for item in items:
-        own = options_of(item)
-        if own:
-            raise ConfigError(
-                f"Rows of a stream run alike, but one asks for {', '.join(own)}. Use `answer` or "
-                "`predict`, or give `stream` a point and a budget."
-            )
-        yield item
