@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,12 @@ from engine_fixtures import BAND
 from offramp.engines import Budget, Engine, TorchEngine, make_engine, rows_of
 from offramp.engines.assembly import all_read, bodies
 from offramp.engines.graphs import Graphs
+from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.model import MultiExitModel
 from offramp.policies import MaxProbability, Patience, Policy, Rows, State, Step
-from offramp.testing.tiny import tiny_batch_for, tiny_model
+from offramp.prediction import Predictor
+from offramp.testing.tiny import tiny_batch_for, tiny_model, tiny_processor, tiny_texts
 
 pytest_plugins = ("engine_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,3 +108,42 @@ def within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for body in bodies(node):
             yield from within(body)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32")]
+)
+def test_a_stream_that_is_the_same_in_any_company_runs_row_by_row(
+    model: MultiExitModel, backend: str, dtype: str
+) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    engine = make_engine(model, backend, dtype, progress=False)
+    policy = MaxProbability(threshold=0.45)
+    predictor = Predictor(model, tiny_processor("bert"), policy, engine=engine)
+    texts, draw = tiny_texts(40, seed=4), random.Random(0)
+    wanted = dict(predictor.stream(texts, determinism="shape"))
+    assert len({answer.exit_layer for answer in wanted.values()}) > 1
+    for _ in range(50):
+        company = draw.sample(range(40), draw.randint(1, 12))
+        asked = (texts[place] for place in company)
+        for place, answer in predictor.stream(asked, determinism="shape"):
+            same = wanted[company[place]]
+            assert answer.exit_layer == same.exit_layer
+            assert answer.scores.tobytes() == same.scores.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"determinism": "bits"}, "'bits' is unknown"),
+        ({"slots": 8}, "slots=8 is for backends torch and inductor"),
+        ({"ahead": 8}, "ahead=8 is for backends torch and inductor"),
+    ],
+)
+def test_a_file_has_no_slots_to_fill(
+    model: MultiExitModel, option: dict[str, Any], said: str
+) -> None:
+    engine = make_engine(model, "onnx", progress=False)
+    predictor = Predictor(model, tiny_processor("bert"), "full", engine=engine)
+    with pytest.raises(ConfigError, match=said):
+        predictor.stream(["A dull story."], **option)

@@ -35,7 +35,7 @@ from offramp.engines.base import NO_CLOCK
 from offramp.engines.batching import MAX_ROWS, MAX_TOKENS
 from offramp.engines.compiled import CompiledEngine
 from offramp.engines.making import ON_TORCH
-from offramp.engines.pool import SLOTS, Determinism, in_order
+from offramp.engines.pool import SLOTS, Determinism, check_options, in_order
 from offramp.engines.steps import most_padding
 from offramp.errors import ConfigError, ModelError, PointError
 from offramp.model import MultiExitModel
@@ -388,8 +388,8 @@ class Predictor:
             point: None is the predictor's own.
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
-                are asked about; with backends torch and inductor, as the next two.
-            slots: rows of a full batch.
+                are asked about; with backends onnx and openvino, rows then run one by one.
+            slots: rows of a full batch; with backends torch and inductor, as the next.
             ahead: rows read before their answers are there.
             budget: of each row; its seconds begin with its first layer.
 
@@ -400,14 +400,18 @@ class Predictor:
         if isinstance(self.engine, CompiledEngine) and budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.engine.name))
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
-            asked = {"determinism": determinism, "slots": slots, "ahead": ahead}
+            check_options(SLOTS, SLOTS, determinism, budget)
+            # in a file, layers run on as many rows as neighbours leave over
+            one_by_one = determinism is not None and isinstance(self.engine, CompiledEngine)
+            refused = None if one_by_one else determinism
+            asked = {"determinism": refused, "slots": slots, "ahead": ahead}
             for option, value in asked.items():
                 if value is not None:
                     raise ConfigError(
                         f"{option}={value!r} is for backends torch and inductor, and not for rows "
                         "that are watched."
                     )
-            found = self._by_batches(items, course)
+            found = self._by_batches(items, course, 1 if one_by_one else self.max_rows)
             return in_order(found) if ordered else found
         results = self.engine.stream(
             self._alone(items),
@@ -424,13 +428,15 @@ class Predictor:
             for position, row in results
         )
 
-    def _by_batches(self, items: Iterable[Item], course: Course) -> Iterator[tuple[int, Answer]]:
+    def _by_batches(
+        self, items: Iterable[Item], course: Course, most: int
+    ) -> Iterator[tuple[int, Answer]]:
         first = 0
         for window in windows(alike(items), self.items.ahead * self.max_rows):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             lengths = [row.length for row in rows]
-            for places in plan_batches(lengths, *self._limits):
+            for places in plan_batches(lengths, most, *self._limits[1:]):
                 answers = self._run([rows[place] for place in places], course)
                 yield from zip((first + places).tolist(), answers, strict=True)
             first += len(rows)
