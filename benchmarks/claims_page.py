@@ -31,10 +31,9 @@ counted FLOPs, not time.
 ## How it is decided
 
 All figures are differences, paired by row and seed, in points (hundredths of the set's score), with
-95 % intervals over rows and seeds. For uspto_50k, 20newsgroups, CIFAR-10 and SICK seeds count by
-Student's t, as `offramp compare` has it today; for SST-2, MRPC and STS-B seeds were resampled, and
-three are few to draw from: there intervals are too narrow, and a yes or no that is close may be
-undecided. An answer comes from the interval alone:
+95 % intervals over rows and seeds. Seeds count by Student's t, as `offramp compare` has it today,
+but for MRPC and STS-B: there they were resampled, and three are few to draw from, so intervals are
+too narrow, and a yes or no that is close may be undecided. An answer comes from the interval alone:
 
 - *at least level*: **yes** if its lower end is above -0.5 points; **no**, if not yes, where its
   upper end is at or below 0;
