@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,16 +222,6 @@ def test_of_several_numbers_of_threads_all_are_kept_and_the_fastest_is_shown(pla
     tried = done.by_threads("stream", BASELINE)
     assert list(tried) == [1, 2]
     assert tried[done.threads] == done.workloads[-1].of(BASELINE).ms.median
-
-
-def test_the_command_says_which_number_of_threads_is_fastest(
-    place: Path, tmp_path: Path, offramp: Callable[..., Said]
-) -> None:
-    given_to = ("bench", place / "exits", "-d", place / "rows.csv", "-o", tmp_path / "out")
-    said = offramp(*given_to, "--depths", "50", "--threads", "1,2", *OPTIONS)
-    assert said.code == 0, said.err
-    assert "Fastest number of threads" in said.out
-    assert re.search(r"Of 1, 2 threads, [12] did best", said.out)
 
 
 # Turns and time
@@ -507,59 +496,3 @@ def test_a_file_is_no_folder_to_write(place: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file"):
         bench(place / "exits", place / "rows.csv", tmp_path / "bench", **QUICK)
     assert (tmp_path / "bench").read_text() == "before"
-
-
-# The command
-
-
-def test_the_command_prints_tables_and_writes_the_page(
-    place: Path, tmp_path: Path, offramp: Callable[..., Said]
-) -> None:
-    given_to = ("bench", place / "exits", "-d", place / "rows.csv", "-o", tmp_path / "out")
-    said = offramp(*given_to, "--depths", "25,50%", *OPTIONS)
-    assert said.code == 0, said.err
-    assert "Speed-up by early exit, of the ideal" in said.out
-    assert "offramp torch fp32, forced 50% depth" in said.out
-    assert "Where rows leave is forced" in said.out
-    assert str(tmp_path / "out" / "bench.html") in said.out
-    assert said.err == ""
-    assert tree(tmp_path / "out") == ["bench.html", "bench.json"]
-
-
-def test_the_command_gives_one_document(
-    place: Path, tmp_path: Path, offramp: Callable[..., Said]
-) -> None:
-    output = tmp_path / "out"
-    given = ("bench", place / "stock", "-d", place / "rows.csv", "-o", output, "--json")
-    said = offramp(*given, *OPTIONS)
-    assert Bench.model_validate(said.document) == read_document(Bench, output / "bench.json")
-    assert said.document["source"].startswith("a stock model with new exits")
-
-
-def test_the_command_leaves_a_cell_empty_where_nothing_was_timed(
-    tmp_path: Path, offramp: Callable[..., Said]
-) -> None:
-    model = save_tiny(tmp_path / "albert", "albert")
-    said = offramp("bench", model, "-o", tmp_path / "out", "--depths", "50", *OPTIONS)
-    assert said.code == 0, said.err
-    (line,) = (line for line in said.out.splitlines() if "depth pool  " in line and " of " in line)
-    assert len(re.findall(r"x of ", line)) == 1
-    assert "A depth pool takes the rows of the stream one by one" in said.out
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--batch-sizes", "1,many"),
-        ("--depths", "half"),
-        ("--backends", ","),
-        ("--threads", "two"),
-        ("--threads", ","),
-    ],
-)
-def test_the_command_says_what_is_wrong_with_a_list(
-    option: str, value: str, place: Path, offramp: Callable[..., Said]
-) -> None:
-    said = offramp("bench", place / "exits", option, value)
-    assert said.code == 2
-    assert option in said.err

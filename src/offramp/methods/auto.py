@@ -3,9 +3,10 @@
 Half of the epochs fine-tune the model, without exits; then exits and backbone learn together, each
 row weighing most around where it would leave (COSEE's weighting). Exits learn where to look, at
 three times the rate of other methods; those of images learn alone for a while before and after.
-docs/results/auto.md says what each part is worth, and what was left out because no gain of it is
-beyond chance: distillation from full depth, a second output that says whether an exit is right,
-and, for texts, exits that learn alone first.
+docs/results/auto.md says what each part is worth: looking by itself is beyond chance, weighting and
+rate are kept though they are not. Left out, because no gain of it is beyond chance: distillation
+from full depth, a second output that says whether an exit is right, and, for texts, exits that
+learn alone first.
 """
 
 from offramp.exits import ExitSpec
