@@ -101,7 +101,7 @@ def slim(board: Board) -> Board:
 def command(given: argparse.Namespace) -> str:
     """What makes the same board again, wherever and on however many cores."""
     words = ["python benchmarks/compare.py", given.name]
-    for name in ("seeds", "methods", "rates", "plugins", "rows"):
+    for name in ("seeds", "methods", "rates", "plugins", "rows", "epochs"):
         value = getattr(given, name)
         if value:
             values = value if isinstance(value, (list, tuple)) else [value]
@@ -121,22 +121,24 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--plugins", nargs="*", default=())
     parser.add_argument("--rows", type=int, help="to train on, for a quick try")
+    parser.add_argument("--epochs", type=float, help="after the start, for a board of its own")
     parser.add_argument("--no-bf16", action="store_true", help="where it is slower than fp32")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"))
     parser.add_argument("--docs", type=Path, default=DOCS)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     setting = SETTINGS[given.name]
+    name = given.name if given.epochs is None else f"{given.name}-{given.epochs:g}-epochs"
     study = STUDIES[setting.study]
     folder = SHARED / "data" / setting.study.partition("-")[0]
     done = compare(
         model_path(study.model, given.work),
         rows_of(folder / study.train_file, setting.study),
-        given.work / given.name,
+        given.work / name,
         methods=given.methods or setting.methods,
         seeds=given.seeds,
         budget=given.budget,
-        epochs=setting.epochs,
+        epochs=given.epochs or setting.epochs,
         start_epochs=setting.start_epochs,
         batch_size=study.batch_size,
         rates=given.rates or setting.rates,
@@ -145,7 +147,7 @@ def main() -> None:
         problem_type=study.problem_type,
         max_length=study.max_length,
         max_rows=given.rows or setting.rows,
-        title=given.name,
+        title=name,
         workers=given.workers,
         plugins=given.plugins,
         bf16=not given.no_bf16,
@@ -154,10 +156,10 @@ def main() -> None:
         print(f"missing: {one.method}, seed {one.seed}: {one.why}")
     if done.board is not None:
         (given.docs / "compare").mkdir(parents=True, exist_ok=True)
-        write_document(given.docs / "compare" / f"{given.name}.json", slim(done.board))
+        write_document(given.docs / "compare" / f"{name}.json", slim(done.board))
         page = (done.folder / "leaderboard.md").read_text(encoding="utf-8")
         made_by = f"Made by `{command(given)}`.\n\n"
-        (given.docs / f"compare-{given.name}.md").write_text(made_by + page, encoding="utf-8")
+        (given.docs / f"compare-{name}.md").write_text(made_by + page, encoding="utf-8")
 
 
 if __name__ == "__main__":
