@@ -119,8 +119,8 @@ WORDS = {
     "7a": Words(
         "COSEE above all older ones at 2x, 3x and 4x",
         "Against every older method that was run, by Holm over these; the figure is the difference "
-        "from the one of the largest area on tune. 4x and SDN were asked on SICK and "
-        "SST-2 alone.",
+        "from the one of the largest area on tune. Sets without a line for 4x were not asked for "
+        "it, nor was SDN among the older ones there.",
     ),
     "7b": Words(
         "CAP above all older ones at 2x, 3x and 4x",

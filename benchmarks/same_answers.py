@@ -30,7 +30,13 @@ POLICIES: tuple[EvidencePolicy, ...] = (
     *(MaxProbability(threshold=bar) for bar in (0.7, 0.9, 0.99)),
     *(Patience(patience=count) for count in (1, 2)),
 )
-ENGINES = (("onnx", "fp32"), ("onnx", "int8"))
+ENGINES = (
+    ("inductor", "fp32"),
+    ("onnx", "fp32"),
+    ("openvino", "fp32"),
+    ("onnx", "int8"),
+    ("openvino", "int8"),
+)
 HEAD = """# Other engines, the same answers
 
 Rows that leave after another layer, or are answered with another label, than on the torch engine

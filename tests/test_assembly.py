@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -130,6 +131,10 @@ def test_a_stream_that_is_the_same_in_any_company_runs_row_by_row(
             same = wanted[company[place]]
             assert answer.exit_layer == same.exit_layer
             assert answer.scores.tobytes() == same.scores.tobytes()
+    endless = (text for turn in itertools.count() for text in texts)
+    asked = predictor.stream(endless, determinism="shape")
+    assert [place for place, _ in itertools.islice(asked, 3)] == [0, 1, 2]
+    assert next(endless) == texts[3], "a row is answered before the next one is read"
 
 
 @pytest.mark.parametrize(

@@ -461,6 +461,8 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_timed(
         ({"threads": 0}, "--threads is 0"),
         ({"threads": [2, 0]}, "--threads is 0"),
         ({"threads": []}, "--threads is empty"),
+        ({"threads": "1,2"}, "--threads is '1,2'; give numbers such as"),
+        ({"threads": [1, 1.5]}, "--threads is 1.5"),
         ({"depths": [1.5]}, "1.5 is no share of the layers"),
         ({"depths": [0.0]}, "above 0"),
         ({"depths": []}, "--depths is empty"),

@@ -15,7 +15,7 @@ from segment_support import FreeTable, Memory, alone, graphed
 
 from offramp import pipeline
 from offramp.backbones import Batch
-from offramp.engines import TorchEngine, make_engine
+from offramp.engines import TorchEngine, check_backend, make_engine
 from offramp.engines.cuda_graphs import CudaGraphs, rows_bucket
 from offramp.engines.segments import Running, Segments
 from offramp.engines.stepping import Stepper
@@ -94,6 +94,8 @@ def test_a_pipeline_asks_for_graphs_by_name(
 ) -> None:
     model, memory = tiny_model("bert", layers=3), Memory()
     model.save_pretrained(tmp_path, processor=tiny_tokenizer())
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("offramp.prediction.predictor.check_backend", lambda *_, **__: cpu)
     monkeypatch.setattr("offramp.engines.torch_engine._gpu_of", lambda model: memory.device)
     monkeypatch.setattr("offramp.engines.torch_engine.CudaRecorder", lambda device: memory)
     policy, texts = MaxProbability(threshold=0.45), ["A dull story.", "What a film!"]
@@ -114,6 +116,8 @@ def test_a_pipeline_asks_for_graphs_by_name(
         ("onnx", {"sync_every": 2}, "sync_every is for backend torch, not for onnx"),
         ("torch", {"sync_every": 0}, "1 or more"),
         ("torch", {"sync_every": "2"}, "sync_every='2': give a number of layers"),
+        ("torch", {"cuda_graphs": "no"}, "cuda_graphs='no': give True or False"),
+        ("onnx", {"threads": 0}, "threads is 0; give a whole number from 1"),
     ],
 )
 def test_options_of_a_gpu_are_refused_where_they_make_no_sense(
@@ -121,6 +125,8 @@ def test_options_of_a_gpu_are_refused_where_they_make_no_sense(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         make_engine(tiny_model("bert", layers=2), backend, **option)
+    with pytest.raises(ConfigError, match=said):
+        check_backend(backend, device="cpu", **option)  # before the weights are read
 
 
 def test_graphs_that_are_not_used_make_room() -> None:

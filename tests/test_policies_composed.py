@@ -18,6 +18,8 @@ from offramp.policies import (
     MaxProbability,
     Patience,
     Policy,
+    State,
+    Step,
     Tempered,
     make_policy,
 )
@@ -112,11 +114,30 @@ def test_a_mixture_of_label_sets_averages_each_labels_probability():
     torch.testing.assert_close(torch.sigmoid(found), wanted, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("inner", [p for p in POLICIES if p != "averaged" and p != "fixed"])
-def test_rows_leave_where_the_policy_inside_says(inner):
+INSIDE = {name: make_policy({"name": name, **({"layer": 3} if name == "fixed" else {})})
+          for name in POLICIES if name != "averaged"}  # fmt: skip
+
+
+class Falling(MaxProbability):
+    """Asks less of later exits."""
+
+    def bar_at(self, layer: int) -> float:
+        return self.threshold - 0.05 * layer
+
+
+class Doubled(MaxProbability):
+    """Leaves by a step of its own."""
+
+    def step(self, state: State, layer: int, output: ExitOutput) -> Step:
+        return self.step_at(min(1.0, 2 * self.threshold), state, layer, output)
+
+
+@pytest.mark.parametrize("policy", [*INSIDE.values(), Falling(), Doubled(threshold=0.4)], ids=str)
+def test_rows_leave_where_the_policy_inside_says(policy):
     outputs = random_outputs(SINGLE, rows=40, signals=all_signals())
-    policy, rows = make_policy(inner), rows_like(outputs)
-    check_policy(Averaged(policy=policy), SINGLE, outputs)
+    rows = rows_like(outputs)
+    if POLICIES[policy.name] is type(policy):  # others do not come back from JSON
+        check_policy(Averaged(policy=policy), SINGLE, outputs)
     found = walk(Averaged(policy=policy), outputs, rows)
     assert torch.equal(found.exit_layers, walk(policy, outputs, rows).exit_layers)
 

@@ -68,6 +68,14 @@ def test_as_released_is_refused_where_it_would_change_nothing(
         train(source, examples(), tmp_path / "out", method=method, as_released=True)
 
 
+def test_as_released_is_refused_where_another_pooling_is_asked_for(
+    source: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"as_released": True, "pooling": "mean"}
+    with pytest.raises(ConfigError, match=r"but what its exits pool, .* 'mean'\. Leave"):
+        train(source, examples(), tmp_path / "out", method="pabee", **given)
+
+
 @pytest.mark.parametrize("run", [train, attach])
 def test_no_rows_are_refused(run: Any, source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):

@@ -16,7 +16,7 @@ from datasets import Dataset
 from offramp.calibration import Monitor, OperatingPoint, calibrate
 from offramp.cli.main import main
 from offramp.data import encode
-from offramp.engines import Budget, record
+from offramp.engines import Budget, make_engine, record
 from offramp.errors import ConfigError, PointError
 from offramp.policies import Fixed, Full
 from offramp.prediction import Predictor, predict, predict_file
@@ -200,6 +200,16 @@ def test_a_stream_is_watched_too(folder: Path) -> None:
     seen = predictor.watch(share=1)
     assert len(list(predictor.stream(TEXTS))) == len(TEXTS)
     assert seen.monitor.audited == len(TEXTS)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_what_is_watched_depends_on_the_rows_before(folder: Path, backend: str) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    predictor = Predictor.load(folder)
+    predictor.watch(share=1)
+    predictor.engine = make_engine(predictor.model, backend, progress=False)
+    with pytest.raises(ConfigError, match="not for rows that are watched"):
+        predictor.stream(TEXTS, determinism="shape")
 
 
 def test_a_file_keeps_the_level_it_was_begun_with(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.backbones import Batch
+from offramp.errors import ModelError
 from offramp.model import MultiExitModel
 
 MOST_ROWS = 4096
@@ -85,6 +86,9 @@ def quantise_plain(path: Path, target: Path) -> None:
         turned = Path(place, "turned.onnx")
         quant_pre_process(path, turned, skip_symbolic_shape=True)
         model = onnx.load(turned)
+        given = {weight.name for weight in model.graph.initializer}
+        if any(one.op_type == "Transpose" and one.input[0] in given for one in model.graph.node):
+            raise ModelError("ONNX Runtime has left weights unturned, which would stay floats.")
         # shapes noted by the exporter are of weights before the quantiser turns them
         del model.graph.value_info[:]
         quantize_dynamic(

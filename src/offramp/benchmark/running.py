@@ -154,10 +154,14 @@ def _counts(threads: int | Sequence[int] | None) -> list[int]:
     """Numbers of threads."""
     if threads is None:
         return [torch.get_num_threads()]
-    counts = list(dict.fromkeys(threads)) if isinstance(threads, Sequence) else [threads]
-    if not counts:
+    several = isinstance(threads, Sequence) and not isinstance(threads, str)
+    given: Sequence[Any] = threads if several else [threads]  # type: ignore[assignment]
+    for count in given:
+        if type(count) is not int:
+            raise ConfigError(f"--threads is {count!r}; give numbers such as 1,2,4.")
+    if not given:
         raise ConfigError("--threads is empty; give numbers such as 1,2,4.")
-    return counts
+    return list(dict.fromkeys(given))
 
 
 def _folder(output: str | os.PathLike[str] | None) -> Path | None:

@@ -20,7 +20,7 @@ from offramp.policies import (
     Policy,
     Sample,
     Tempered,
-    has_own_step,
+    has_one_bar,
 )
 from offramp.table import ExitTable
 from offramp.table.replay import evidence_of_exits
@@ -40,7 +40,7 @@ def everything(judge: Judge) -> Iterator[Iterator[Outcome]]:
     """
     starts = [one for name in POLICIES if name not in _APART for one in _starts(name, judge.table)]
     yield from map(judge.search, starts)
-    plain = [one for one in starts if isinstance(one, EvidencePolicy) and not has_own_step(one)]
+    plain = [one for one in starts if has_one_bar(one)]
     averages = [mean for start in plain for mean in _averages(start, judge.table.problem_type)]
     yield from map(judge.search, averages)
     for start in [*plain, *averages]:
@@ -53,7 +53,8 @@ def per_exit_path(judge: Judge, policy: EvidencePolicy, levels: int = LEVELS) ->
     """Bars for each exit, from nobody leaving to all.
 
     Greedy: the next bar to be lowered is that of the exit where the rows that then leave lose
-    least for what they save.
+    least for what they save. That is counted as if every exit were read in any case, so the first
+    bar of an exit seems to cost nothing; what comes out is counted as it is.
 
     Args:
         policy: whose evidence is compared with the bars.
@@ -61,7 +62,10 @@ def per_exit_path(judge: Judge, policy: EvidencePolicy, levels: int = LEVELS) ->
     """
     table = judge.table
     evidence = evidence_of_exits(table, policy)[:, :-1]
-    bars = [_levels(evidence[:, place], levels) for place in range(table.depth - 1)]
+    bars = [
+        _levels(evidence[:, place], levels) if policy.reads(place + 1) else []
+        for place in range(table.depth - 1)
+    ]
     rows = _Rows(evidence, judge.losses_by_exit(policy), judge.costs_by_exit(policy))
     now: list[float | None] = [None] * len(bars)
 

@@ -20,7 +20,7 @@ from offramp.metrics import (
     predictions,
     strayed,
 )
-from offramp.policies import EvidencePolicy, Policy, has_own_step
+from offramp.policies import EvidencePolicy, Policy, has_one_bar
 from offramp.table import (
     ExitTable,
     answer_matrix,
@@ -139,7 +139,7 @@ class Judge:
 
     def search(self, start: Policy, bars: bool = True) -> Iterator[Outcome]:
         """The policy as it is, and with `bars` at every other bar worth trying, if it has one."""
-        if bars and isinstance(start, EvidencePolicy) and not has_own_step(start):
+        if bars and has_one_bar(start):
             evidence = evidence_matrix(self.table, start)
             tried = np.append(_bars(evidence), np.float32(start.bar))
             yield from self.sweep(start, tried, evidence)

@@ -30,7 +30,7 @@ from offramp.policies import (
     PerExit,
     Policy,
     Sample,
-    has_own_step,
+    has_one_bar,
 )
 from offramp.table import ExitTable, answer_matrix, executed_cost, replay, sweep
 from offramp.table.store import Array
@@ -226,7 +226,7 @@ class Reader:
         }
 
     def _read(self, start: Policy, policies: Sequence[Policy]) -> Iterator[tuple[Array, Array]]:
-        if not isinstance(start, EvidencePolicy) or has_own_step(start):
+        if not has_one_bar(start):
             for policy in policies:
                 done = replay(self.table, policy)
                 yield predictions(done.answers, self.table.problem_type), done.cost

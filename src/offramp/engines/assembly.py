@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from offramp.engines.exporting import OUT
+from offramp.engines.exporting import BAR, BARS, OUT
 
 INT64, BOOL, FLOAT = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
 Names = dict[str, str]
@@ -28,9 +28,8 @@ PLACE = "place"
 """Where each running row stands in the batch, (rows, 1)."""
 CODE = "code"
 """The layer at which each row of the batch left, negative for a bad one: one value to write."""
-BAR, BARS = "bar", "bars"
-"""A threshold for all exits, float (), or one for each exit before the last, float (exits,)."""
-_FROM_OUTSIDE = (BAR, BARS, "shared/")
+_FROM_OUTSIDE = (BAR, "shared/")
+"""What names of it begin with."""
 _SMALL = 1 << 14
 """Bytes of a weight that is not worth sharing: what stands outside a body is handed in with every
 run, one by one."""

@@ -18,6 +18,7 @@ import torch
 
 from offramp.backbones import Batch
 from offramp.engines.base import NO_CLOCK, UNLIMITED, Answers, Budget, Exitable, rows_of
+from offramp.engines.exporting import BAR, BARS
 from offramp.engines.graphs import Graphs, rule_of
 from offramp.engines.settings import INTEGERS, dtype_name
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
@@ -182,8 +183,8 @@ def _bars(policy: Policy, depth: int) -> Feed:
     """The thresholds of a policy, under the names of inputs."""
     if isinstance(policy, EvidencePolicy) and has_own_bars(policy):
         each = [policy.bar_at(layer) for layer in range(1, depth)]
-        return {"bars": np.array(each, dtype=np.float32)}
-    return {"bar": np.array(getattr(policy, "bar", 0.0), dtype=np.float32)}
+        return {BARS: np.array(each, dtype=np.float32)}
+    return {BAR: np.array(getattr(policy, "bar", 0.0), dtype=np.float32)}
 
 
 def _output(said: Mapping[str, Array], layer: int) -> ExitOutput:

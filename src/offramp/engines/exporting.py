@@ -23,6 +23,9 @@ from offramp.errors import ConfigError, ModelError
 
 Part = Callable[[Values], Values]
 OUT = "out/"
+BAR, BARS = "bar", "bars"
+"""Inputs: a threshold for all exits, float (), or one for each exit before the last, float
+(exits,)."""
 _TURN = threading.Lock()
 
 

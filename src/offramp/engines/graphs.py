@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from offramp.engines.exporting import OUT
 from offramp.engines.settings import INTEGERS
 from offramp.engines.tracing import Traced, require_onnx, trace_model, trace_policy
 from offramp.errors import ConfigError, ModelError, OutputError
-from offramp.policies import EvidencePolicy, Policy, has_own_bars, has_own_step
+from offramp.policies import EvidencePolicy, Policy, has_own_bars, with_inner
 from offramp.storage import (
     cache_folder,
     drop_oldest,
@@ -203,20 +203,13 @@ def rule_of(policy: Policy | None, depth: int, deepest: int | None = None) -> st
         return "all exits"
     if deepest is not None and deepest < depth:
         return f"{rule_of(policy, depth)} to layer {deepest}"
-    reads = [policy.reads(layer) for layer in range(1, depth + 1)]
+    parts = list(with_inner(policy))
+    reads = [[one.reads(layer) for layer in range(1, depth + 1)] for one in parts]
     plain = policy
-    if isinstance(policy, EvidencePolicy) and not has_own_step(policy):
+    if isinstance(policy, EvidencePolicy) and policy.takes_bars:
         plain = policy.without_bars()
-    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, _with_inner(policy))]
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, parts)]
     return json.dumps([plain.to_dict(), reads, kinds], sort_keys=True)
-
-
-def _with_inner(policy: Policy) -> Iterator[Policy]:
-    """A policy and those among its options."""
-    yield policy
-    for _, option in policy:
-        if isinstance(option, Policy):
-            yield from _with_inner(option)
 
 
 def _code_of(model: Exitable, policy: Policy | None) -> str | None:
@@ -227,7 +220,7 @@ def _code_of(model: Exitable, policy: Policy | None) -> str | None:
     """
     parts: list[object] = [model, model.backbone]
     parts += model.modules() if isinstance(model, nn.Module) else ()
-    parts += () if policy is None else _with_inner(policy)
+    parts += () if policy is None else with_inner(policy)
     kinds = {kind for part in parts for kind in type(part).__mro__}
     modules = sorted({kind.__module__ for kind in kinds} - {"builtins"})
     try:

@@ -12,7 +12,7 @@ import torch
 
 from offramp.engines.base import Engine
 from offramp.engines.settings import INTEGERS, as_device, as_dtype, dtype_name, lacks
-from offramp.engines.torch_engine import TorchEngine
+from offramp.engines.torch_engine import NO_GPU, TorchEngine, check_torch_options
 from offramp.engines.tracing import require_onnx
 from offramp.errors import ConfigError
 from offramp.registry import Registry, nearest
@@ -20,7 +20,8 @@ from offramp.registry import Registry, nearest
 logger = logging.getLogger("offramp")
 
 ENGINES: Registry[Callable[..., Engine]] = Registry("backend")
-"""Makes an engine from (model, dtype, threads, progress), by backend."""
+"""Makes an engine from (model, dtype, threads, progress), by backend; torch takes `sync_every` and
+`cuda_graphs` as well."""
 
 ON_TORCH = ("torch", "inductor")
 """Those that run the model itself, on any device."""
@@ -64,12 +65,7 @@ def make_engine(
     """
     make = ENGINES[backend]
     check_dtype(backend, dtype)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ConfigError(f"threads is {threads!r}; give a whole number from 1.")
-    asked = {"cuda_graphs": cuda_graphs or None, "sync_every": sync_every}
-    options = {name: value for name, value in asked.items() if value is not None}
-    if options and backend != TorchEngine.name:
-        raise ConfigError(f"{next(iter(options))} is for backend torch, not for {backend}.")
+    options = _of_torch(backend, threads, sync_every, cuda_graphs)
     return make(model, dtype, threads, progress, **options)
 
 
@@ -77,23 +73,46 @@ def check_backend(
     backend: str,
     dtype: str | torch.dtype | None = None,
     device: str | int | torch.device | None = None,
+    *,
+    threads: int | None = None,
+    sync_every: int | None = None,
+    cuda_graphs: bool = False,
 ) -> torch.device:
-    """Refuse at once what an engine would refuse later; gives the device its model is to be on.
+    """Refuse at once what `make_engine` would refuse later; gives the device the model is to be on.
 
     Raises:
-        ConfigError: no such backend or device, or not in this number format.
+        ConfigError: no such backend or device, not in this number format, or an option that makes
+            no sense there.
         MissingExtraError: what the backend needs is not installed.
     """
     check_dtype(backend, dtype)
+    _of_torch(backend, threads, sync_every, cuda_graphs)
     if backend in _PACKAGES:
         _PACKAGES[backend]()
     if backend in ON_TORCH:
-        return as_device(device)
+        target = as_device(device)
+        if cuda_graphs and target.type != "cuda":
+            raise ConfigError(NO_GPU)
+        return target
     if device not in (None, -1) and str(device).partition(":")[0] != "cpu":
         raise ConfigError(
             f"Backend '{backend}' runs on the CPU, not on '{device}'. Leave the device out."
         )
     return torch.device("cpu")
+
+
+def _of_torch(
+    backend: str, threads: int | None, sync_every: int | None, cuda_graphs: bool
+) -> dict[str, Any]:
+    """The options that are for torch alone, where they are asked for. Raises ConfigError."""
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ConfigError(f"threads is {threads!r}; give a whole number from 1.")
+    check_torch_options(sync_every, cuda_graphs)
+    asked = {"cuda_graphs": cuda_graphs or None, "sync_every": sync_every}
+    options = {name: value for name, value in asked.items() if value is not None}
+    if options and backend != TorchEngine.name:
+        raise ConfigError(f"{next(iter(options))} is for backend torch, not for {backend}.")
+    return options
 
 
 def check_dtype(backend: str, dtype: str | torch.dtype | None) -> None:

@@ -27,6 +27,7 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
 from offramp.policies import Policy, Rows
 
+NO_GPU = "CUDA graphs need the model on a GPU: device='cuda', or model.cuda()."
 SYNC_EVERY = 3
 """Layers between two questions to a GPU: a row that leaves runs one layer too many on average."""
 
@@ -57,8 +58,7 @@ class TorchEngine:
     def __init__(
         self, model: Exitable, *, sync_every: int | None = None, cuda_graphs: bool = False
     ) -> None:
-        if sync_every is not None and (type(sync_every) is not int or sync_every < 1):
-            raise ConfigError(f"sync_every={sync_every!r}: give a number of layers, 1 or more.")
+        check_torch_options(sync_every, cuda_graphs)
         self.model, self.sync_every = model, sync_every
         # graphs leave no Python between the calls of torch
         wanted = self.straightens and not cuda_graphs
@@ -190,8 +190,16 @@ class TorchEngine:
         self._ran = True
 
 
+def check_torch_options(sync_every: int | None, cuda_graphs: bool) -> None:
+    """Refuse what is no number of layers, or neither yes nor no. Raises ConfigError."""
+    if sync_every is not None and (type(sync_every) is not int or sync_every < 1):
+        raise ConfigError(f"sync_every={sync_every!r}: give a number of layers, 1 or more.")
+    if type(cuda_graphs) is not bool:
+        raise ConfigError(f"cuda_graphs={cuda_graphs!r}: give True or False.")
+
+
 def _gpu_of(model: Exitable) -> torch.device:
     weight = next(model.backbone.layers.parameters(), None)
     if weight is None or not weight.is_cuda:
-        raise ConfigError("CUDA graphs need the model on a GPU: device='cuda', or model.cuda().")
+        raise ConfigError(NO_GPU)
     return weight.device

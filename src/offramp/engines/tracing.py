@@ -21,7 +21,7 @@ from torch import Tensor
 from offramp.backbones import Flow, example_rows
 from offramp.engines.alike import Values
 from offramp.engines.base import Exitable
-from offramp.engines.exporting import Exports, Part
+from offramp.engines.exporting import BAR, Exports, Part
 from offramp.engines.masks import Embed, with_thin_masks
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.exits import ExitOutput
@@ -129,7 +129,7 @@ def trace_policy(
         decision = _decision(policy, layer, last)
         given = [_of_output(one) | mine for one, mine in zip(pair, kept, strict=True)]
         if bars[layer - 1] is not None:
-            given = [{**one, "bar": torch.tensor(0.5)} for one in given]
+            given = [{**one, BAR: torch.tensor(0.5)} for one in given]
         graph, said = exports.graph(decision, given, f"policy '{policy.name}'")
         graphs.append(graph)
         kept = [_prefixed("state/", _within("state/", one)) for one in said]
@@ -147,7 +147,7 @@ def _decision(policy: Policy, layer: int, last: bool) -> Part:
         if "row_id" in given:
             state = policy.start(Rows(given["row_id"], given["length"]))
         # a graph cannot look at values
-        decision = decide(policy, state, layer, _output(given), last, given.get("bar"), look=False)
+        decision = decide(policy, state, layer, _output(given), last, given.get(BAR), look=False)
         bad = decision.bad
         return {
             "leave": decision.leave,

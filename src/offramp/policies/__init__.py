@@ -14,9 +14,11 @@ from offramp.policies.base import (
     Step,
     bars_of,
     decide,
+    has_one_bar,
     has_own_bars,
     has_own_step,
     make_policy,
+    with_inner,
 )
 from offramp.policies.binned import Binned
 from offramp.policies.confidence import Entropy, Margin, MaxProbability
@@ -62,9 +64,11 @@ __all__ = [
     "Window",
     "bars_of",
     "decide",
+    "has_one_bar",
     "has_own_bars",
     "has_own_step",
     "make_policy",
+    "with_inner",
 ]
 
 import_all(__name__, __path__)

@@ -29,7 +29,6 @@ class Accumulated(Confidence):
     """
 
     name = "accumulated"
-    remembers = True
     searched = False
     threshold: float = Field(default=10.0, ge=0)
     weights: Literal["depth", "equal"] | Annotated[tuple[Weight, ...], Field(min_length=1)] = (

@@ -98,7 +98,6 @@ class ConfidentPatience(Confidence):
     """
 
     name = "confident_patience"
-    remembers = True
     searched = False
     threshold: float = Field(default=0.2, ge=0)
     patience: int = Field(default=2, ge=1, le=LONGEST)

@@ -20,7 +20,7 @@ from offramp.policies.base import (
     Policy,
     Rows,
     State,
-    has_own_bars,
+    has_one_bar,
     make_policy,
 )
 from offramp.policies.confidence import MaxProbability, questions
@@ -67,15 +67,15 @@ class Averaged(EvidencePolicy):
 
     @property
     def bar(self) -> float:
-        # a rule that has no bar says yes or no
-        return self.policy.bar if isinstance(self.policy, EvidencePolicy) else 0.5
+        # of a rule that has not one bar it only knows whether a row leaves
+        return self.policy.bar if has_one_bar(self.policy) else 0.5
 
     @property
-    def graded(self) -> bool:
-        return isinstance(self.policy, EvidencePolicy) and not has_own_bars(self.policy)
+    def takes_bars(self) -> bool:
+        return has_one_bar(self.policy)
 
     def with_bar(self, bar: float) -> Self:
-        if not isinstance(self.policy, EvidencePolicy):
+        if not has_one_bar(self.policy):
             return self
         return self._with(policy=self.policy.with_bar(bar))
 
@@ -113,7 +113,7 @@ class Averaged(EvidencePolicy):
         policy = self.policy
         if not policy.reads(layer):
             return output.scores.new_full(output.scores.shape[:1], -torch.inf), state
-        if isinstance(policy, EvidencePolicy):
+        if has_one_bar(policy):
             return policy.evidence(state, layer, output)
         leave, _, state = policy.step(state, layer, output)
         return leave.float(), state

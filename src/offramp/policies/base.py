@@ -8,9 +8,9 @@ calibration and every engine call the same `decide`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -162,22 +162,33 @@ class EvidencePolicy(Policy):
 
     Attributes:
         remembers: what an exit says counts at later ones. Without, an exit at which nobody may
-            leave need not be looked at, see `PerExit`.
+            leave need not be looked at, see `PerExit`. Who writes `evidence` or `answer` says so
+            anew, whatever the parent says.
     """
 
     remembers: ClassVar[bool] = True
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        own = vars(cls)
+        if "remembers" not in own and ("evidence" in own or "answer" in own):
+            cls.remembers = True
 
     @property
     def bar(self) -> float:
         raise NotImplementedError
 
     @property
-    def graded(self) -> bool:
-        """Whether other bars make sense: not where evidence is yes or no."""
-        return True
+    def takes_bars(self) -> bool:
+        """Whether `step_at` may be given bars from outside, an input of a graph, for its own."""
+        return not has_own_step(self)
 
     def bar_at(self, layer: int) -> float:
-        """What `step_at` is given after `layer`: the bar, unless exits have bars of their own."""
+        """What `step_at` is given after `layer`: the bar, unless exits have bars of their own.
+
+        A policy that has is not swept, since one number does not say where it leaves.
+        """
         return self.bar
 
     def without_bars(self) -> EvidencePolicy:
@@ -218,7 +229,7 @@ def of_exit(values: Sequence[Any], layer: int) -> Any:
 
 
 def has_own_step(policy: EvidencePolicy) -> bool:
-    """Whether evidence and bar alone do not say who leaves."""
+    """Whether evidence and bars alone do not say who leaves."""
     return type(policy).step is not EvidencePolicy.step
 
 
@@ -227,14 +238,28 @@ def has_own_bars(policy: Policy) -> bool:
     return isinstance(policy, EvidencePolicy) and type(policy).bar_at is not EvidencePolicy.bar_at
 
 
+def has_one_bar(policy: Policy) -> TypeGuard[EvidencePolicy]:
+    """Whether evidence above one bar says who leaves, so that the bar can be swept."""
+    return (
+        isinstance(policy, EvidencePolicy) and not has_own_step(policy) and not has_own_bars(policy)
+    )
+
+
+def with_inner(policy: Policy) -> Iterator[Policy]:
+    """A policy and those among its options."""
+    yield policy
+    for _, option in policy:
+        if isinstance(option, Policy):
+            yield from with_inner(option)
+
+
 def bars_of(policy: Policy, depth: int) -> Sequence[Tensor | None]:
-    """The bar after each layer, for `decide`; None where evidence and bar alone do not say who
-    leaves.
+    """The bar after each layer, for `decide`; None where the policy takes none from outside.
 
     A comparison with a number makes a tensor of it each time, which costs more than to compare. On
     the CPU it meets evidence on any device.
     """
-    if not isinstance(policy, EvidencePolicy) or has_own_step(policy) or not policy.graded:
+    if not isinstance(policy, EvidencePolicy) or not policy.takes_bars:
         return [None] * depth
     if has_own_bars(policy):
         bars = [policy.bar_at(layer) for layer in range(1, depth + 1)]

@@ -23,7 +23,6 @@ class _Below(EvidencePolicy):
 
     problem_types = ("single_label_classification",)
     why_not = "Energy is high where any label is likely, and says nothing of a sure 'none'."
-    remembers = False
     threshold: float = Field(default=0.1, ge=0)
 
     @property
@@ -43,6 +42,7 @@ class Energy(_Below):
     """
 
     name = "energy"
+    remembers = False
     searched = False
     temperature: float = Field(default=1.0, gt=0)
 
@@ -59,6 +59,7 @@ class Cap(_Below):
     """
 
     name = "cap"
+    remembers = False
     signals = ("nsp",)
     alpha: float = Field(default=0.1, ge=0)
 

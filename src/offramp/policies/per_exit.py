@@ -16,6 +16,7 @@ from offramp.policies.base import (
     Rows,
     State,
     Step,
+    has_one_bar,
     make_policy,
     of_exit,
 )
@@ -46,8 +47,7 @@ class PerExit(EvidencePolicy):
     @classmethod
     def _build(cls, policy: Any) -> EvidencePolicy:
         made = make_policy(policy)
-        plain = type(made).step is EvidencePolicy.step
-        if isinstance(made, EvidencePolicy) and plain and not isinstance(made, _NO_BARS):
+        if has_one_bar(made) and not isinstance(made, Fixed | Full):  # these say nothing of an exit
             return made
         raise ValueError(f"'{made.name}' does not leave by evidence above one bar")
 
@@ -87,7 +87,8 @@ class PerExit(EvidencePolicy):
 
     def reads(self, layer: int) -> bool:
         """Not where nobody leaves, unless what is said there counts later."""
-        return self.policy.remembers or of_exit(self.bars, layer) is not None
+        wanted = self.policy.remembers or of_exit(self.bars, layer) is not None
+        return wanted and self.policy.reads(layer)
 
     def start(self, rows: Rows) -> State:
         return self.policy.start(rows)
@@ -101,7 +102,3 @@ class PerExit(EvidencePolicy):
 
     def answer(self, state: State, output: ExitOutput) -> Tensor:
         return self.policy.answer(state, output)
-
-
-_NO_BARS = (PerExit, Fixed, Full)
-"""Their evidence says nothing of an exit."""

@@ -30,6 +30,7 @@ class Tempered(Confidence):
     """
 
     name = "tempered"
+    remembers = False
     searched = False
     threshold: float = Field(default=0.9, ge=0)
     temperatures: tuple[Temperature, ...] = Field(default=(1.0,), min_length=1)

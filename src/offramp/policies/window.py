@@ -34,7 +34,6 @@ class Window(Confidence):
     """
 
     name = "window"
-    remembers = True
     searched = False
     threshold: float = Field(default=0.4, ge=0)
     rule: Rule = "bias_1"

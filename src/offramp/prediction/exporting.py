@@ -15,6 +15,7 @@ import numpy as np
 
 from offramp import __version__
 from offramp.engines import INTEGERS, dtype_name
+from offramp.engines.exporting import BAR, BARS
 from offramp.errors import ConfigError, ModelError, OutputError, PointError
 from offramp.policies import EvidencePolicy, Policy, has_own_bars
 from offramp.prediction.labels import Labels
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 """How the file's name ends; the weights of an .xml lie in a .bin beside it."""
-BAR, BARS = "bar", "bars"
 _KINDS = "token_type_ids"
 
 
@@ -246,8 +246,8 @@ def _described(model: Predictor, ready: ReadyPoint, bars: dict[str, Any]) -> dic
     }
 
 
-def _as_text(number: Any) -> str:
-    return "" if number is None else json.dumps(number)
+def _as_text(bars: Any) -> str:
+    return "" if bars is None else json.dumps(bars)
 
 
 def _write_onnx(file: ModelProto, said: dict[str, str], path: Path) -> int:

@@ -146,14 +146,14 @@ class Predictor:
             sync_every, cuda_graphs: of `TorchEngine`, with backend `torch`; graphs need a GPU.
             hub: `revision`, `local_files_only`, `token`, `cache_dir`.
         """
-        target = check_backend(backend, dtype, device)
+        options: dict[str, Any] = {"sync_every": sync_every, "cuda_graphs": cuda_graphs}
+        target = check_backend(backend, dtype, device, threads=threads, **options)
         folder = resolve(model, **hub)
         if not is_ours(folder):
             raise ModelError(
                 f"{folder} holds a stock model without exits. "
                 "Give it some with `offramp tune`, `offramp attach` or `offramp train`."
             )
-        options: dict[str, Any] = {"sync_every": sync_every, "cuda_graphs": cuda_graphs}
         number_format = as_dtype(dtype) if backend in ON_TORCH else torch.float32
         loaded = MultiExitModel.from_pretrained(folder, dtype=number_format)
         torch.nn.Module.to(loaded, device=target)
@@ -402,9 +402,11 @@ class Predictor:
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
             check_options(SLOTS, SLOTS, determinism, budget)
             # in a file, layers run on as many rows as neighbours leave over
-            one_by_one = determinism is not None and isinstance(self.engine, CompiledEngine)
-            refused = None if one_by_one else determinism
-            asked = {"determinism": refused, "slots": slots, "ahead": ahead}
+            one_by_one = determinism is not None and self.watched is None
+            one_by_one = one_by_one and isinstance(self.engine, CompiledEngine)
+            asked: dict[str, Any] = {"slots": slots, "ahead": ahead}
+            if not one_by_one:
+                asked["determinism"] = determinism
             for option, value in asked.items():
                 if value is not None:
                     raise ConfigError(
@@ -432,7 +434,9 @@ class Predictor:
         self, items: Iterable[Item], course: Course, most: int
     ) -> Iterator[tuple[int, Answer]]:
         first = 0
-        for window in windows(alike(items), self.items.ahead * self.max_rows):
+        # rows are read ahead to be sorted by length, which rows one by one gain nothing by
+        ahead = 1 if most == 1 else self.items.ahead * self.max_rows
+        for window in windows(alike(items), ahead):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             lengths = [row.length for row in rows]

@@ -204,7 +204,7 @@ def curves_of(outcomes: Iterable[Outcome]) -> list[Curve]:
     groups: dict[Policy, list[Outcome]] = {}
     for outcome in outcomes:
         policy = outcome.policy
-        kind = policy.with_bar(0.0) if isinstance(policy, EvidencePolicy) else policy
+        kind = policy.without_bars() if isinstance(policy, EvidencePolicy) else policy
         groups.setdefault(kind, []).append(outcome)
     kinds = [kind for kind in groups if kind.name != "full"]
     return [

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from offramp.errors import ConfigError, TableError
 from offramp.exits.base import ExitOutput
-from offramp.policies import Decision, EvidencePolicy, Policy, State, decide, has_own_step
+from offramp.policies import (
+    Decision,
+    EvidencePolicy,
+    Policy,
+    State,
+    decide,
+    has_one_bar,
+    with_inner,
+)
 from offramp.table.store import Array, ExitTable
 
 _CHUNK = 16384
@@ -193,19 +201,23 @@ def sweep(
     """Exit layers (rows,) for each bar, as `replay(table, policy.with_bar(bar))` gives them.
 
     `evidence` is `evidence_matrix(table, policy)`, if at hand. A policy that does not read
-    every exit (`fixed`, `full`) is replayed, since what it does not read cannot stop it; so
-    is one with a `step` of its own.
+    every exit (`fixed`, `full`), or has one inside that does not, is replayed, since what it does
+    not read cannot stop it; so is one with a `step` of its own, or with bars of each exit.
     """
+    swept = has_one_bar(policy) and _reads_all(policy, table.depth)
     for bar in np.asarray(bars, dtype=np.float64).tolist():
         candidate = policy.with_bar(bar)
-        if has_own_step(policy) or not all(
-            candidate.reads(layer) for layer in range(1, table.depth)
-        ):
+        if not (swept and _reads_all(candidate, table.depth)):
             yield replay(table, candidate).exit_layers
             continue
         if evidence is None:
             evidence = evidence_matrix(table, policy)
         yield _first_above(evidence, candidate.bar)
+
+
+def _reads_all(policy: Policy, depth: int) -> bool:
+    """Whether it looks at every exit before the last, and so do those inside."""
+    return all(one.reads(layer) for one in with_inner(policy) for layer in range(1, depth))
 
 
 def _first_above(evidence: npt.NDArray[np.float32], bar: float) -> npt.NDArray[np.int64]:

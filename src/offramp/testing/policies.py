@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from offramp.policies import (
     State,
     bars_of,
     decide,
+    has_one_bar,
     make_policy,
 )
 from offramp.testing.reference import (
@@ -188,16 +190,37 @@ def _check_bars(policy: EvidencePolicy, outputs: Outputs, rows: Rows) -> None:
             later = bool((now.exit_layers >= previous.exit_layers).all())
             ensure(later, f"{_who(policy)}: at the stricter bar {bar} a row leaves earlier.")
         previous = now
+    if has_one_bar(policy) and all(policy.reads(layer) for layer in range(1, len(outputs))):
+        _check_one_bar(policy, outputs, rows, bars)
+
+
+def _check_one_bar(
+    policy: EvidencePolicy, outputs: Outputs, rows: Rows, bars: Sequence[float]
+) -> None:
+    """Evidence says for every bar at once who leaves, as a sweep over a table has it."""
+    state, seen = policy.start(rows), []
+    for layer, output in enumerate(outputs[:-1], start=1):
+        evidence, state = policy.evidence(state, layer, output)
+        seen.append(evidence.float())
+    for bar in bars:
+        stay = torch.stack([~(evidence > policy.with_bar(bar).bar) for evidence in seen])
+        now = walk(policy.with_bar(bar), outputs, rows)
+        ensure(
+            torch.equal(1 + stay.cumprod(dim=0).sum(dim=0), now.exit_layers),
+            f"{_who(policy)}: at the bar {bar} rows leave elsewhere than its evidence says. It may "
+            "not depend on the bar; a rule of another kind has a step of its own.",
+        )
 
 
 def _check_memory(policy: EvidencePolicy, outputs: Outputs, rows: Rows) -> None:
     """What is said to remember nothing sees the same in an exit whatever came before."""
     state = policy.start(rows)
     for layer, output in enumerate(outputs if not policy.remembers else (), start=1):
-        alone, _ = policy.evidence(policy.start(rows), layer, output)
+        alone, fresh = policy.evidence(policy.start(rows), layer, output)
         after, state = policy.evidence(state, layer, output)
+        answers = policy.answer(fresh, output), policy.answer(state, output)
         ensure(
-            torch.equal(alone, after),
+            torch.equal(alone, after) and torch.equal(*answers),
             f"{_who(policy)} says that it remembers nothing, but earlier exits count at layer "
             f"{layer}. Set remembers = True.",
         )

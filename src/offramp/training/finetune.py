@@ -106,7 +106,7 @@ def train(
         NonFiniteError: when the loss is no longer a finite number.
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
-    objective, spec = _preset(method, as_released, settings or {})
+    objective, spec = _preset(method, as_released, pooling, settings or {})
     objective.fine_tuned = fine_tuned
     _check_work_left(method, objective)
     check_pooling(pooling)
@@ -195,7 +195,7 @@ class _Run:
 
 
 def _preset(
-    method: str, as_released: bool, settings: Mapping[str, Any]
+    method: str, as_released: bool, pooling: Pooling | None, settings: Mapping[str, Any]
 ) -> tuple[Objective, ExitKind]:
     if method == PLAIN:
         if settings:
@@ -213,6 +213,11 @@ def _preset(
         raise ConfigError(
             f"Method '{method}' has nothing as released: it trains as its paper says, and no "
             "pooling of its exits is measured. Leave as_released (--as-released) out."
+        )
+    if as_released and pooling and not made.released:
+        raise ConfigError(
+            f"Method '{method}' has nothing as released but what its exits pool, and that is to be "
+            f"'{pooling}'. Leave as_released (--as-released) or pooling (--pooling) out."
         )
     made = made.with_settings({**(made.released if as_released else {}), **settings})
     return made.objective(), made.exits
