@@ -423,6 +423,14 @@ def test_a_predictors_answer_has_the_same_bits_in_any_company_with_determinism()
     assert alone[0].scores.tobytes() == whole[7].scores.tobytes()
 
 
+def test_items_that_come_slowly_are_answered_once_as_many_as_asked_for_are_there() -> None:
+    predictor = Predictor(tiny_model("bert", layers=3), tiny_tokenizer("bert"), Full())
+    texts = iter(tiny_texts(100))
+    asked = predictor.stream(texts, slots=1, ahead=2)
+    assert next(asked)[0] == 0
+    assert len(list(texts)) >= 96
+
+
 # --- lengths ------------------------------------------------------------------------------
 
 

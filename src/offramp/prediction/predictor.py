@@ -379,9 +379,9 @@ class Predictor:
     ) -> Iterator[tuple[int, Answer]]:
         """Positions of items and their answers as they are found, see `TorchEngine.stream`.
 
-        Items are read a batch at a time, so `items` may be endless; long texts are cut. Engines
-        that do not run in torch have no pool: they read some batches ahead and answer one after
-        the other.
+        Items are read a batch at a time, or `ahead` at a time where that is fewer, so `items` may
+        be endless, and come slowly; long texts are cut. Engines that do not run in torch have no
+        pool: they read some batches ahead and answer one after the other.
 
         Args:
             items: all run alike; none may ask for a point or a budget of its own.
@@ -416,7 +416,7 @@ class Predictor:
             found = self._by_batches(items, course, 1 if one_by_one else self.max_rows)
             return in_order(found) if ordered else found
         results = self.engine.stream(
-            self._alone(items),
+            self._alone(items, ahead),
             course.point.policy,
             ordered=ordered,
             determinism=determinism,
@@ -450,8 +450,8 @@ class Predictor:
         """Rows, tokens and padding of a batch."""
         return self.max_rows, self.max_tokens, most_padding(self.engine, self.model.device)
 
-    def _alone(self, items: Iterable[Item]) -> Iterator[tuple[int, Batch]]:
-        for window in windows(alike(items), self.max_rows):
+    def _alone(self, items: Iterable[Item], ahead: int | None) -> Iterator[tuple[int, Batch]]:
+        for window in windows(alike(items), min(self.max_rows, ahead or self.max_rows)):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             for row in rows:
