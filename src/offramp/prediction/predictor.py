@@ -389,7 +389,7 @@ class Predictor:
             ordered: give the answers in the order of the items.
             determinism: `shape` makes every answer the same to the last bit whatever other items
                 are asked about; with backends onnx and openvino, rows then run one by one.
-            slots: rows of a full batch; with backends torch and inductor, as the next.
+            slots: rows of a full batch; with backends torch and inductor.
             ahead: rows read before their answers are there.
             budget: of each row; its seconds begin with its first layer.
 
@@ -400,20 +400,18 @@ class Predictor:
         if isinstance(self.engine, CompiledEngine) and budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.engine.name))
         if not isinstance(self.engine, TorchEngine) or self.watched is not None:
-            check_options(SLOTS, SLOTS, determinism, budget)
+            check_options(1, 1 if ahead is None else ahead, determinism, budget)
             # in a file, layers run on as many rows as neighbours leave over
-            one_by_one = determinism is not None and self.watched is None
-            one_by_one = one_by_one and isinstance(self.engine, CompiledEngine)
-            asked: dict[str, Any] = {"slots": slots, "ahead": ahead}
-            if not one_by_one:
-                asked["determinism"] = determinism
+            can_be = self.watched is None and isinstance(self.engine, CompiledEngine)
+            one_by_one = determinism is not None and can_be
+            asked = {"slots": slots, "determinism": None if one_by_one else determinism}
             for option, value in asked.items():
                 if value is not None:
                     raise ConfigError(
                         f"{option}={value!r} is for backends torch and inductor, and not for rows "
                         "that are watched."
                     )
-            found = self._by_batches(items, course, 1 if one_by_one else self.max_rows)
+            found = self._by_batches(items, course, 1 if one_by_one else self.max_rows, ahead)
             return in_order(found) if ordered else found
         results = self.engine.stream(
             self._alone(items, ahead),
@@ -431,12 +429,12 @@ class Predictor:
         )
 
     def _by_batches(
-        self, items: Iterable[Item], course: Course, most: int
+        self, items: Iterable[Item], course: Course, most: int, ahead: int | None
     ) -> Iterator[tuple[int, Answer]]:
         first = 0
         # rows are read ahead to be sorted by length, which rows one by one gain nothing by
-        ahead = 1 if most == 1 else self.items.ahead * self.max_rows
-        for window in windows(alike(items), ahead):
+        window_of = 1 if most == 1 else self.items.ahead * self.max_rows
+        for window in windows(alike(items), min(window_of, ahead or window_of)):
             rows, cut = self.items.read(window)
             self.say_cut(cut)
             lengths = [row.length for row in rows]
