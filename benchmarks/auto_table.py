@@ -35,7 +35,7 @@ BESIDE = ("auto", "pabee", "deebert", "attach")
 OLDER = ("pabee", "deebert")
 """What `auto` was to be above; DeeBERT leaves by a threshold."""
 _SURE = 0.05
-_RESAMPLED = ("mrpc", "stsb")
+_RESAMPLED = ("stsb",)
 """Sets that were ranked by resampling seeds."""
 _DRAWS = 1000
 ON_TEST = """## On test rows
