@@ -139,8 +139,8 @@ def on_test(board: Board) -> str:
     (auto,) = [method for method in board.methods if method.name == "auto"]
     cells = [
         board.title + " *" * (board.title in _RESAMPLED),
-        ", ".join(above) or "none",
-        f"{len(below)} of {len(area_of)}",
+        ", ".join(above) or ("none" if area_of else "run alone"),
+        f"{len(below)} of {len(area_of)}" if area_of else "run alone",
         *(_less_auto(board, name, area_of.get(name)) for name in OLDER),
         _difference(auto.against_plain.get("2")),
     ]
