@@ -18,6 +18,7 @@ from offramp.policies.base import (
     has_own_bars,
     has_own_step,
     make_policy,
+    reads_all,
     with_inner,
 )
 from offramp.policies.binned import Binned
@@ -68,6 +69,7 @@ __all__ = [
     "has_own_bars",
     "has_own_step",
     "make_policy",
+    "reads_all",
     "with_inner",
 ]
 

@@ -253,6 +253,11 @@ def with_inner(policy: Policy) -> Iterator[Policy]:
             yield from with_inner(option)
 
 
+def reads_all(policy: Policy, depth: int) -> bool:
+    """Whether it looks at every exit before the last, and so do those inside."""
+    return all(one.reads(layer) for one in with_inner(policy) for layer in range(1, depth))
+
+
 def bars_of(policy: Policy, depth: int) -> Sequence[Tensor | None]:
     """The bar after each layer, for `decide`; None where the policy takes none from outside.
 

@@ -24,7 +24,7 @@ from offramp.policies import (
     State,
     decide,
     has_one_bar,
-    with_inner,
+    reads_all,
 )
 from offramp.table.store import Array, ExitTable
 
@@ -204,20 +204,15 @@ def sweep(
     every exit (`fixed`, `full`), or has one inside that does not, is replayed, since what it does
     not read cannot stop it; so is one with a `step` of its own, or with bars of each exit.
     """
-    swept = has_one_bar(policy) and _reads_all(policy, table.depth)
+    swept = has_one_bar(policy) and reads_all(policy, table.depth)
     for bar in np.asarray(bars, dtype=np.float64).tolist():
         candidate = policy.with_bar(bar)
-        if not (swept and _reads_all(candidate, table.depth)):
+        if not (swept and reads_all(candidate, table.depth)):
             yield replay(table, candidate).exit_layers
             continue
         if evidence is None:
             evidence = evidence_matrix(table, policy)
         yield _first_above(evidence, candidate.bar)
-
-
-def _reads_all(policy: Policy, depth: int) -> bool:
-    """Whether it looks at every exit before the last, and so do those inside."""
-    return all(one.reads(layer) for one in with_inner(policy) for layer in range(1, depth))
 
 
 def _first_above(evidence: npt.NDArray[np.float32], bar: float) -> npt.NDArray[np.int64]:

@@ -22,6 +22,7 @@ from offramp.policies import (
     decide,
     has_one_bar,
     make_policy,
+    reads_all,
 )
 from offramp.testing.reference import (
     Outputs,
@@ -190,7 +191,7 @@ def _check_bars(policy: EvidencePolicy, outputs: Outputs, rows: Rows) -> None:
             later = bool((now.exit_layers >= previous.exit_layers).all())
             ensure(later, f"{_who(policy)}: at the stricter bar {bar} a row leaves earlier.")
         previous = now
-    if has_one_bar(policy) and all(policy.reads(layer) for layer in range(1, len(outputs))):
+    if has_one_bar(policy) and reads_all(policy, len(outputs)):
         _check_one_bar(policy, outputs, rows, bars)
 
 
