@@ -53,7 +53,7 @@ SETTINGS = {
     "sst2": Setting("sst2", 10_000, 0.03, 2, 2),
     "sick": Setting("sick", None, 0.2, 4, 2),
     "mrpc": Setting("mrpc", None, 0.2, 4, 2, CORE),
-    "stsb": Setting("stsb", None, 0.15, 4, 2, CORE),
+    "stsb": Setting("stsb", None, 0.15, 4, 2),
     "20newsgroups": Setting("20newsgroups", 4_000, 0.1, 2, 2, CORE),
     "cifar10": Setting("cifar10-resnet56", 8_000, 0.1, 2, 2, IMAGES),
 }

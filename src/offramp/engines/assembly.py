@@ -314,16 +314,16 @@ class _File:
         outputs = {value.name.removeprefix(OUT): value for value in graph.output}
         if wanted is not None:
             outputs = {name: value for name, value in outputs.items() if name in wanted}
-        needed = _needed(graph, [value.name for value in outputs.values()])
+        needs = needed(graph, [value.name for value in outputs.values()])
         names = {value.name: given[value.name] for value in graph.input if value.name in given}
         for weight in graph.initializer:
-            if weight.name in needed.values_read:
+            if weight.name in needs.values_read:
                 names[weight.name] = prefix + weight.name
                 copied = TensorProto()
                 copied.CopyFrom(weight)
                 copied.name = names[weight.name]
                 self.weights.append(copied)
-        for node in needed.nodes:
+        for node in needs.nodes:
             nodes.append(_renamed(node, names, prefix))
         self.kinds |= {name: _kind(value) for name, value in outputs.items()}
         for one in part.opset_import:
@@ -357,7 +357,7 @@ class _Needed:
         self.values_read = values_read
 
 
-def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> _Needed:
+def needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> _Needed:
     read, kept = set(outputs), []
     for node in reversed(graph.node):
         if read.intersection(node.output):
@@ -372,7 +372,7 @@ def _made_by(part: onnx.ModelProto) -> set[str]:
 
 def _used(part: onnx.ModelProto) -> set[str]:
     """Inputs that some output depends on."""
-    return _needed(part.graph, [value.name for value in part.graph.output]).values_read
+    return needed(part.graph, [value.name for value in part.graph.output]).values_read
 
 
 def _reads(part: onnx.ModelProto) -> set[str]:

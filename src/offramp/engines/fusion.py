@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from offramp.engines.assembly import attributes
 from offramp.engines.slimming import known_dims
@@ -57,6 +57,7 @@ def fuse_attention(model: ModelProto) -> ModelProto:
         return copy
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
+    copy.graph.value_info.extend(graph.new)
     copy.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _ONE))
     for domain in copy.opset_import:
         if domain.domain == "":
@@ -69,6 +70,7 @@ class _Graph:
 
     def __init__(self, model: ModelProto) -> None:
         self.fused = False
+        self.new: list[ValueInfoProto] = []
         self._makers = {name: node for node in model.graph.node for name in node.output}
         self._stored = {weight.name: weight for weight in model.graph.initializer}
         self._dims = known_dims(model.graph)
@@ -83,11 +85,7 @@ class _Graph:
         stem = node.output[0]
         given = [found.query.states, found.key.states, found.value.states]
         if found.bias is not None:
-            # whatever is the same for all tokens has to be said for each
-            size, shape = f"{stem}.tokens", f"{stem}.bias.shape"
-            yield helper.make_node("Shape", given[:1], [size], size, start=1, end=2)
-            yield helper.make_node("Concat", [_ONE, _ONE, size, _ONE], [shape], shape, axis=0)
-            yield helper.make_node("Expand", [found.bias, shape], [f"{stem}.bias"], f"{stem}.bias")
+            yield from self._for_each_token(found.bias, f"{stem}.bias")
             given.append(f"{stem}.bias")
         heads = found.query.heads
         yield helper.make_node(
@@ -98,6 +96,18 @@ class _Graph:
             q_num_heads=heads,
             kv_num_heads=heads,
             scale=found.scale,
+        )
+
+    def _for_each_token(self, bias: str, name: str) -> Iterator[NodeProto]:
+        """What is the same for all tokens has to be said for each of them."""
+        dims = self._dims[bias]
+        size, shape = f"{name}.tokens", f"{name}.shape"
+        yield helper.make_node("Shape", [bias], [size], size, start=len(dims) - 1)
+        yield helper.make_node("Concat", [_ONE, _ONE, size, _ONE], [shape], shape, axis=0)
+        yield helper.make_node("Expand", [bias, shape], [name], name)
+        dims = (*[1] * (4 - len(dims)), *dims)
+        self.new.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [*dims[:2], dims[3], dims[3]])
         )
 
     def _attention(self, node: NodeProto) -> _Found | None:
@@ -121,8 +131,10 @@ class _Graph:
             return None
         alike = query[1:] == key[1:] and key.heads == value.heads
         rows = {self._dims[part.states][0] for part in (query, key, value)}
+        tokens = {self._dims[part.states][1] for part in (query, key)}
+        alike = alike and len(rows) == 1 and (bias is None or len(tokens) == 1)
         last = attributes(softmax).get("axis", -1) in (-1, 3)
-        return _Found(query, key, value, scale, bias) if alike and last and len(rows) == 1 else None
+        return _Found(query, key, value, scale, bias) if alike and last else None
 
     def _shares(self, name: str) -> tuple[NodeProto | None, str | None]:
         """The product of queries and keys, and what is added to it."""

@@ -153,6 +153,7 @@ class Graphs:
         with bar:
             traced = trace_model(self.model, lambda part: _tell(bar, part))
         from offramp.engines.fusion import fuse_attention
+        from offramp.engines.once import work_out_once
         from offramp.engines.quantisation import quantise
         from offramp.engines.slimming import slim
 
@@ -162,7 +163,8 @@ class Graphs:
         if self.dtype in INTEGERS:
             ends, few = [f"{OUT}hidden"], self.dtype == "int7"
             layers = tuple(quantise(layer, ends, reduce_range=few) for layer in layers)
-        return traced._replace(layers=layers)
+        embedding, layers = work_out_once(traced.embedding, layers)
+        return traced._replace(embedding=embedding, layers=layers)
 
 
 def _tell(bar: Any, part: str) -> None:

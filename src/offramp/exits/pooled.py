@@ -129,7 +129,9 @@ class PooledExit(nn.Module):
         if torch.is_inference_mode_enabled():
             logits.select(2, 0).add_(self.first)  # in place, where nobody asks for gradients
         else:
-            logits = torch.cat((logits[..., :1] + self.first, logits[..., 1:]), dim=-1)
+            # a sum, which a graph says in fewer steps than to cut off the first and join it again
+            is_first = torch.arange(hidden.shape[1], device=hidden.device) == 0
+            logits = logits + self.first * is_first.to(logits.dtype)
         if mask is not None:
             logits = logits.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
         return torch.bmm(torch.softmax(logits, dim=-1), hidden).squeeze(1)
