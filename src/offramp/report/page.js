@@ -121,7 +121,7 @@ function draw() {
   const mark = data.chosen || data.full;
   add(svg, "circle", { class: "mark", cx: at[0](mark), cy: at[1](mark), r: 6 });
   add(svg, "text", {
-    x: at[0](mark) + (mark.cost > 0.8 ? -4 : 10), y: at[1](mark) + 20, "text-anchor": mark.cost > 0.8 ? "end" : "start",
+    class: "name", x: at[0](mark) + (mark.cost > 0.8 ? -4 : 10), y: at[1](mark) + 20, "text-anchor": mark.cost > 0.8 ? "end" : "start",
   }, data.chosen ? "chosen" : "full depth");
   if (tried) add(svg, "circle", { class: "hover", cx: at[0](tried), cy: at[1](tried), r: 9 });
   hover(svg, dots, at, width, height);
