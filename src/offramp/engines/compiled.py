@@ -18,13 +18,13 @@ import torch
 
 from offramp.backbones import Batch
 from offramp.engines.base import NO_CLOCK, UNLIMITED, Answers, Budget, Exitable, rows_of
-from offramp.engines.exporting import BAR, BARS
+from offramp.engines.exporting import bars_given
 from offramp.engines.graphs import Graphs, rule_of
 from offramp.engines.settings import INTEGERS, dtype_name
 from offramp.engines.steps import in_steps, join_answers, join_outputs, rows_a_step, widest
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
-from offramp.policies import EvidencePolicy, Policy, Rows, has_own_bars
+from offramp.policies import Policy, Rows
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -111,7 +111,8 @@ class CompiledEngine(ABC):
         if budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.name))
         session = self._session(policy, budget.deepest(self.model.depth))
-        bars = _bars(policy, self.model.depth)
+        given = bars_given(policy, self.model.depth)
+        bars = {name: np.array(bar, dtype=np.float32) for name, bar in given.items()}
 
         def step(part: Batch, mine: Rows) -> Answers:
             known = {"row_id": mine.ids.numpy(), "length": mine.lengths.numpy()}
@@ -177,14 +178,6 @@ def _feed(batch: Batch) -> Feed:
         feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
         feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
     return feed
-
-
-def _bars(policy: Policy, depth: int) -> Feed:
-    """The thresholds of a policy, under the names of inputs."""
-    if isinstance(policy, EvidencePolicy) and has_own_bars(policy):
-        each = [policy.bar_at(layer) for layer in range(1, depth)]
-        return {BARS: np.array(each, dtype=np.float32)}
-    return {BAR: np.array(getattr(policy, "bar", 0.0), dtype=np.float32)}
 
 
 def _output(said: Mapping[str, Array], layer: int) -> ExitOutput:

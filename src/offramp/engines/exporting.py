@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from offramp.engines.alike import Course, Values, follow
 from offramp.errors import ConfigError, ModelError
+from offramp.policies import EvidencePolicy, Policy, has_own_bars
 
 Part = Callable[[Values], Values]
 OUT = "out/"
@@ -27,6 +28,14 @@ BAR, BARS = "bar", "bars"
 """Inputs: a threshold for all exits, float (), or one for each exit before the last, float
 (exits,)."""
 _TURN = threading.Lock()
+
+
+def bars_given(policy: Policy, depth: int) -> dict[str, float | tuple[float, ...]]:
+    """The thresholds of a policy by the input that takes them: one, or one for each exit before
+    the last."""
+    if isinstance(policy, EvidencePolicy) and has_own_bars(policy):
+        return {BARS: tuple(policy.bar_at(layer) for layer in range(1, depth))}
+    return {BAR: getattr(policy, "bar", 0.0)}
 
 
 class _Part(nn.Module):

@@ -15,9 +15,9 @@ import numpy as np
 
 from offramp import __version__
 from offramp.engines import INTEGERS, dtype_name
-from offramp.engines.exporting import BAR, BARS
+from offramp.engines.exporting import BAR, BARS, bars_given
 from offramp.errors import ConfigError, ModelError, OutputError, PointError
-from offramp.policies import EvidencePolicy, Policy, has_own_bars
+from offramp.policies import Policy
 from offramp.prediction.labels import Labels
 from offramp.prediction.predictor import DEFAULT, Point, Predictor
 from offramp.prediction.ready import ReadyPoint
@@ -205,20 +205,22 @@ def _with_bars(file: ModelProto, policy: Policy, depth: int) -> dict[str, Any]:
 
     from offramp.engines.assembly import read_instead
 
-    name = BARS if has_own_bars(policy) else BAR
     inputs = {value.name for value in file.graph.input}
-    if not isinstance(policy, EvidencePolicy) or name not in inputs:
-        return {}
-    each = [policy.bar_at(layer) for layer in range(1, depth)]
-    own = np.array(each if name == BARS else policy.bar, np.float32)
-    none, chosen, used = f"{name}.none", f"{name}.own", f"{name}.used"
-    read_instead(file.graph.node, {name: used})
-    file.graph.initializer.append(numpy_helper.from_array(own, chosen))
-    file.graph.node.insert(0, helper.make_node("Where", [none, chosen, name], [used]))
-    file.graph.node.insert(0, helper.make_node("IsNaN", [name], [none]))
-    if name == BARS:
-        return {BARS: tuple(bar if math.isfinite(bar) else None for bar in each)}
-    return {BAR: policy.bar if math.isfinite(policy.bar) else None}
+    bars = {name: bar for name, bar in bars_given(policy, depth).items() if name in inputs}
+    for name, own in bars.items():
+        none, chosen, used = f"{name}.none", f"{name}.own", f"{name}.used"
+        read_instead(file.graph.node, {name: used})
+        file.graph.initializer.append(numpy_helper.from_array(np.array(own, np.float32), chosen))
+        file.graph.node.insert(0, helper.make_node("Where", [none, chosen, name], [used]))
+        file.graph.node.insert(0, helper.make_node("IsNaN", [name], [none]))
+    return {
+        name: tuple(map(_finite, own)) if isinstance(own, tuple) else _finite(own)
+        for name, own in bars.items()
+    }
+
+
+def _finite(bar: float) -> float | None:
+    return bar if math.isfinite(bar) else None
 
 
 def _refuse_rows(file: ModelProto, policy: Policy) -> None:
