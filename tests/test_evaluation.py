@@ -133,14 +133,15 @@ def test_a_speed_needs_batches_and_more_than_one_pass() -> None:
 
 
 def test_contenders_take_turns_and_another_begins_every_pass() -> None:
-    """Batch by batch at first, and then with as many quick ones in a row as fit into a turn."""
+    """Batch by batch at first, then with as many quick ones in a row as fit into a turn, which
+    one more begins that does not count."""
     seen: list[str] = []
     jobs = {
         name: [lambda name=name, n=n: seen.append(f"{name}{n}") for n in range(count)]
         for name, count in (("a", 2), ("b", 3))
     }
     taken = list(itertools.islice(laps(jobs), 2))
-    assert " ".join(seen) == "a0 b0 a1 b1 b2 b0 b1 b2 a0 a1"
+    assert " ".join(seen) == "a0 b0 a1 b1 b2 b0 b0 b1 b2 a0 a0 a1"
     assert [sorted(lap) for lap in taken] == [["a", "b"], ["a", "b"]]
     assert all(seconds > 0 for lap in taken for seconds in lap.values())
 
