@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class Session(Protocol):
     def run(self, feed: Feed) -> list[Array]:
         """The outputs, in their order, of a feed that may hold more than the inputs."""
         ...
+
+
+class _Ready(NamedTuple):
+    """A file that is loaded for a policy, with the policy's bars as its inputs."""
+
+    policy: Policy | None
+    deepest: int
+    session: Session
+    bars: Feed
 
 
 MOST = 8
@@ -86,7 +95,7 @@ class CompiledEngine(ABC):
         self.widest = widest(model.backbone.layers) if self.cuts else 0
         self._sessions: dict[str, Session] = {}
         # a policy is frozen, so the same object is the same rule
-        self._latest: tuple[Policy | None, int, Session] | None = None
+        self._latest: _Ready | None = None
         self._known, self._making = threading.Lock(), threading.Lock()
         leaves: Iterable[torch.Tensor] = getattr(model, "parameters", tuple)()
         self._weights = [leaf for leaf in leaves if not leaf.is_inference()]
@@ -110,20 +119,19 @@ class CompiledEngine(ABC):
         """
         if budget.seconds is not None:
             raise ConfigError(NO_CLOCK.format(self.name))
-        session = self._session(policy, budget.deepest(self.model.depth))
-        given = bars_given(policy, self.model.depth)
-        bars = {name: np.array(bar, dtype=np.float32) for name, bar in given.items()}
+        ready = self._ready(policy, budget.deepest(self.model.depth))
 
         def step(part: Batch, mine: Rows) -> Answers:
             known = {"row_id": mine.ids.numpy(), "length": mine.lengths.numpy()}
-            return Answers(*map(torch.from_numpy, session.run(_feed(part) | bars | known)))
+            said = ready.session.run(_feed(part) | ready.bars | known)
+            return Answers(*map(torch.from_numpy, said))
 
         rows = rows_of(batch) if rows is None else rows
         return in_steps(batch, rows, self._size(batch), step, join_answers)
 
     def all_exits(self, batch: Batch) -> tuple[ExitOutput, ...]:
         """What every exit says of every row; each layer is run."""
-        session = self._session(None, self.model.depth)
+        session = self._ready(None, self.model.depth).session
 
         def step(part: Batch, mine: Rows) -> tuple[ExitOutput, ...]:
             said = dict(zip(session.outputs, session.run(_feed(part)), strict=True))
@@ -138,14 +146,21 @@ class CompiledEngine(ABC):
         """How often weights have been written to; cheap enough to ask with every call."""
         return sum(map(_VERSION, self._weights))
 
-    def _session(self, policy: Policy | None, deepest: int) -> Session:
+    def _ready(self, policy: Policy | None, deepest: int) -> _Ready:
         if self._writes() != self._made_of:
             raise ConfigError(
                 "The model's weights have changed since this engine was made. Make a new one."
             )
         latest = self._latest
-        if latest is not None and latest[0] is policy and latest[1] == deepest:
-            return latest[2]  # writing a rule down takes as long as a few nodes
+        if latest is not None and latest.policy is policy and latest.deepest == deepest:
+            return latest  # writing a rule down takes as long as a few nodes
+        session = self._session(policy, deepest)
+        given = {} if policy is None else bars_given(policy, self.model.depth)
+        bars = {name: np.array(bar, dtype=np.float32) for name, bar in given.items()}
+        self._latest = latest = _Ready(policy, deepest, session, bars)
+        return latest
+
+    def _session(self, policy: Policy | None, deepest: int) -> Session:
         rule = rule_of(policy, self.model.depth, deepest)
         if (found := self._used(rule)) is None:
             with self._making:
@@ -155,7 +170,6 @@ class CompiledEngine(ABC):
                         self._sessions[rule] = found
                         if len(self._sessions) > max(MOST, 2 * self.model.depth):
                             del self._sessions[next(iter(self._sessions))]
-        self._latest = policy, deepest, found
         return found
 
     def _used(self, rule: str) -> Session | None:
@@ -175,8 +189,9 @@ def _feed(batch: Batch) -> Feed:
         raise ConfigError("The batch has no rows.")
     if "input_ids" in feed:
         feed = {name: array.astype(np.int64, copy=False) for name, array in feed.items()}
-        feed.setdefault("attention_mask", np.ones_like(feed["input_ids"]))
-        feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
+        shape = feed["input_ids"].shape
+        feed.setdefault("attention_mask", np.ones(shape, np.int64))
+        feed.setdefault("token_type_ids", np.zeros(shape, np.int64))
     return feed
 
 

@@ -45,7 +45,7 @@ def rows_a_step(batch: Batch, width: int, threads: int) -> int:
     """
     first = batch.get("input_ids", next(iter(batch.values())))
     count = first.shape[0]
-    if not width or "input_ids" not in batch or first.device.type != "cpu":
+    if count == 1 or not width or "input_ids" not in batch or first.device.type != "cpu":
         return count
     if any(leaf.shape[0] != count for leaf in batch.values()):
         return count
