@@ -18,13 +18,11 @@ import auto_variants
 import numpy as np
 import numpy.typing as npt
 from compare import DOCS, SETTINGS, slim
-from scipy.special import ndtri
 
 from offramp.comparison.board import Board, Difference
 from offramp.comparison.curves import area, score_at
 from offramp.comparison.leaderboard import Run, build_board
 from offramp.comparison.plan import PLAN, Grid, Plan, results
-from offramp.comparison.statistics import differences
 from offramp.storage import read_document, whole_file, write_document
 from offramp.table import ExitTable
 
@@ -35,19 +33,12 @@ BESIDE = ("auto", "pabee", "deebert", "attach")
 OLDER = ("pabee", "deebert")
 """What `auto` was to be above; DeeBERT leaves by a threshold."""
 _SURE = 0.05
-_RESAMPLED = ("stsb",)
-"""Sets that were ranked by resampling seeds."""
-_DRAWS = 1000
 ON_TEST = """## On test rows
 
 `auto` beside the other methods, from compare-\\*.md: which ones are above it, in area or at some
 cost reduction, and how many below it in area, beyond chance (p < 0.05 after Holm), PABEE and
 DeeBERT less `auto` in area, with each seed behind, and `auto` at half the cost less the plain
 fine-tune at full depth. Intervals and p are by Student's t over seeds, wide with three of them.
-Sets with a * were ranked before that by resampling rows and seeds, which takes three seeds for more
-than they are. What stands here of them is that with the spread of the seeds by Student's t on top,
-which counts seeds twice and so says too little rather than too much; their last column is as it
-was, and too narrow.
 
 | set | above it | below it | pabee | deebert | at 2x, less full depth |
 |---|---|---|---|---|---|"""
@@ -138,7 +129,7 @@ def on_test(board: Board) -> str:
     below = [one for one in area_of.values() if one.p_holm < _SURE and one.value < 0]
     (auto,) = [method for method in board.methods if method.name == "auto"]
     cells = [
-        board.title + " *" * (board.title in _RESAMPLED),
+        board.title,
         ", ".join(above) or ("none" if area_of else "run alone"),
         f"{len(below)} of {len(area_of)}" if area_of else "run alone",
         *(_less_auto(board, name, area_of.get(name)) for name in OLDER),
@@ -150,23 +141,10 @@ def on_test(board: Board) -> str:
 def against_auto(board: Board) -> dict[str, dict[str, Difference]]:
     """The other methods less `auto`, by area and target; p is corrected for their number."""
     targets = sorted({at for method in board.methods for at in method.against})
-    found = {
+    return {
         at: {method.name: method.against[at] for method in board.methods if at in method.against}
         for at in targets
     }
-    if board.title not in _RESAMPLED:
-        return found
-    normal = ndtri((np.arange(_DRAWS) + 0.5) / _DRAWS)[:, None]
-    return {
-        at: differences({name: _spread(board, name, at, one, normal) for name, one in rows.items()})
-        for at, rows in found.items()
-    }
-
-
-def _spread(board: Board, name: str, at: str, old: Difference, normal: Floats) -> Floats:
-    """Each seed's difference, and resamples of it that lie as wide as the old interval."""
-    seeds = _by_seed(board, name, at)
-    return np.vstack((seeds, seeds + normal * (old.high - old.low) / 2 / ndtri(0.975)))
 
 
 def _by_seed(board: Board, name: str, at: str) -> Floats:

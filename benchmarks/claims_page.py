@@ -31,9 +31,8 @@ counted FLOPs, not time.
 ## How it is decided
 
 All figures are differences, paired by row and seed, in points (hundredths of the set's score), with
-95 % intervals over rows and seeds. Seeds count by Student's t, as `offramp compare` has it today,
-but for STS-B: there they were resampled, and three are few to draw from, so intervals are
-too narrow, and a yes or no that is close may be undecided. An answer comes from the interval alone:
+95 % intervals over rows, which are drawn again, and seeds, by Student's t. An answer comes from the
+interval alone:
 
 - *at least level*: **yes** if its lower end is above -0.5 points; **no**, if not yes, where its
   upper end is at or below 0;

@@ -18,9 +18,9 @@ What was asked of the engines, and what was measured, by
     python benchmarks/speed.py {commands}
     python benchmarks/speed.py page
 
-Contenders take turns of about half a second, each after a batch that is not counted, and all after
-such a pass; a figure is the median over passes of a ratio within each, with its 95 % interval from
-their order. **Yes**: the
+Contenders take turns of about half a second, after a pass that is not counted; a turn of several
+batches begins with one that is not counted. A figure is the median over passes of a ratio within
+each, with its 95 % interval from their order. **Yes**: the
 whole interval is on the right side of the target; **no**: all of it is on the wrong side;
 **undecided**: neither. Counts have no interval. Some parts ran at the same time, each on a core of
 its own.

@@ -26,8 +26,8 @@ SHAPES = {
     "shared/table": ["tokens"],
     "away": ROWS,
     "both": ROWS,
-    "how_many": [1],
-    "sum": ["tokens"],
+    "how_many": [],
+    "sum": [1, "tokens"],
     "shifted": ROWS,
 }
 STORED = {
@@ -35,6 +35,8 @@ STORED = {
     "two": np.float32([2]),
     "owner.bias": np.float32([3]),
     "axis": np.int64([0]),
+    "first": np.int64(0),
+    "last_to_first": np.int64([2, 1, 0]),
     "many": np.ones((1, 100), np.float32),
 }
 
@@ -129,16 +131,46 @@ def test_a_whole_chain_moves_and_only_its_end_is_handed_on():
     "steps",
     [
         [("ReduceSum", ("mask", "axis"), "sum")],  # over rows, some of which leave
+        [("CumSum", ("mask", "first"), "away")],
+        [("Gather", ("mask", "last_to_first"), "away")],
         [("Size", ("mask",), "how_many"), ("CastLike", ("how_many", "one"), "sum")],
         [("Mul", ("mask", "owner.bias"), "away")],  # a parameter, if by chance of one value
         [("Mul", ("hidden", "mask"), "away")],
     ],
-    ids=["a sum over rows", "how many rows there are", "a parameter", "the state"],
+    ids=[
+        "a sum over rows",
+        "a running sum",
+        "rows from behind",
+        "how many rows there are",
+        "a parameter",
+        "the state",
+    ],
 )
 def test_what_only_a_layer_can_make_stays_in_it(steps):
     first, layers = work_out_once(embedding(), [layer(*steps), layer(*steps)])
     assert len(first.graph.output) == 3
     assert all(len(kinds(one)) == len(steps) + 1 for one in layers)
+
+
+def test_steps_that_differ_in_an_input_left_out_are_not_the_same():
+    """`Clip` from below and from above: one mask, one number."""
+    below, above = ("Clip", ("mask", "one"), "away"), ("Clip", ("mask", "", "one"), "away")
+    first, layers = embedding(), [layer(step) for step in (below, above, below, above)]
+    new_first, new = work_out_once(first, layers)
+    assert len(new_first.graph.output) == 3 + 2
+    np.testing.assert_array_equal(states(new_first, new), states(first, layers))
+
+
+def test_what_a_layer_says_as_well_is_still_said():
+    nodes = [
+        helper.make_node("Sub", ["one", "mask"], ["out/away"]),
+        helper.make_node("Add", ["hidden", "out/away"], ["out/hidden"]),
+    ]
+    saying = graph(nodes, ["hidden", "away"], ["hidden", "mask", "shared/table"])
+    first, layers = embedding(), [saying, layer(AWAY)]
+    new_first, new = work_out_once(first, layers)
+    assert [one.name for one in new[0].graph.output] == ["out/hidden", "out/away"]
+    np.testing.assert_array_equal(states(new_first, new), states(first, layers))
 
 
 def test_what_one_layer_alone_makes_stays_in_it():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -349,21 +349,21 @@ class _File:
         return model
 
 
-class _Needed:
-    """The nodes of a graph that some of its outputs depend on."""
+class Needed(NamedTuple):
+    """Nodes, in order, and the values that they or their readers read."""
 
-    def __init__(self, nodes: list[NodeProto], values_read: set[str]) -> None:
-        self.nodes = nodes
-        self.values_read = values_read
+    nodes: list[NodeProto]
+    values_read: set[str]
 
 
-def needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> _Needed:
+def needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> Needed:
+    """What some values of a graph depend on."""
     read, kept = set(outputs), []
     for node in reversed(graph.node):
         if read.intersection(node.output):
             kept.append(node)
             read.update(node.input)
-    return _Needed(kept[::-1], read)
+    return Needed(kept[::-1], read)
 
 
 def _made_by(part: onnx.ModelProto) -> set[str]:

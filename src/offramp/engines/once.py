@@ -22,6 +22,23 @@ __all__ = ["work_out_once"]
 
 _FEW = 64
 """Numbers of a constant that may take part: a weight is another thing."""
+_ROW_BY_ROW = {
+    *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Div", "Equal", "Expand", "Greater", "Less"),
+    *(
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+    ),
+    *("ReduceSum", "Squeeze", "Sub", "Unsqueeze", "Where"),
+}
+"""Steps that say the same of a row whoever its neighbours are, while its axis is the first."""
 
 
 class _Made(NamedTuple):
@@ -51,10 +68,11 @@ def work_out_once(
     found = Counter(made for part in parts for made in dict.fromkeys(part.ends()))
     first = _copy(embedding)
     for number, made in enumerate(made for made, parts_of in found.items() if parts_of > 1):
-        name = f"{'rows' if made.of_rows else 'shared'}/once.{number}"
-        next(part for part in parts if made in part.makers).give(made, name, first)
+        source = next(part for part in parts if made in part.makers)
+        value = _named(source.makers[made], f"{'rows' if made.of_rows else 'shared'}/once.{number}")
+        source.give(made, value, first)
         for part in parts:
-            part.read(made, name)
+            part.read(made, value)
     return first, tuple(part.model for part in parts)
 
 
@@ -63,7 +81,7 @@ class _Part:
 
     Attributes:
         model: the graph, a copy.
-        makers: the node that makes such a value.
+        makers: where such a value stands in it.
     """
 
     def __init__(self, layer: ModelProto, given: Collection[str]) -> None:
@@ -71,7 +89,6 @@ class _Part:
         graph = self.model.graph
         self._nodes = needed(graph, [value.name for value in graph.output]).nodes
         self._stored = {weight.name: weight for weight in graph.initializer}
-        self._inside = {value.name: value for value in graph.value_info}
         self._dims = known_dims(graph)
         self._made = {
             value.name: _Made(value.name, not value.name.startswith("shared/"))
@@ -81,65 +98,73 @@ class _Part:
         self._made |= {
             weight.name: _Made(_digest(weight.data_type, [*weight.dims], _bytes(weight)), False)
             for weight in graph.initializer
-            # a parameter is the layer's own, even where it happens to be another's value
+            # parameters are equal before training, and later each layer has its own
             if math.prod(weight.dims) <= _FEW and not weight.name.startswith("owner.")
         }
-        self.makers: dict[_Made, NodeProto] = {}
+        inside = {value.name: value for value in (*graph.value_info, *graph.output)}
+        self.makers: dict[_Made, ValueInfoProto] = {}
         for node in self._nodes:
-            made = self._how(node)
+            made, name = self._how(node), node.output[0]
             if made is not None:
-                self._made[node.output[0]] = made
-                self.makers.setdefault(made, node)
+                self._made[name] = made
+                if name in inside:
+                    self.makers.setdefault(made, inside[name])
 
     def _how(self, node: NodeProto) -> _Made | None:
         """How a node's value is made; None where only the layer can make it."""
-        before = [self._made[name] for name in node.input if name in self._made]
-        known = 0 < len(before) == len([*filter(None, node.input)])
-        if not known or len(node.output) != 1 or bodies(node):
+        before = [self._made.get(name) for name in node.input if name]
+        known = [made for made in before if made is not None]
+        if not 0 < len(known) == len(before) or len(node.output) != 1 or bodies(node):
             return None
-        name, options = node.output[0], attributes(node)
-        of_rows = any(made.of_rows for made in before)
+        options = attributes(node)
+        of_rows = any(made.of_rows for made in known)
         if node.op_type == "Shape" and options.get("start", 0) > 0:
             of_rows = False
-        elif of_rows and self._dims.get(name, ("",))[:1] != self._dims.get("hidden", ())[:1]:
+        elif of_rows and not (node.op_type in _ROW_BY_ROW and self._is_of_rows(node.output[0])):
             return None  # rows that leave could not be taken out of it
-        steps = [node.domain, node.op_type, *(made.how for made in before)]
-        return _Made(_digest(*steps, sorted(options.items())), of_rows)
+        # an input that is left out has its place, too
+        steps = [self._made[name].how if name else "" for name in node.input]
+        return _Made(_digest(node.domain, node.op_type, steps, sorted(options.items())), of_rows)
+
+    def _is_of_rows(self, name: str) -> bool:
+        """Whether the first axis of a value is that of the rows, and no other is."""
+        rows, dims = self._dims["hidden"][0], self._dims.get(name, ())
+        return dims[:1] == (rows,) and dims.count(rows) == 1
 
     def ends(self) -> Iterator[_Made]:
         """What could be made before and is read by what could not."""
         for node in self._nodes:
             if node.output[0] not in self._made:
-                made = (self._made.get(name) for name in node.input if name in self._inside)
+                made = map(self._made.get, node.input)
                 yield from (one for one in made if one in self.makers)
 
-    def give(self, made: _Made, name: str, embedding: ModelProto) -> None:
+    def give(self, made: _Made, value: ValueInfoProto, embedding: ModelProto) -> None:
         """Make a value in the embedding, as an output that is called so."""
-        graph, last = embedding.graph, self.makers[made].output[0]
-        called = {value.name: OUT + value.name for value in self.model.graph.input}
-        called |= {last: OUT + name, "": ""}
+        graph, last = embedding.graph, self.makers[made].name
+        called = {one.name: OUT + one.name for one in self.model.graph.input}
+        called |= {last: OUT + value.name, "": ""}
         for node in needed(self.model.graph, [last]).nodes:
             step = NodeProto()
             step.CopyFrom(node)
-            step.name = f"{name}.{node.name}"
+            step.name = f"{value.name}.{node.name}"
             for names in (step.input, step.output):
-                for place, one in enumerate(names):
-                    if one not in called:
-                        called[one] = f"{name}.{one}"
-                        if one in self._stored:
-                            graph.initializer.append(_named(self._stored[one], called[one]))
-                    names[place] = called[one]
+                for place, name in enumerate(names):
+                    if name not in called:
+                        called[name] = f"{value.name}.{name}"
+                        if name in self._stored:
+                            graph.initializer.append(_named(self._stored[name], called[name]))
+                    names[place] = called[name]
             graph.node.append(step)
-        graph.output.append(_named(self._inside[last], OUT + name))
+        graph.output.append(_named(value, OUT + value.name))
         opsets = {one.domain: one.version for one in self.model.opset_import}
         for one in embedding.opset_import:
             one.version = max(one.version, opsets.get(one.domain, 0))
 
-    def read(self, made: _Made, name: str) -> None:
+    def read(self, made: _Made, value: ValueInfoProto) -> None:
         """Read an input that is called so in the place of what is made here."""
-        same = {value: name for value, one in self._made.items() if one == made}
+        same = {name: value.name for name, one in self._made.items() if one == made}
         if same:
-            self.model.graph.input.append(_named(self._inside[min(same)], name))
+            self.model.graph.input.append(value)
             read_instead(self._nodes, same)
 
 
