@@ -111,7 +111,9 @@ def test_rows_leave_by_the_methods_own_policy_live_as_in_a_replay(
 ) -> None:
     method, problem_type = METHODS[name], TASKS[task]
     model = tiny_model(
-        ARCH.get(task, "bert"), problem_type, spec=exits_on(method, ARCH.get(task, "bert"))
+        ARCH.get(task, "bert"),
+        problem_type,
+        spec=exits_on(method, ARCH.get(task, "bert"), problem_type),
     )
     batch = tiny_batch_for(model.stock, ROWS)
     with torch.inference_mode():

@@ -59,10 +59,11 @@ def _check(name: str, problem_type: str, stock: PreTrainedModel, pooling: str | 
         return
     method = METHODS[name]
     method.check(problem_type)
-    settings = method.exits.model_dump()
+    exits = method.exits_for(problem_type)
+    settings = exits.model_dump()
     if pooling is not None and method.measures_pooling and "pooling" in settings:
         settings["pooling"] = pooling
-    exits = parse_document(type(method.exits), settings, f"Exits of method '{name}'")
+    exits = parse_document(type(exits), settings, f"Exits of method '{name}'")
     if "pooling" in settings and pooling is None:
         return  # a pooling is measured that the model has
     exits.build(make_backbone(stock), int(stock.config.num_labels or 1))

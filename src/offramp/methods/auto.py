@@ -3,13 +3,15 @@
 Half of the epochs fine-tune the model, without exits; then exits and backbone learn together, each
 row weighing most around where it would leave (COSEE's weighting). Exits learn where to look, at
 three times the rate of other methods; those of images learn alone for a while before and after.
-docs/results/auto.md says what each part is worth: looking by itself is beyond chance, weighting and
-rate are kept though they are not. Left out, because no gain of it is beyond chance: distillation
-from full depth, a second output that says whether an exit is right, and, for texts, exits that
-learn alone first.
+Numbers have no probabilities, so their exits also learn how wrong they are (BERxiT), and by that
+rows leave. docs/results/auto.md says what each part is worth: looking by itself is beyond chance,
+weighting and rate are kept though they are not. Left out, because no gain of it is beyond chance:
+distillation from full depth, for classes a second output that says whether an exit is right, and,
+for texts, exits that learn alone first.
 """
 
 from offramp.exits import ExitSpec
+from offramp.exits.learned import LearnedSpec
 from offramp.methods.base import METHODS, Method
 from offramp.objectives.auto import Auto
 
@@ -19,6 +21,8 @@ AUTO = Method(
     exits=ExitSpec(pooling="attention"),
     objective=Auto,
     policy="max_probability",
+    number_exits=LearnedSpec(pooling="attention", correctness="own"),
+    number_policy="learned",
     measures_pooling=False,
 )
 METHODS.register(AUTO.name, AUTO)

@@ -32,6 +32,8 @@ class Method:
             the user asks for the paper's (`as_released`).
         objective: makes the training loss.
         policy: name of the paper's exit rule, see `policy_for`.
+        number_exits: the exits for regression, where they are others.
+        number_policy: the exit rule for regression, where `policy` is not for numbers.
         problem_types: those it works for.
         why_not: why not for the others, in a sentence; where empty, the policy says it.
         measures_pooling: whether what exits pool is measured, as said; else it is part of the
@@ -45,6 +47,8 @@ class Method:
     exits: ExitKind
     objective: Callable[[], Objective]
     policy: str
+    number_exits: ExitKind | None = None
+    number_policy: str = Patience.name
     problem_types: tuple[str, ...] = (
         "single_label_classification",
         "multi_label_classification",
@@ -59,11 +63,16 @@ class Method:
         """Whether `as_released` changes anything: how it trains, or what its exits pool."""
         return bool(self.released) or (self.measures_pooling and hasattr(self.exits, "pooling"))
 
+    def exits_for(self, problem_type: str) -> ExitKind:
+        """The exits for a task."""
+        other = self.number_exits if problem_type == REGRESSION else None
+        return self.exits if other is None else other
+
     def policy_for(self, problem_type: str) -> str:
         """The exit rule for a task: `policy` or, where that reads probabilities and there are
-        none, `patience`."""
+        none, `number_policy`."""
         fits = problem_type in POLICIES[self.policy].problem_types
-        return self.policy if fits or problem_type != REGRESSION else Patience.name
+        return self.policy if fits or problem_type != REGRESSION else self.number_policy
 
     def check(self, problem_type: str) -> None:
         """Raise ConfigError, with the reason, where the method is not for a task."""
@@ -97,12 +106,16 @@ class Method:
                 )
         of_exits = {name: value for name, value in settings.items() if name in fields}
         of_loss = {name: value for name, value in settings.items() if name in wanted}
-        whole = {**self.exits.model_dump(), **of_exits}
         return replace(
             self,
-            exits=parse_document(exits, whole, f"Exits of method '{self.name}'"),
+            exits=self._with(self.exits, of_exits),
+            number_exits=self.number_exits and self._with(self.number_exits, of_exits),
             objective=partial(self.objective, **self._checked(of_loss, wanted)),
         )
+
+    def _with(self, exits: ExitKind, settings: Mapping[str, Any]) -> ExitKind:
+        whole = {**exits.model_dump(), **settings}
+        return parse_document(type(exits), whole, f"Exits of method '{self.name}'")
 
     def _checked(self, given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
         checked = {}

@@ -95,9 +95,7 @@ class MultiExitModel(PreTrainedModel):
     @property
     def problem_type(self) -> str:
         """As in transformers; inferred from the number of labels where the config is silent."""
-        if self.config.problem_type is not None:
-            return str(self.config.problem_type)
-        return "regression" if self.stock.num_labels == 1 else "single_label_classification"
+        return task_of(self.config.problem_type, cast(int, self.stock.num_labels))
 
     @property
     def max_length(self) -> int | None:
@@ -232,7 +230,8 @@ class MultiExitModel(PreTrainedModel):
 
             preset = METHODS[method or "auto"]
             stock = load_stock(path, head)
-            model = cls.from_stock(stock, exits or preset.exits, preset.name)
+            task = task_of(stock.config.problem_type, cast(int, stock.num_labels))
+            model = cls.from_stock(stock, exits or preset.exits_for(task), preset.name)
         model.eval()
         _check_finite(model, source)
         return model if wanted is None else model.to(dtype=wanted)  # type: ignore[call-arg]
@@ -256,6 +255,13 @@ class MultiExitModel(PreTrainedModel):
             folder.save(self, Path(save_directory), state_dict, processor)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+def task_of(problem_type: str | None, num_labels: int) -> str:
+    """A problem type as in transformers, or what the number of labels says where there is none."""
+    if problem_type is not None:
+        return str(problem_type)
+    return "regression" if num_labels == 1 else "single_label_classification"
 
 
 def _check_finite(model: MultiExitModel, source: object) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.errors import ConfigError
 from offramp.exits import ExitOutput
+from offramp.objectives.alternating import correctness_loss
 from offramp.objectives.base import Clock, Stage
 from offramp.objectives.distillation import SelfDistillation
 from offramp.objectives.simulated import SimulatedExits, doubt
@@ -23,8 +24,9 @@ from offramp.objectives.task import row_losses
 class Auto(SimulatedExits):
     """`SimulatedExits` from a fine-tuned start, with entropy for doubt.
 
-    A set of labels is as doubtful as its least sure label. A number has no doubt that says where
-    its row would leave, so in regression exits weigh by their depth, as PABEE's do.
+    A set of labels is as doubtful as its least sure label. A number is as doubtful as its exit
+    says that it is, by the signal `correct`, whose error is added (see `Alternating`); exits
+    without one weigh by their depth, as PABEE's do.
 
     Args:
         warm_up: share of the epochs that fine-tune the stock model first, unless it is
@@ -78,13 +80,17 @@ class Auto(SimulatedExits):
         losses = torch.stack([row_losses(o.scores, labels, kind) for o in outputs], dim=1)
         if len(outputs) == 1 or stage.trainable == "stock":
             return {"exits": losses[:, -1].mean()}
-        if kind == "regression":
+        early = outputs[:-1]
+        judged = kind == "regression" and all("correct" in output.signals for output in early)
+        if kind == "regression" and not judged:
             weights = by_depth(len(outputs), losses.device)
         else:
-            early = [o.scores.detach() for o in outputs[:-1]]
-            doubts = torch.stack([_least_sure(scores, kind) for scores in early], dim=1)
+            doubts = torch.stack([_doubt(output, kind) for output in early], dim=1).detach()
             weights = self.weights(doubts, batch.get("clock", Clock()))
-        return {"exits": (weights * losses).sum(dim=-1).mean()}
+        parts = {"exits": (weights * losses).sum(dim=-1).mean()}
+        if judged:
+            parts["correctness"] = correctness_loss(early, labels, kind)
+        return parts
 
 
 def by_depth(depth: int, device: torch.device) -> Tensor:
@@ -93,8 +99,11 @@ def by_depth(depth: int, device: torch.device) -> Tensor:
     return layers / layers.sum()
 
 
-def _least_sure(scores: Tensor, kind: str) -> Tensor:
-    """Doubt of an exit's scores, (rows, classes) -> (rows,)."""
+def _doubt(output: ExitOutput, kind: str) -> Tensor:
+    """Of an exit, (rows,)."""
+    scores = output.scores
+    if kind == "regression":
+        return 1 - output.signals["correct"].float()
     if kind != "multi_label_classification":
         return doubt(scores, "entropy")
     asked = torch.stack((torch.zeros_like(scores), scores), dim=-1)

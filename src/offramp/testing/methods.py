@@ -34,7 +34,7 @@ def check_method(method: Method, arch: str = "bert") -> None:
     """
     ensure(method.problem_types, f"Method '{method.name}' declares no problem type.")
     for problem_type in method.problem_types:
-        model = tiny_model(arch, problem_type, spec=exits_on(method, arch))
+        model = tiny_model(arch, problem_type, spec=exits_on(method, arch, problem_type))
         who = f"Method '{method.name}', {problem_type}"
         _check_training(method, model, who)
         _check_policy_fits(method, model, who)
@@ -43,10 +43,11 @@ def check_method(method: Method, arch: str = "bert") -> None:
     ensure(known, f"Method '{method.name}' is not registered: nobody can ask for it by name.")
 
 
-def exits_on(method: Method, arch: str) -> ExitKind:
+def exits_on(method: Method, arch: str, problem_type: str) -> ExitKind:
     """A method's exits; of images those that pool take the mean, since a map has no first token."""
-    pools = hasattr(method.exits, "pooling") and arch in IMAGE_ARCHITECTURES
-    return method.exits.model_copy(update={"pooling": "mean"}) if pools else method.exits
+    exits = method.exits_for(problem_type)
+    pools = hasattr(exits, "pooling") and arch in IMAGE_ARCHITECTURES
+    return exits.model_copy(update={"pooling": "mean"}) if pools else exits
 
 
 def _labels(model: MultiExitModel) -> Tensor:

@@ -15,6 +15,7 @@ from offramp.data import names_source
 from offramp.errors import ConfigError, DataError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.methods import METHODS
+from offramp.methods.base import Method
 from offramp.model import Head, MultiExitModel
 from offramp.model.folder import resolve
 from offramp.objectives import FullDepth, Objective
@@ -106,7 +107,8 @@ def train(
         NonFiniteError: when the loss is no longer a finite number.
     """
     chosen = (options or TrainOptions()).filled(TRAIN)
-    objective, spec = _preset(method, as_released, pooling, settings or {})
+    objective, made = _preset(method, as_released, pooling, settings or {})
+    spec = ExitSpec() if made is None else made.exits
     objective.fine_tuned = fine_tuned
     _check_work_left(method, objective)
     check_pooling(pooling)
@@ -128,10 +130,11 @@ def train(
     with names_source(data):
         material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
     objective.reads = material.model.backbone.reads
-    if method != PLAIN:
-        METHODS[method].check(material.model.problem_type)
+    if made is not None:
+        made.check(material.model.problem_type)
         check_depth(material.model)
-    own = as_released or (method != PLAIN and not METHODS[method].measures_pooling)
+        spec = made.exits_for(material.model.problem_type)
+    own = as_released or (made is not None and not made.measures_pooling)
     wish = pooling or (getattr(spec, "pooling", None) if own else None)
     run = _Run(material, objective, chosen, new_head=head is not None)
     work = WorkFolder(target)
@@ -196,13 +199,13 @@ class _Run:
 
 def _preset(
     method: str, as_released: bool, pooling: Pooling | None, settings: Mapping[str, Any]
-) -> tuple[Objective, ExitKind]:
+) -> tuple[Objective, Method | None]:
     if method == PLAIN:
         if settings:
             raise ConfigError("Method 'plain' has no settings; leave --set out.")
         if as_released:
             raise ConfigError("Method 'plain' has nothing as released; leave --as-released out.")
-        return FullDepth(), ExitSpec()
+        return FullDepth(), None
     if method not in METHODS:
         known = [PLAIN, *METHODS]
         raise ConfigError(
@@ -220,7 +223,7 @@ def _preset(
             f"'{pooling}'. Leave as_released (--as-released) or pooling (--pooling) out."
         )
     made = made.with_settings({**(made.released if as_released else {}), **settings})
-    return made.objective(), made.exits
+    return made.objective(), made
 
 
 def _with_pooling(spec: ExitKind, pooling: Pooling, method: str) -> ExitKind:
