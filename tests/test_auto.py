@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.exits import ExitOutput
+from offramp.methods import METHODS
+from offramp.model import MultiExitModel
 from offramp.objectives import Clock, SelfDistillation, SimulatedExits, Stage, task_loss
 from offramp.objectives.auto import Auto, by_depth
-from offramp.testing import save_tiny_stock, tiny_model, tiny_texts
+from offramp.testing import save_tiny_stock, tiny_batch_for, tiny_model, tiny_texts
 from offramp.training import TrainOptions, train
 from offramp.training.batches import Rows
 from offramp.training.running import fresh_parameters, make_trainer, trainee_for
@@ -61,12 +63,55 @@ def test_at_the_start_all_exits_weigh_the_same() -> None:
     torch.testing.assert_close(loss, torch.stack(each).mean())
 
 
-def test_regression_weighs_exits_by_depth() -> None:
+def test_exits_of_numbers_that_do_not_judge_themselves_weigh_by_depth() -> None:
     made = outputs(kind=REGRESSION)
     loss = Auto().losses(made, batch(REGRESSION), JOINT)["exits"]
     each = [task_loss(o.scores, batch(REGRESSION)["labels"], REGRESSION) for o in made]
     torch.testing.assert_close(loss, sum(n * one for n, one in enumerate(each, 1)) / 10)
     assert by_depth(4, torch.device("cpu")).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_exits_of_numbers_learn_how_wrong_they_are_and_weigh_by_that() -> None:
+    made = outputs(rows=2, kind=REGRESSION)
+    near, far = torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.1])
+    said = (near, far, near, far)
+    judged = [ExitOutput(o.scores, {"correct": c}) for o, c in zip(made, said, strict=True)]
+    numbers = batch(REGRESSION, rows=2)
+    torch.manual_seed(0)
+    parts = Auto().losses(judged, numbers, JOINT)
+    assert set(parts) == {"exits", "correctness"}
+    truth = [1 - torch.tanh(o.scores[:, 0] - numbers["labels"]).abs() for o in judged[:-1]]
+    errors = [(o.signals["correct"] - one) ** 2 for o, one in zip(judged[:-1], truth, strict=True)]
+    torch.testing.assert_close(parts["correctness"], torch.stack(errors).mean())
+    losses = torch.stack([(o.scores[:, 0] - numbers["labels"]) ** 2 for o in judged], dim=1)
+    torch.manual_seed(0)
+    doubts = torch.stack([1 - o.signals["correct"] for o in judged[:-1]], dim=1)
+    weights = Auto().weights(doubts, numbers["clock"])
+    torch.testing.assert_close(parts["exits"], (weights * losses).sum(dim=1).mean())
+
+
+def test_numbers_have_exits_and_a_rule_of_their_own() -> None:
+    auto, pabee = METHODS["auto"], METHODS["pabee"]
+    assert auto.policy_for(REGRESSION) == "learned"
+    assert auto.policy_for(SINGLE) == "max_probability"
+    assert pabee.exits_for(REGRESSION) == pabee.exits
+    kinds = {kind: auto.with_settings({"hidden": True}).exits_for(kind) for kind in KINDS}
+    assert {kind: (one.kind, one.to_dict()["hidden"]) for kind, one in kinds.items()} == {
+        SINGLE: ("pooled", True),
+        MULTI: ("pooled", True),
+        REGRESSION: ("learned", True),
+    }
+
+
+def test_a_model_for_numbers_says_how_wrong_its_exits_are(tmp_path: Path) -> None:
+    stock = save_tiny_stock(tmp_path / "stock", "bert", REGRESSION)
+    model = MultiExitModel.from_pretrained(stock)
+    assert model.config.exits["kind"] == "learned"
+    with torch.inference_mode():
+        said = model.all_exits(tiny_batch_for(model.stock, 3))
+    correct = torch.stack([one.signals["correct"] for one in said])
+    assert correct.shape == (model.depth, 3)
+    assert ((correct >= 0) & (correct <= 1)).all()
 
 
 @given(st.integers(2, 8), st.floats(0, 1), st.floats(0, 10), st.integers(0, 9))
