@@ -68,8 +68,8 @@ def work_out_once(
     found = Counter(made for part in parts for made in dict.fromkeys(part.ends()))
     first = _copy(embedding)
     for number, made in enumerate(made for made, parts_of in found.items() if parts_of > 1):
-        source = next(part for part in parts if made in part.makers)
-        value = _named(source.makers[made], f"{'rows' if made.of_rows else 'shared'}/once.{number}")
+        source = next(part for part in parts if made in part.values)
+        value = _named(source.values[made], f"{'rows' if made.of_rows else 'shared'}/once.{number}")
         source.give(made, value, first)
         for part in parts:
             part.read(made, value)
@@ -81,7 +81,7 @@ class _Part:
 
     Attributes:
         model: the graph, a copy.
-        makers: where such a value stands in it.
+        values: those that could, as this graph has them.
     """
 
     def __init__(self, layer: ModelProto, given: Collection[str]) -> None:
@@ -102,13 +102,13 @@ class _Part:
             if math.prod(weight.dims) <= _FEW and not weight.name.startswith("owner.")
         }
         inside = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self.makers: dict[_Made, ValueInfoProto] = {}
+        self.values: dict[_Made, ValueInfoProto] = {}
         for node in self._nodes:
             made, name = self._how(node), node.output[0]
             if made is not None:
                 self._made[name] = made
                 if name in inside:
-                    self.makers.setdefault(made, inside[name])
+                    self.values.setdefault(made, inside[name])
 
     def _how(self, node: NodeProto) -> _Made | None:
         """How a node's value is made; None where only the layer can make it."""
@@ -136,11 +136,11 @@ class _Part:
         for node in self._nodes:
             if node.output[0] not in self._made:
                 made = map(self._made.get, node.input)
-                yield from (one for one in made if one in self.makers)
+                yield from (one for one in made if one in self.values)
 
     def give(self, made: _Made, value: ValueInfoProto, embedding: ModelProto) -> None:
         """Make a value in the embedding, as an output that is called so."""
-        graph, last = embedding.graph, self.makers[made].name
+        graph, last = embedding.graph, self.values[made].name
         called = {one.name: OUT + one.name for one in self.model.graph.input}
         called |= {last: OUT + value.name, "": ""}
         for node in needed(self.model.graph, [last]).nodes:
