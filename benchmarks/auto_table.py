@@ -180,7 +180,7 @@ def table(board: Board) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in board.methods:
-        at = {one.target: one.score.value for one in row.row.at}
+        at = {one.target: one.score.value for one in row.at}
         told = auto_variants.NAMES.get(row.name, "")
         lines.append(
             f"| {row.name} | {told} | {_rate(row.learning_rate)} | {len(row.row.curves)} "

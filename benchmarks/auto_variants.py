@@ -48,6 +48,7 @@ class Blended(Objective):
             fast, from the labels and from full depth.
         exits_last: the same at the end.
         rate: of exits while all learns, see `Stage`.
+        rate_alone: of exits while they learn alone.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class Blended(Objective):
         exits_first: float = 0.0,
         exits_last: float = 0.0,
         rate: float = 1.0,
+        rate_alone: float = 10.0,
     ) -> None:
         super().__init__()
         self.weighting: Weighting = weighting
         self.sharpness, self.thresholds = sharpness, thresholds
         self.distillation, self.temperature = distillation, temperature
         self.correctness, self.full = correctness, full
-        self.warm_up, self.rate = warm_up, rate
+        self.warm_up, self.rate, self.rate_alone = warm_up, rate, rate_alone
         self.exits_first, self.exits_last = exits_first, exits_last
         self._first = SelfDistillation()
 
@@ -78,9 +80,9 @@ class Blended(Objective):
         first, last = (share * (1 - warm_up) for share in (self.exits_first, self.exits_last))
         found = (
             Stage("stock", "stock", warm_up),
-            Stage("exits", "exits", first, rate=10.0, standardised=True),
+            Stage("exits", "exits", first, rate=self.rate_alone, standardised=True),
             Stage("joint", "all", 1 - warm_up - first - last, rate=self.rate),
-            Stage("last", "exits", last, rate=10.0, standardised=True),
+            Stage("last", "exits", last, rate=self.rate_alone, standardised=True),
         )
         return tuple(stage for stage in found if stage.share)
 
@@ -288,6 +290,19 @@ variant(
     exits_first=0.125,
     exits_last=0.375,
 )
+for name, told, options in (
+    ("equal", "equal weights", {"weighting": "equal"}),
+    ("depth", "weights by depth, as PABEE's", {"weighting": "depth"}),
+    ("thirty", "exits alone at 30 times the rate instead of 10", {"rate_alone": 30.0}),
+):
+    variant(
+        f"first-last-{name}",
+        f"v-first-last, {told}",
+        **SIMPLE,
+        exits_first=0.25,
+        exits_last=0.25,
+        **options,
+    )
 variant("simple-equal", "v-fast-simple, equal weights", weighting="equal", **SIMPLE)
 variant("simple-depth", "v-fast-simple, weights by depth, as PABEE's", weighting="depth", **SIMPLE)
 variant("simple-probed", "v-fast-simple, pooling as the probe says", measures=True, **SIMPLE)

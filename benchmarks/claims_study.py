@@ -17,8 +17,9 @@ from offramp.calibration.conformal import busy_exits, conformal_limits, conforma
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
 from offramp.comparison.board import Difference, Figure
+from offramp.comparison.curves import AREA
 from offramp.comparison.families import Choice, Reader
-from offramp.comparison.leaderboard import Run, choices, ground_of, places, tune_areas
+from offramp.comparison.leaderboard import Run, choices, ground_of, places
 from offramp.comparison.plan import PLAN, START, Grid, Plan, results
 from offramp.comparison.running import recorded
 from offramp.comparison.statistics import Floats
@@ -234,8 +235,7 @@ class Study:
         """By name: that of the paper, or that of the largest area on `tune`."""
         if by == "paper":
             return families.own_family(method, self.problem_type)
-        areas = tune_areas(list(self.choices(method).values()))
-        return max(areas, key=lambda one: areas[one])
+        return families.best_family(families.tune_scores(list(self.choices(method).values())), AREA)
 
     def tune_area(self, method: str, family: str) -> float:
         return float(np.mean([self.choice(run, family).tune_area for run in self.runs[method]]))

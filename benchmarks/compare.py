@@ -78,7 +78,7 @@ def slim(board: Board) -> Board:
     for method in board.methods:
         rows = []
         for row in method.policies:
-            shown = row.name in {method.chosen, method.own, "fixed"}
+            shown = row.name in {method.chosen, method.own, "fixed", *method.chosen_at.values()}
             lines = row.curves if shown else ()
             curves = [[p.model_copy(update={"policy": None}) for p in one] for one in lines]
             readings = [

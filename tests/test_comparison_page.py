@@ -32,6 +32,21 @@ def changed(board: Board, place: int, **fields: Any) -> Board:
     return board.model_copy(update={"methods": tuple(methods)})
 
 
+def test_where_a_target_has_a_policy_of_its_own_it_is_named(tmp_path: Path) -> None:
+    board = make_board()
+    other = changed(board, 0, chosen_at={"2": "patience"})
+    (score,) = (
+        one.score.value
+        for row in board.methods[0].policies
+        if row.name == "patience"
+        for one in row.at
+        if one.target == 2
+    )
+    assert other.methods[0].at[1].score.value == score != board.methods[0].at[1].score.value
+    before, after = (page_of(tmp_path, one).text.count("patience") for one in (board, other))
+    assert after == before + 1 + len(board.seeds)  # there, and in what each seed chose
+
+
 # One file that needs nothing
 
 

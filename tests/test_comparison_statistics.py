@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from offramp.calibration.fitting import fit_bins
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, statistics
-from offramp.comparison.board import Board, Missing
-from offramp.comparison.families import choose, flattery
-from offramp.comparison.leaderboard import Run, build_board, choices, ground_of, places
+from offramp.comparison.board import TARGETS, Board, Missing
+from offramp.comparison.families import choose, flattery, tune_scores
+from offramp.comparison.leaderboard import (
+    Run,
+    build_board,
+    choices,
+    ground_of,
+    places,
+)
 from offramp.comparison.markdown import to_markdown
 from offramp.comparison.plan import REFERENCES
 from offramp.comparison.statistics import Resamples, holm
@@ -114,9 +120,32 @@ def test_numbers_that_were_taken_from_the_rows_do_not_flatter_a_family():
         costs = [0.0, *(one.cost for one in corners), 1.0]
         scores = [guess, *(one.score for one in corners), fresh.full_score]
         told.append(choice.tune_area - float(curves.area(costs, scores)))
-        flattered.append(told[-1] + flattery(judge, Binned.name, guess))
+        flattered.append(told[-1] + flattery(judge, Binned.name, guess)[curves.AREA])
     assert np.mean(flattered) > 0.01
     assert abs(np.mean(told)) < np.mean(flattered) / 2, (np.mean(told), np.mean(flattered))
+
+
+def test_a_target_is_read_by_the_family_that_is_best_there_on_tune():
+    runs = [run("pabee", seed) for seed in (1, 2)]
+    ground = ground_of(runs)
+    on_tune = tune_scores([choices(one, ground.metric) for one in runs])
+    (row,) = board(*runs).methods
+    assert row.chosen == max(on_tune, key=lambda one: on_tune[one]["area"])
+    for at in row.at:
+        best = max(on_tune, key=lambda one: on_tune[one][f"{at.target:g}"])
+        (family,) = (one for one in row.policies if one.name == best)
+        assert row.family_at(at.target) == best
+        assert at in family.at
+    assert len(row.at) == len(TARGETS)
+
+
+def test_markdown_names_the_family_of_a_target_where_it_is_not_the_methods():
+    found = board(run("pabee", 1))
+    (row,) = found.methods
+    alike = row.model_copy(update={"chosen_at": {}})
+    other = row.model_copy(update={"chosen": "fixed", "chosen_at": {"2": "patience"}})
+    said = [to_markdown(found.model_copy(update={"methods": (one,)})) for one in (alike, other)]
+    assert [one.count(", patience |") for one in said] == [0, 1]
 
 
 def test_points_and_readings_are_what_a_replay_of_the_test_table_gives():
@@ -163,7 +192,7 @@ def test_a_method_is_held_against_its_own_exits_without_a_policy():
         (fixed,) = (family for family in row.policies if family.name == "fixed")
         found = row.against_fixed
         assert found["area"].value == pytest.approx(row.row.area.value - fixed.area.value)
-        for one, other in zip(row.row.at, fixed.at, strict=True):
+        for one, other in zip(row.at, fixed.at, strict=True):
             gap = one.score.value - other.score.value
             assert found[f"{one.target:g}"].value == pytest.approx(gap)
 

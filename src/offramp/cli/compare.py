@@ -198,7 +198,7 @@ def _table(board: Board) -> None:
     head = ["method", "policy", "area", "full", "1.5x", "2x", "3x", "4x", "training"]
     rows = []
     for method in board.methods:
-        at = [f"{100 * one.score.value:.1f}" for one in method.row.at]
+        at = [f"{100 * one.score.value:.1f}" for one in method.at]
         training = "" if method.times_plain is None else f"{method.times_plain:.2f}x"
         area, full = method.row.area.value, method.full_score.value
         lacking = partial(board, method)

@@ -98,18 +98,21 @@ class MethodRow(Strict):
         learning_rate: chosen on `tune`; None where there was no choice.
         own: the family of the method's paper.
         chosen: the family of the largest `tune_area`, by which the method is judged.
+        chosen_at: that of the best score on `tune` at each target ("2" for 2x), by which it is
+            judged there; empty on boards that took `chosen` throughout.
         policies: all families, `chosen` among them.
         full_score: at full depth.
         seconds: of training, mean over seeds.
         times_plain: that, by the seconds of the plain fine-tune; None without one on as many
             threads.
         parameters_added: by the exits.
-        against: paired differences from the reference's chosen family: `area` and targets
-            ("2" for 2x); empty for the reference itself.
+        against: paired differences from the reference, each with the family chosen there: `area`
+            and targets; empty for the reference itself.
         against_plain: paired differences from the plain fine-tune at full depth: `full` and
             targets.
         against_fixed: paired differences from what its own exits score where all rows leave at
-            one and the same (`fixed`): `area` and targets; empty where that is what was chosen.
+            one and the same (`fixed`): `area` and targets, without those where that is what was
+            chosen.
     """
 
     name: str
@@ -117,6 +120,7 @@ class MethodRow(Strict):
     learning_rate: float | None
     own: str
     chosen: str
+    chosen_at: dict[str, str] = Field(default_factory=dict)
     policies: tuple[PolicyRow, ...]
     full_score: Figure
     seconds: float
@@ -129,7 +133,24 @@ class MethodRow(Strict):
     @property
     def row(self) -> PolicyRow:
         """Of the chosen family."""
-        return next(row for row in self.policies if row.name == self.chosen)
+        return self._family(self.chosen)
+
+    def family_at(self, target: float) -> str:
+        """The one by which it is judged at a target."""
+        return self.chosen_at.get(f"{target:g}", self.chosen)
+
+    @property
+    def at(self) -> tuple[AtTarget, ...]:
+        """Every target, each by the family that was chosen there."""
+        return tuple(
+            one
+            for target in TARGETS
+            for one in self._family(self.family_at(target)).at
+            if one.target == target
+        )
+
+    def _family(self, name: str) -> PolicyRow:
+        return next(row for row in self.policies if row.name == name)
 
     @property
     def seeds(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -51,16 +52,21 @@ class Choice:
     """What one family chose on the `tune` rows of one run.
 
     Attributes:
-        tune_area: of the upper hull on `tune`, without what a fit there flatters it.
+        tune: area and score at each target ("2" for 2x) of the upper hull on `tune`, without what
+            a fit there flatters them.
         start: where most corners of the hull come from.
         corners: the policies there between the guess and full depth, each with its start.
         reached: target to the best policy that reaches it, with its start.
     """
 
-    tune_area: float
+    tune: dict[str, float]
     start: Policy
     corners: tuple[tuple[Policy, Policy], ...]
     reached: dict[float, tuple[Policy, Policy]]
+
+    @property
+    def tune_area(self) -> float:
+        return self.tune[curves.AREA]
 
 
 def own_family(method: str, problem_type: str) -> str:
@@ -121,11 +127,12 @@ def choose(judge: Judge, family: Family, guess: float, most: int = MOST) -> Choi
     """
     tried = [(start, outcome) for start in family for outcome in judge.search(start)]
     choice = _choice(judge, tried, guess, most)
-    return replace(choice, tune_area=choice.tune_area - flattery(judge, family[0].name, guess))
+    gained = flattery(judge, family[0].name, guess)
+    return replace(choice, tune={key: one - gained[key] for key, one in choice.tune.items()})
 
 
-def flattery(judge: Judge, name: str, guess: float) -> float:
-    """How much area a family gains by taking its numbers from the rows that it is judged on.
+def flattery(judge: Judge, name: str, guess: float) -> dict[str, float]:
+    """How much of `Choice.tune` a family gains by numbers from the rows that it is judged on.
 
     A fit gains on its own rows about what it loses elsewhere, and half as much of both on twice
     as many rows. So it is half of what numbers of one half of the rows are better there than
@@ -134,18 +141,22 @@ def flattery(judge: Judge, name: str, guess: float) -> float:
     """
     metric = judge.metric
     if name != Binned.name or metric is None:
-        return 0.0
+        return dict.fromkeys(curves.COLUMNS, 0.0)
 
-    def area(rows: ExitTable, others: ExitTable) -> float:
+    def read(rows: ExitTable, others: ExitTable) -> dict[str, float]:
         there, policy = Judge(rows, metric.name), FITS[name](others)
         there.metric = metric
         tried = [(policy, outcome) for outcome in there.search(policy)]
-        return _choice(there, tried, guess, MOST).tune_area
+        return _choice(there, tried, guess, MOST).tune
 
     odd = np.arange(judge.table.rows) % 2 == 1
     one, other = judge.table.take(odd), judge.table.take(~odd)
-    better = area(one, one) - area(one, other) + area(other, other) - area(other, one)
-    return max(0.0, better) / 4
+    at_home, elsewhere = (read(one, one), read(other, other)), (read(one, other), read(other, one))
+    return {
+        key: max(0.0, sum(found[key] for found in at_home) - sum(found[key] for found in elsewhere))
+        / 4
+        for key in curves.COLUMNS
+    }
 
 
 def choose_layers(judge: Judge, layers: Sequence[int], guess: float, most: int = MOST) -> Choice:
@@ -168,13 +179,28 @@ def _choice(
         if enough:
             start, best = min(enough, key=lambda one: (one[1].loss, one[1].cost))
             reached[target] = start, best.policy
+    on_tune = zip(*(places[one] for one in corners), strict=True)
     starts = Counter(cheap[one][0] for one in kept) or Counter([tried[0][0]])
     return Choice(
-        tune_area=float(curves.area(*zip(*(places[one] for one in corners), strict=True))),
+        tune={key: float(one) for key, one in curves.columns(*on_tune).items()},
         start=starts.most_common(1)[0][0],
         corners=tuple((cheap[one][0], cheap[one][1].policy) for one in kept),
         reached=reached,
     )
+
+
+def tune_scores(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, dict[str, float]]:
+    """What the families that all seeds have reach on `tune`, mean over seeds."""
+    names = [one for one in chosen[0] if all(one in made for made in chosen)]
+    return {
+        one: {key: fmean(made[one].tune[key] for made in chosen) for key in curves.COLUMNS}
+        for one in names
+    }
+
+
+def best_family(on_tune: Mapping[str, Mapping[str, float]], column: str) -> str:
+    """The one to take for a column of a curve."""
+    return max(on_tune, key=lambda one: on_tune[one][column])
 
 
 def commonest(labels: Array, problem_type: str) -> Array:

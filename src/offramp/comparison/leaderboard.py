@@ -23,6 +23,7 @@ from offramp.comparison.board import (
     PolicyRow,
     Reading,
 )
+from offramp.comparison.curves import AREA
 from offramp.comparison.families import Choice, Reader
 from offramp.comparison.plan import PLAIN
 from offramp.comparison.statistics import Floats, Resamples
@@ -39,10 +40,9 @@ FEWEST_RESAMPLES = 100
 """For families that were not chosen, where the metric is slow."""
 FEW = 50
 """With fewer test rows, intervals are rough."""
-_TARGETS = tuple(f"{target:g}" for target in TARGETS)
-_COLUMNS = ("area", "full", *_TARGETS)
+FULL = "full"
 Columns = dict[str, Floats]
-"""`area`, `full` and each target, (1 + resamples, seeds)."""
+"""Those of a curve and `full`, (1 + resamples, seeds)."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class _Method:
 
     name: str
     runs: list[Run]
-    chosen: str
+    chosen: dict[str, str]  # column of a curve to the family that is read there
     policies: list[PolicyRow]
     tune_area: float
     columns: Columns
-    fixed: Columns  # of leaving at one and the same exit, empty where that is chosen
+    fixed: Columns  # of leaving at one and the same exit, without those where that is chosen
 
     @property
     def seeds(self) -> list[int]:
@@ -233,27 +233,30 @@ def _commonest(run: Run) -> Array:
 def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
     """Choose on `tune`, then read on test."""
     chosen = [choices(run, ground.metric) for run in runs]
-    areas = tune_areas(chosen)
-    best = max(areas, key=lambda one: areas[one])
+    on_tune = families.tune_scores(chosen)
+    best = {key: families.best_family(on_tune, key) for key in curves.COLUMNS}
     readers = [ground.reader(run) for run in runs]
     policies, columns = [], dict[str, Columns]()
-    for one in areas:
-        resamples = ground.resamples if one in (best, BASELINE) else ground.fewer_resamples
+    for one in on_tune:
+        compared = one == BASELINE or one in best.values()
+        resamples = ground.resamples if compared else ground.fewer_resamples
         traces = [
             _Trace.read(run, reader, made[one], ground.metric, resamples)
             for run, reader, made in zip(runs, readers, chosen, strict=True)
         ]
-        found = {key: np.stack([t.columns[key] for t in traces], axis=1) for key in _COLUMNS}
-        policies.append(_policy_row(one, areas[one], traces, found))
+        found = {
+            key: np.stack([t.columns[key] for t in traces], axis=1) for key in traces[0].columns
+        }
+        policies.append(_policy_row(one, on_tune[one], traces, found))
         columns[one] = found
-    fixed = {} if best == BASELINE else columns.get(BASELINE, {})
-    return _Method(name, runs, best, policies, areas[best], columns[best], fixed)
-
-
-def tune_areas(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, float]:
-    """Of the families that all seeds have, mean over seeds; the largest is chosen."""
-    names = [one for one in chosen[0] if all(one in made for made in chosen)]
-    return {one: fmean(made[one].tune_area for made in chosen) for one in names}
+    mine = {key: columns[one][key] for key, one in best.items()}
+    mine[FULL] = columns[best[AREA]][FULL]
+    fixed = {
+        key: columns[BASELINE][key]
+        for key, one in best.items()
+        if one != BASELINE and BASELINE in columns
+    }
+    return _Method(name, runs, best, policies, on_tune[best[AREA]][AREA], mine, fixed)
 
 
 def choices(run: Run, metric: Metric) -> dict[str, Choice]:
@@ -338,17 +341,16 @@ def _reading(
 
 
 def _columns(costs: Floats, scores: Floats) -> Columns:
-    at = {f"{target:g}": curves.score_at(costs, scores, 1 / target) for target in TARGETS}
-    return {"area": curves.area(costs, scores), "full": scores[:, -1], **at}
+    return {**curves.columns(costs, scores), FULL: scores[:, -1]}
 
 
 def _policy_row(
-    name: str, tune_area: float, traces: Sequence[_Trace], columns: Columns
+    name: str, on_tune: Mapping[str, float], traces: Sequence[_Trace], columns: Columns
 ) -> PolicyRow:
     return PolicyRow(
         name=name,
-        area=statistics.figure(columns["area"]),
-        tune_area=tune_area,
+        area=statistics.figure(columns[AREA]),
+        tune_area=on_tune[AREA],
         at=tuple(
             AtTarget(
                 target=target,
@@ -421,12 +423,12 @@ def _rows(
 ) -> tuple[MethodRow, ...]:
     """Those of most seeds first, then by area."""
     first = methods[reference]
-    rivals = _Rivals(first.seeds, {key: first.columns[key] for key in ("area", *_TARGETS)})
+    rivals = _Rivals(first.seeds, {key: first.columns[key] for key in curves.COLUMNS})
     others = {name: method for name, method in methods.items() if name != reference}
     against = rivals.against(others)
     against_plain: dict[str, dict[str, Difference]] = {}
     if plain:
-        full = dict.fromkeys(("full", *_TARGETS), _full_depth(plain, ground))
+        full = dict.fromkeys((FULL, *curves.COLUMNS[1:]), _full_depth(plain, ground))
         rivals = _Rivals([run.seed for run in plain], full)
         against_plain = rivals.against(methods)
     against_fixed = _against_fixed(methods)
@@ -441,11 +443,11 @@ def _against_fixed(methods: Mapping[str, _Method]) -> dict[str, dict[str, Differ
     """Method to its differences from the cheapest baseline there is, its own exits without a
     policy."""
     found: dict[str, dict[str, Difference]] = {name: {} for name in methods}
-    for column in ("area", *_TARGETS):
+    for column in curves.COLUMNS:
         apart = {
             name: method.columns[column] - method.fixed[column]
             for name, method in methods.items()
-            if method.fixed
+            if column in method.fixed
         }
         for name, difference in statistics.differences(apart).items():
             found[name][column] = difference
@@ -465,9 +467,10 @@ def _row(
         paper=METHODS[name].paper if name in METHODS else "",
         learning_rate=mode(run.learning_rate for run in runs),
         own=method.own,
-        chosen=method.chosen,
+        chosen=method.chosen[AREA],
+        chosen_at={key: one for key, one in method.chosen.items() if key != AREA},
         policies=tuple(method.policies),
-        full_score=statistics.figure(method.columns["full"]),
+        full_score=statistics.figure(method.columns[FULL]),
         seconds=fmean(run.seconds for run in runs),
         times_plain=_times(runs, plain),
         parameters_added=mode(run.parameters_added for run in runs),

@@ -76,7 +76,7 @@ def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
         _text(row.chosen),
         _interval(best.area, show),
         _interval(row.full_score, show),
-        *(_target(at, show) for at in best.at),
+        *(_target(at, show) + _other_family(row, at) for at in row.at),
         *(
             _difference(found["area"], show) if "area" in found else _NONE
             for found in (row.against, row.against_fixed)
@@ -90,7 +90,8 @@ def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
 def _how_to_read(board: Board) -> str:
     reference = _text(board.reference)
     return (
-        "Every method is judged by the family of policies that had the largest area on `tune`; "
+        "Every method is judged by the family of policies that had the largest area on `tune`, and "
+        "at a cost reduction by that of the best score there on `tune`, named where it is another; "
         f"area is the mean score over costs from {CHEAPEST:g} to 1 of full depth, where scores "
         "between two thresholds are those of a mixture of both, and 2x is half the cost: first "
         "the score on this curve, then that of the threshold which `tune` chose, with the cost "
@@ -159,6 +160,12 @@ def _target(at: AtTarget, show: Show) -> str:
         return show(at.score.value)
     score = fmean(reading.score for reading in at.readings)
     return f"{show(at.score.value)} ({show(score)} at {at.cost_reduction:.2f}x)"
+
+
+def _other_family(row: MethodRow, at: AtTarget) -> str:
+    """', patience' where that and not the method's family was chosen for the target."""
+    family = row.family_at(at.target)
+    return "" if family == row.chosen else f", {_text(family)}"
 
 
 def _auroc(policy: PolicyRow) -> str:

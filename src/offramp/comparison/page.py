@@ -15,7 +15,6 @@ from offramp.comparison.board import (
     AtTarget,
     Board,
     Figure,
-    PolicyRow,
 )
 from offramp.comparison.chart import Chart
 from offramp.report.templates import write_html
@@ -65,8 +64,8 @@ class Scale:
         return 100 * (value - self.low) / wide if wide else 50.0
 
 
-def _at(row: PolicyRow, target: float) -> AtTarget | None:
-    return next((one for one in row.at if one.target == target), None)
+def _at(found: Iterable[AtTarget], target: float) -> AtTarget | None:
+    return next((one for one in found if one.target == target), None)
 
 
 def _facts(board: Board) -> dict[str, str]:
