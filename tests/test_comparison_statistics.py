@@ -148,6 +148,16 @@ def test_markdown_names_the_family_of_a_target_where_it_is_not_the_methods():
     assert [one.count(", patience |") for one in said] == [0, 1]
 
 
+def test_where_fixed_is_best_for_a_target_there_is_no_difference_from_it():
+    found = board(run("pabee", 1))
+    (row,) = found.methods
+    fewer = {key: one for key, one in row.against_fixed.items() if key != "4"}
+    said = to_markdown(
+        found.model_copy(update={"methods": (row.model_copy(update={"against_fixed": fewer}),)})
+    )
+    assert said.split("(`fixed`):")[1].splitlines()[4].endswith("| - |")
+
+
 def test_points_and_readings_are_what_a_replay_of_the_test_table_gives():
     from offramp.policies import make_policy
 

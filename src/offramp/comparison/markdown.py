@@ -77,10 +77,7 @@ def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
         _interval(best.area, show),
         _interval(row.full_score, show),
         *(_target(at, show) + _other_family(row, at) for at in row.at),
-        *(
-            _difference(found["area"], show) if "area" in found else _NONE
-            for found in (row.against, row.against_fixed)
-        ),
+        *(_maybe_difference(found.get("area"), show) for found in (row.against, row.against_fixed)),
         _auroc(best),
         _NONE if row.times_plain is None else f"{row.times_plain:.2f}x",
         f"{row.parameters_added:,}",
@@ -125,7 +122,8 @@ def _table_of_differences(
 ) -> str:
     head = ["method", *({"full": "full depth"}.get(one, one) for one in columns[:1])]
     cells = [
-        [_text(name), *(_difference(found[one], show) for one in columns)] for name, found in rows
+        [_text(name), *(_maybe_difference(found.get(one), show) for one in columns)]
+        for name, found in rows
     ]
     return markdown_table([*head, *(f"{one}x" for one in columns[1:])], cells)
 
@@ -182,6 +180,11 @@ def _difference(found: Difference, show: Show) -> str:
         f"{'+' if one > 0 else ''}{show(one)}" for one in (found.value, found.low, found.high)
     ]
     return f"{signed[0]} [{signed[1]}, {signed[2]}], {p}"
+
+
+def _maybe_difference(found: Difference | None, show: Show) -> str:
+    """None where `fixed` itself was chosen, or of the reference from itself."""
+    return _NONE if found is None else _difference(found, show)
 
 
 def _shower(metric: str) -> Show:
