@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,7 +16,14 @@ from torch import Tensor
 from offramp.exits import ExitOutput
 from offramp.methods import METHODS
 from offramp.model import MultiExitModel
-from offramp.objectives import Clock, SelfDistillation, SimulatedExits, Stage, task_loss
+from offramp.objectives import (
+    Clock,
+    SelfDistillation,
+    SimulatedExits,
+    Stage,
+    correctness_loss,
+    task_loss,
+)
 from offramp.objectives.auto import Auto, by_depth
 from offramp.testing import save_tiny_stock, tiny_batch_for, tiny_model, tiny_texts
 from offramp.training import TrainOptions, train
@@ -208,3 +216,22 @@ def test_a_stage_may_teach_exits_faster_than_the_rest(tmp_path: Path) -> None:
     trainer = make_trainer(trainee, rows, options, tmp_path, fresh)
     rates = {group["lr"] for group in trainer.create_optimizer().param_groups if group["params"]}
     assert sorted(rates) == pytest.approx([1e-4, 3e-3])
+
+
+def test_how_wrong_numbers_are_is_measured_in_spreads_of_the_training_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units: set[float] = set()
+
+    def watched(*given: Any) -> Tensor:
+        units.add(given[-1])
+        return correctness_loss(*given)
+
+    monkeypatch.setattr("offramp.objectives.auto.correctness_loss", watched)
+    labels = [100.0 * (n % 3) for n in range(24)]
+    rows = Dataset.from_dict({"text": tiny_texts(24), "label": labels})
+    options = TrainOptions(epochs=1, batch_size=8, quiet=True)
+    stock = save_tiny_stock(tmp_path / "stock", "bert", REGRESSION)
+    train(stock, rows, tmp_path / "out", method="auto", options=options)
+    (unit,) = units
+    assert unit == pytest.approx(np.std(labels))

@@ -18,6 +18,7 @@ from offramp.comparison.running import _check_recipes, _exceptions
 from offramp.errors import ConfigError
 from offramp.exits import ExitSpec
 from offramp.methods import METHODS, Method
+from offramp.metrics import REGRESSION, SINGLE
 from offramp.objectives import EqualWeights, SimulatedExits, Stage
 from offramp.storage import write_document
 
@@ -65,16 +66,27 @@ def test_a_method_that_is_trained_for_less_is_named(monkeypatch: pytest.MonkeyPa
 def test_a_changed_method_has_another_recipe(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    before = recipe("mine")
-    assert before == recipe("mine")
+    before = recipe("mine", SINGLE)
+    assert before == recipe("mine", SINGLE)
     monkeypatch.setitem(METHODS._items, "mine", replace(MINE, **change))
-    assert recipe("mine") != before
+    assert recipe("mine", SINGLE) != before
+
+
+def test_other_exits_for_numbers_are_another_recipe_for_numbers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {kind: recipe("mine", kind) for kind in (SINGLE, REGRESSION)}
+    changed = replace(MINE, name="theirs", number_exits=ExitSpec(pooling="mean"))
+    monkeypatch.setitem(METHODS._items, "theirs", changed)
+    assert recipe("theirs", SINGLE) == before[SINGLE]
+    assert recipe("theirs", REGRESSION) != before[REGRESSION]
+    assert not trained_alike("mine", "theirs")
 
 
 def test_a_name_and_a_paper_make_no_other_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = recipe("mine")
+    before = recipe("mine", SINGLE)
     monkeypatch.setitem(METHODS._items, "mine", replace(MINE, name="other", paper="published"))
-    assert recipe("mine") == before
+    assert recipe("mine", SINGLE) == before
 
 
 def test_methods_that_differ_in_their_policy_alone_are_trained_alike() -> None:
@@ -123,25 +135,25 @@ def test_smaller_models_have_no_more_than_their_share_of_the_layers(
 
 
 def test_what_is_no_method_has_no_recipe() -> None:
-    assert recipe("truncated") is None
+    assert recipe("truncated", SINGLE) is None
 
 
 def test_runs_of_a_method_that_has_changed_are_refused_by_the_names_of_their_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept(tmp_path, recipe("mine"))
-    _check_recipes(tmp_path, ("plain", "mine"))
+    kept(tmp_path, recipe("mine", SINGLE))
+    _check_recipes(tmp_path, ("plain", "mine"), SINGLE)
     monkeypatch.setitem(METHODS._items, "mine", replace(MINE, policy="entropy"))
     with pytest.raises(ConfigError, match=r"delete \S+/cells/mine-0.0001-seed1 to train it anew"):
-        _check_recipes(tmp_path, ("plain", "mine"))
-    _check_recipes(tmp_path, ("plain",))  # it does not take part
+        _check_recipes(tmp_path, ("plain", "mine"), SINGLE)
+    _check_recipes(tmp_path, ("plain",), SINGLE)  # it does not take part
 
 
 def test_runs_from_before_recipes_were_kept_are_accepted(tmp_path: Path) -> None:
     file = kept(tmp_path, None)
     file.write_text(file.read_text().replace(',\n  "recipe": null', ""))
     assert len(results(tmp_path)) == 1
-    _check_recipes(tmp_path, ("mine",))
+    _check_recipes(tmp_path, ("mine",), SINGLE)
 
 
 def kept(folder: Path, recipe: str | None) -> Path:

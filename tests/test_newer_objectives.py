@@ -87,6 +87,13 @@ def test_rightness_of_labels_sets_and_numbers() -> None:
     assert close.tolist() == pytest.approx([1 - math.tanh(0.5), 0.0])
 
 
+@given(st.floats(0.01, 1000))
+def test_how_wrong_a_number_is_does_not_depend_on_its_unit(unit: float) -> None:
+    scores, labels = torch.tensor([[1.5], [-2.0]]), torch.tensor([1.0, 0.0])
+    found = rightness(unit * scores, unit * labels, "regression", unit)
+    torch.testing.assert_close(found, rightness(scores, labels, "regression"))
+
+
 def test_what_is_right_gets_no_gradient_through_its_scores() -> None:
     outputs = outputs_of([[0.3]], correct=[[0.5]])
     loss = correctness_loss(outputs, torch.tensor([0.1]), "regression")

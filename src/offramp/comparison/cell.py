@@ -200,7 +200,7 @@ class Work:
             seconds=self.seconds,
             threads=torch.get_num_threads(),
             memory=_most_memory(),
-            recipe=recipe(self.cell.method),
+            recipe=recipe(self.cell.method, self.plan.problem_type),
             **{"parameters_added": 0, "pooling": None, **facts},
         )
 
@@ -280,7 +280,7 @@ def _method(run: Work) -> Result:
 
 def _trained_before(run: Work) -> Result | None:
     """The result of a run that differs in its policy alone, with its tables, if there is one."""
-    before = next((one for one in results(run.folder).values() if _serves(one, run.cell)), None)
+    before = next((one for one in results(run.folder).values() if _serves(one, run)), None)
     if before is None:
         return None
     logger.info("%s has trained the same exits; its tables are taken.", before.cell.name)
@@ -291,14 +291,14 @@ def _trained_before(run: Work) -> Result | None:
         if not (run.place / role).is_dir():
             table.save(run.place / role)
     quality = _tune_area(name, ExitTable.open(run.place / "tune"))
-    changed = {"method": name, "recipe": recipe(name), "quality": quality}
+    changed = {"method": name, "recipe": recipe(name, run.plan.problem_type), "quality": quality}
     return before.model_copy(update=changed)
 
 
-def _serves(result: Result, cell: Cell) -> bool:
+def _serves(result: Result, run: Work) -> bool:
     """Whether what a run trained, with its method as it is now, is what another would train."""
-    same = result.cell != cell and alike(result.cell, cell)
-    return same and result.recipe == recipe(result.method)
+    same = result.cell != run.cell and alike(result.cell, run.cell)
+    return same and result.recipe == recipe(result.method, run.plan.problem_type)
 
 
 def _truncated(run: Work) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from offramp.methods import METHODS
+from offramp.methods import METHODS, Method
 from offramp.objectives import Objective
 from offramp.storage import fingerprint
 
@@ -17,12 +17,16 @@ def share_of(method: str) -> float:
     return sum(stage.share for stage in objective.ahead())
 
 
-def recipe(method: str) -> str | None:
-    """A fingerprint of exits, objective and policy; None for what is no method of METHODS."""
+def recipe(method: str, problem_type: str) -> str | None:
+    """A fingerprint of what a task gets of a method, exits, objective and policy.
+
+    None for what is no method of METHODS.
+    """
     if method not in METHODS:
         return None
     made = METHODS[method]
-    parts = made.exits.to_dict(), _settings(made.objective()), made.policy
+    exits, policy = made.exits_for(problem_type), made.policy_for(problem_type)
+    parts = exits.to_dict(), _settings(made.objective()), policy
     return fingerprint(json.dumps(parts, sort_keys=True))
 
 
@@ -31,12 +35,15 @@ def trained_alike(one: str, other: str) -> bool:
     if one not in METHODS or other not in METHODS:
         return one == other
     a, b = METHODS[one], METHODS[other]
-    return (type(a.exits), a.exits.to_dict(), a.measures_pooling, a.objective) == (
-        type(b.exits),
-        b.exits.to_dict(),
-        b.measures_pooling,
-        b.objective,
-    )
+    return _trained(a) == _trained(b)
+
+
+def _trained(method: Method) -> tuple[Any, ...]:
+    exits = [
+        None if one is None else (type(one), one.to_dict())
+        for one in (method.exits, method.number_exits)
+    ]
+    return *exits, method.measures_pooling, method.objective
 
 
 def _settings(objective: Objective) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def compare(
     crew = Workers(folder, workers, deadline, plugins, quiet)
     with alone_in(folder, "Another comparison"):
         open_plan(folder, plan)
-        _check_recipes(folder, grid.methods)
+        _check_recipes(folder, grid.methods, plan.problem_type)
         keep(folder, parts)
         crew.failed |= _broken(folder, grid.methods)
         crew.run(grid)
@@ -408,9 +408,9 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty and holds no comparison. Give another --output.")
 
 
-def _check_recipes(folder: Path, methods: Sequence[str]) -> None:
+def _check_recipes(folder: Path, methods: Sequence[str], problem_type: str) -> None:
     """Refuse runs of methods that have been changed since. Raises ConfigError."""
-    known = {method: recipe(method) for method in methods}
+    known = {method: recipe(method, problem_type) for method in methods}
     changed = [
         str(folder / "cells" / cell.name)
         for cell, result in results(folder).items()

@@ -21,7 +21,8 @@ class LearnedSpec(PooledKind):
 
     It is the sigmoid of a linear layer on the vector that the exit's own linear layer reads.
     For classes and label sets it is the probability of being right; for regression it is 1
-    minus the expected |tanh(score - label)|. It has to be trained, see `Alternating`.
+    minus the expected |tanh(score - label)|, by `auto` in spreads of the labels. It has to be
+    trained, see `Alternating`.
 
     Attributes:
         correctness: `shared` one linear layer for all exits (BERxiT), `own` one for each; so it is

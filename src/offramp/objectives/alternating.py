@@ -44,21 +44,25 @@ class Alternating(Objective):
         return parts
 
 
-def correctness_loss(outputs: Sequence[ExitOutput], labels: Tensor, problem_type: str) -> Tensor:
-    """Mean squared error of the signal `correct`, over exits and rows."""
+def correctness_loss(
+    outputs: Sequence[ExitOutput], labels: Tensor, problem_type: str, unit: float = 1.0
+) -> Tensor:
+    """Mean squared error of the signal `correct`, over exits and rows; see `rightness`."""
     said = torch.stack([output.signals["correct"].float() for output in outputs])
-    truth = torch.stack([rightness(output.scores, labels, problem_type) for output in outputs])
+    right = [rightness(output.scores, labels, problem_type, unit) for output in outputs]
+    truth = torch.stack(right)
     return functional.mse_loss(said, truth)
 
 
 @torch.no_grad()
-def rightness(scores: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+def rightness(scores: Tensor, labels: Tensor, problem_type: str, unit: float = 1.0) -> Tensor:
     """How right scores (rows, classes) are, (rows,) in 0..1.
 
-    0 or 1 for a class or a whole set of labels; 1 - |tanh(score - label)| for regression.
+    0 or 1 for a class or a whole set of labels; 1 - |tanh((score - label) / unit)| for regression.
     """
     if problem_type == "regression":
-        return 1 - torch.tanh(scores.float().squeeze(-1) - labels.float().view(-1)).abs()
+        apart = scores.float().squeeze(-1) - labels.float().view(-1)
+        return 1 - torch.tanh(apart / unit).abs()
     if problem_type == "multi_label_classification":
         return ((scores > 0) == (labels > 0.5)).all(dim=-1).float()
     return (scores.argmax(dim=-1) == labels).float()

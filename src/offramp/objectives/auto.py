@@ -25,8 +25,8 @@ class Auto(SimulatedExits):
     """`SimulatedExits` from a fine-tuned start, with entropy for doubt.
 
     A set of labels is as doubtful as its least sure label. A number is as doubtful as its exit
-    says that it is, by the signal `correct`, whose error is added (see `Alternating`); exits
-    without one weigh by their depth, as PABEE's do.
+    says that it is, by the signal `correct`, whose error is added (see `Alternating`; how wrong is
+    measured in spreads of the labels); exits without one weigh by their depth, as PABEE's do.
 
     Args:
         warm_up: share of the epochs that fine-tune the stock model first, unless it is
@@ -89,7 +89,7 @@ class Auto(SimulatedExits):
             weights = self.weights(doubts, batch.get("clock", Clock()))
         parts = {"exits": (weights * losses).sum(dim=-1).mean()}
         if judged:
-            parts["correctness"] = correctness_loss(early, labels, kind)
+            parts["correctness"] = correctness_loss(early, labels, kind, self.spread)
         return parts
 
 

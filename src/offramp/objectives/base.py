@@ -63,12 +63,14 @@ class Objective(nn.Module):
         apart: names of the parts of the loss whose gradients `combine` gets by themselves.
         fine_tuned: the stock model has learnt the task already, see `ahead`.
         reads: what the model reads, `text` or `image`.
+        spread: of labels that are numbers, their standard deviation over the training rows.
     """
 
     learning_rate: float | None = None
     apart: tuple[str, ...] = ()
     fine_tuned: bool = False
     reads: str = "text"
+    spread: float = 1.0
 
     def prepare(self, depth: int) -> None:
         """Make what depends on the number of layers; called once, before training."""

@@ -129,7 +129,7 @@ def train(
         _check_finished(path, head, layers)
     with names_source(data):
         material = gather(path, dataset, head, chosen.seed, processor, max_length, layers)
-    objective.reads = material.model.backbone.reads
+    objective.reads, objective.spread = material.model.backbone.reads, material.spread
     if made is not None:
         made.check(material.model.problem_type)
         check_depth(material.model)

@@ -18,6 +18,7 @@ from offramp.data import Task, check_problem_type, encode_labels, infer_task, lo
 from offramp.engines import collate, inputs_of, load_processor
 from offramp.errors import ConfigError, DataError, ModelError
 from offramp.exits import POOLINGS
+from offramp.metrics import REGRESSION
 from offramp.model import Head, MultiExitModel, load_stock
 from offramp.model.folder import is_ours, save_stock
 from offramp.model.truncation import truncated
@@ -58,6 +59,14 @@ class Material:
     rows: Rows
     processor: Any
     released_type: torch.dtype
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of labels that are numbers; 1 without any, or where all are equal."""
+        labelled = "label" in self.rows.dataset.column_names
+        if self.model.problem_type != REGRESSION or not labelled:
+            return 1.0
+        return float(np.std(self.rows.dataset["label"][:])) or 1.0
 
 
 def check_pooling(pooling: str | None) -> None:
