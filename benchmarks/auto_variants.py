@@ -294,14 +294,17 @@ for name, told, options in (
     ("equal", "equal weights", {"weighting": "equal"}),
     ("depth", "weights by depth, as PABEE's", {"weighting": "depth"}),
     ("thirty", "exits alone at 30 times the rate instead of 10", {"rate_alone": 30.0}),
+    ("five", "exits alone at 5 times the rate instead of 10", {"rate_alone": 5.0}),
+    (
+        "equal-ten",
+        "equal weights, exits at ten times the rate throughout",
+        {"weighting": "equal", "rate": 10.0},
+    ),
 ):
     variant(
         f"first-last-{name}",
         f"v-first-last, {told}",
-        **SIMPLE,
-        exits_first=0.25,
-        exits_last=0.25,
-        **options,
+        **{**SIMPLE, "exits_first": 0.25, "exits_last": 0.25, **options},
     )
 variant("simple-equal", "v-fast-simple, equal weights", weighting="equal", **SIMPLE)
 variant("simple-depth", "v-fast-simple, weights by depth, as PABEE's", weighting="depth", **SIMPLE)
