@@ -300,6 +300,11 @@ for name, told, options in (
         "equal weights, exits at ten times the rate throughout",
         {"weighting": "equal", "rate": 10.0},
     ),
+    (
+        "equal-soft",
+        "equal weights, with distillation",
+        {"weighting": "equal", "distillation": 0.5},
+    ),
 ):
     variant(
         f"first-last-{name}",
