@@ -78,7 +78,8 @@ def slim(board: Board) -> Board:
     for method in board.methods:
         rows = []
         for row in method.policies:
-            shown = row.name in {method.chosen, method.own, "fixed", *method.chosen_at.values()}
+            shown = row.name in {method.chosen, method.own, "fixed"}
+            read = shown or row.name in method.chosen_at.values()
             lines = row.curves if shown else ()
             curves = [[p.model_copy(update={"policy": None}) for p in one] for one in lines]
             readings = [
@@ -86,7 +87,7 @@ def slim(board: Board) -> Board:
                     update={
                         "readings": tuple(
                             reading.model_copy(update={"policy": {"name": row.name}})
-                            for reading in (one.readings if shown else ())
+                            for reading in (one.readings if read else ())
                         )
                     }
                 )
