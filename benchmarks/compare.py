@@ -55,7 +55,7 @@ SETTINGS = {
     "mrpc": Setting("mrpc", None, 0.2, 4, 2, CORE),
     "stsb": Setting("stsb", None, 0.15, 4, 2),
     "20newsgroups": Setting("20newsgroups", 4_000, 0.1, 2, 2, CORE),
-    "cifar10": Setting("cifar10-resnet56", 8_000, 0.1, 2, 2, IMAGES),
+    "cifar10": Setting("cifar10-resnet56", 8_000, 0.1, 2, 2, IMAGES, (1e-4, 3e-4, 1e-3)),
 }
 
 
