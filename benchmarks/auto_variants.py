@@ -1,8 +1,9 @@
 """Variants of `auto`, one change at a time, as methods for `compare --plugin auto_variants`, with
 this folder on PYTHONPATH.
 
-`v-fast-simple` is `auto` itself, for images `v-first-last`, for numbers `v-fast-soft0`; the
-objective of all of them has what `auto` was tried with and without.
+`v-fast-simple` is `auto` itself, for images `v-first-last`, for numbers `v-fast-soft0` but for the
+unit of its errors, which here is that of the labels; the objective of all of them has what `auto`
+was tried with and without.
 """
 
 from __future__ import annotations
