@@ -125,7 +125,7 @@ class PooledExit(nn.Module):
         return self._attend(hidden, mask)
 
     def _attend(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self._product("query", hidden).transpose(1, 2)  # (rows, 1, tokens)
+        logits = self._asked(hidden)
         if torch.is_inference_mode_enabled():
             logits.select(2, 0).add_(self.first)  # in place, where nobody asks for gradients
         else:
@@ -136,16 +136,29 @@ class PooledExit(nn.Module):
             logits = logits.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
         return torch.bmm(torch.softmax(logits, dim=-1), hidden).squeeze(1)
 
+    def _asked(self, hidden: Tensor) -> Tensor:
+        """The query of every token, (rows, 1, tokens)."""
+        plain = self._plain("query")
+        if plain is not None and torch.compiler.is_exporting():
+            # runtimes turn the tokens within the product, but not what it makes of them
+            return plain[0] @ hidden.transpose(1, 2)
+        return self._product("query", hidden).transpose(1, 2)
+
     def _product(self, name: str, values: Tensor) -> Tensor:
         """What a linear layer makes of values: to call a module, or to ask it for its weights, may
         cost more than so small a product itself."""
+        plain = self._plain(name)
+        return getattr(self, name)(values) if plain is None else functional.linear(values, *plain)
+
+    def _plain(self, name: str) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of a linear layer; None of one pruned, normed, adapted or watched."""
         layer = self._modules[name]
         if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
             own = layer._parameters
             weight = own.get("weight")
             if weight is not None and "bias" in own and "forward" not in layer.__dict__:
-                return functional.linear(values, weight, own["bias"])
-        return getattr(self, name)(values)  # pruned, normed, adapted, or watched
+                return weight, own["bias"]
+        return None
 
     def feature(self, pooled: Tensor) -> Tensor:
         """What the linear layer reads, (rows, width)."""
