@@ -55,12 +55,14 @@ with data and weights of `OFFRAMP_SHARED` and `pip install 'offramp[bench]'` for
 the full recipe from a fine-tuned start: weights by simulated exits, distillation of full depth at
 0.5, exits that pool by attention and also say whether they are right. `v-fast-simple` is what
 `auto` became for texts, `v-first-last` for images; it stands here from runs of its own as well. For
-numbers it became `v-fast-soft0` with errors in spreads of the labels. Scores are accuracy x 100, on stsb Pearson's correlation; the area is the
-mean score over costs from 20 % of full depth to all of it.
+numbers it became `v-fast-soft0` with errors in spreads of the labels. Scores are accuracy x 100, on
+stsb Pearson's correlation; the area is the mean score over costs from 20 % of full depth to all of
+it.
 
 **Only tune rows are read**: what is kept is decided on the rows that policies are chosen on, which
-flatters all variants alike. The learning rate is the better of two on the first seed, so variants
-with other rates differ in that as well. Brackets are 95 % intervals, paired, over rows and seeds.
+flatters all variants alike. The learning rate is the best of those tried on the first seed, so
+variants with other rates differ in that as well. Brackets are 95 % intervals, paired, over rows and
+seeds.
 """
 
 
