@@ -16,8 +16,7 @@ from scipy.special import softmax
 from offramp.calibration.conformal import busy_exits, conformal_limits, conformal_sets
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
-from offramp.comparison.board import Difference, Figure
-from offramp.comparison.curves import AREA
+from offramp.comparison.board import AREA, Difference, Figure
 from offramp.comparison.families import Choice, Reader
 from offramp.comparison.leaderboard import Run, choices, ground_of, places
 from offramp.comparison.plan import PLAN, START, Grid, Plan, results

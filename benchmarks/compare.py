@@ -72,8 +72,8 @@ def rows_of(file: Path, name: str) -> Dataset:
 
 
 def slim(board: Board) -> Board:
-    """Without what a repository need not keep: curves and readings of other families, policies of
-    curves."""
+    """Without what a repository need not keep: policies of curves, curves of families other than
+    the one of the largest area, the paper's and `fixed`, readings of those that serve nowhere."""
     methods = []
     for method in board.methods:
         rows = []

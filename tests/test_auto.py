@@ -28,6 +28,7 @@ from offramp.objectives.auto import Auto, by_depth
 from offramp.testing import save_tiny_stock, tiny_batch_for, tiny_model, tiny_texts
 from offramp.training import TrainOptions, train
 from offramp.training.batches import Rows
+from offramp.training.preparing import Material
 from offramp.training.running import fresh_parameters, make_trainer, trainee_for
 
 JOINT = Stage("joint", "all")
@@ -235,3 +236,9 @@ def test_how_wrong_numbers_are_is_measured_in_spreads_of_the_training_labels(
     train(stock, rows, tmp_path / "out", method="auto", options=options)
     (unit,) = units
     assert unit == pytest.approx(np.std(labels))
+
+
+def test_labels_that_are_all_equal_are_measured_in_their_own_unit() -> None:
+    # the deviation of equal numbers, such as tenths, need not be 0 to the last bit
+    rows = Rows(Dataset.from_dict({"label": [0.1] * 24}), torch.ones(24), list)
+    assert Material(tiny_model("bert", REGRESSION), rows, None, torch.float32).spread == 1.0

@@ -17,13 +17,14 @@ from typing import Any
 
 import psutil
 import pytest
+from board_support import make_board, make_method
 from cli_support import Said, write_csv
 from comparison_support import in_this_process
 from filelock import FileLock
 from test_comparison_grid import plan
 
 import offramp as offramp_package
-from offramp.cli.compare import _missing, seconds
+from offramp.cli.compare import _missing, _table, seconds
 from offramp.comparison import cell as cell_module
 from offramp.comparison import compare, running, statistics
 from offramp.comparison.plan import Cell, Grid
@@ -398,3 +399,18 @@ def test_a_budget_is_a_time(text: str, number: float) -> None:
 def test_a_budget_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget"):
         seconds(text)
+
+
+def test_a_score_by_another_policy_than_the_named_one_is_marked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    board = make_board(["auto", "pabee"])
+    other = make_method(1, "pabee", 0.91, 0.4, chosen_at={"2": "energy"})
+    _table(board)
+    assert "*" not in capsys.readouterr().out
+    _table(board.model_copy(update={"methods": (board.methods[0], other)}))
+    _, auto, pabee, why = capsys.readouterr().out.splitlines()
+    assert "*" not in auto
+    assert pabee.split()[5].endswith("*")
+    assert pabee.count("*") == 1
+    assert why.startswith("* by another policy")

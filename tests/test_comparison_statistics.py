@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from offramp.calibration.fitting import fit_bins
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, statistics
-from offramp.comparison.board import TARGETS, Board, Missing
-from offramp.comparison.families import choose, flattery, tune_scores
+from offramp.comparison.board import AREA, AT, TARGETS, Board, MethodRow, Missing
+from offramp.comparison.families import best_family, choose, flattery, tune_scores
 from offramp.comparison.leaderboard import (
     Run,
     build_board,
@@ -112,7 +112,7 @@ def policies(found: Board) -> Any:
 
 def test_numbers_that_were_taken_from_the_rows_do_not_flatter_a_family():
     fresh, guess = Judge(table(labels_of(SINGLE, 5000, 0), role="test")), 1 / CLASSES
-    flattered, told = [], []
+    flattered, told, at_targets = [], [], []
     for seed in range(1, 9):
         judge = Judge(table(labels_of(SINGLE, 300, seed), seed=seed))
         choice = choose(judge, [fit_bins(judge.table)], guess)
@@ -120,8 +120,11 @@ def test_numbers_that_were_taken_from_the_rows_do_not_flatter_a_family():
         costs = [0.0, *(one.cost for one in corners), 1.0]
         scores = [guess, *(one.score for one in corners), fresh.full_score]
         told.append(choice.tune_area - float(curves.area(costs, scores)))
-        flattered.append(told[-1] + flattery(judge, Binned.name, guess)[curves.AREA])
+        gained = flattery(judge, Binned.name, guess)
+        flattered.append(told[-1] + gained[AREA])
+        at_targets.append(max(gained[key] for key in AT))
     assert np.mean(flattered) > 0.01
+    assert np.mean(at_targets) > 0.01
     assert abs(np.mean(told)) < np.mean(flattered) / 2, (np.mean(told), np.mean(flattered))
 
 
@@ -137,6 +140,49 @@ def test_a_target_is_read_by_the_family_that_is_best_there_on_tune():
         assert row.family_at(at.target) == best
         assert at in family.at
     assert len(row.at) == len(TARGETS)
+
+
+def held_against_fixed(row: MethodRow) -> set[str]:
+    chosen = {AREA: row.chosen, **row.chosen_at}
+    return {key for key, one in chosen.items() if one != "fixed"}
+
+
+def test_a_target_at_which_fixed_is_best_is_not_held_against_it():
+    (row,) = board(run("pabee", 2, MULTI)).methods
+    assert "fixed" in row.chosen_at.values()
+    assert row.chosen != "fixed"
+    assert row.against_fixed.keys() == held_against_fixed(row)
+
+
+def test_a_difference_at_a_target_is_that_of_the_family_chosen_there():
+    found = board(run("pabee", 5), run("cosee", 5), run("plain", 5), reference="cosee")
+    row, reference = sorted(found.methods, key=lambda one: one.name == "cosee")
+    assert set(row.chosen_at.values()) != {row.chosen}
+    for at, rival in zip(row.at, reference.at, strict=True):
+        key, score = f"{at.target:g}", at.score.value
+        assert row.against_plain[key].value == pytest.approx(score - found.plain.value)
+        assert row.against[key].value == pytest.approx(score - rival.score.value)
+
+
+def test_what_serves_at_a_target_alone_has_as_many_resamples_as_what_serves_throughout():
+    runs = run("pabee", 5, REGRESSION), run("berxit", 5, REGRESSION)
+    for row in board(*runs, metric="spearman").methods:
+        # fewer would not subtract from what has more
+        assert row.against_fixed.keys() == held_against_fixed(row)
+
+
+def test_of_families_that_are_level_at_a_target_that_of_the_larger_area_serves():
+    on_tune = {"margin": {"area": 0.7, "2": 0.8}, "window": {"area": 0.75, "2": 0.8}}
+    assert best_family(on_tune, "2") == "window"
+
+
+def test_a_board_keeps_what_a_family_was_chosen_by():
+    (row,) = board(run("pabee", 5)).methods
+    for column, target in zip(AT, TARGETS, strict=True):
+        on_tune = {
+            one.name: at.tune for one in row.policies for at in one.at if at.target == target
+        }
+        assert on_tune[row.chosen_at[column]] == max(on_tune.values())
 
 
 def test_markdown_names_the_family_of_a_target_where_it_is_not_the_methods():

@@ -14,7 +14,7 @@ from offramp.errors import ConfigError
 
 if TYPE_CHECKING:
     from offramp.comparison import Compared
-    from offramp.comparison.board import Board
+    from offramp.comparison.board import Board, MethodRow
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -198,7 +198,7 @@ def _table(board: Board) -> None:
     head = ["method", "policy", "area", "full", "1.5x", "2x", "3x", "4x", "training"]
     rows = []
     for method in board.methods:
-        at = [f"{100 * one.score.value:.1f}" for one in method.at]
+        at = [f"{100 * one.score.value:.1f}{_mark(method, one.target)}" for one in method.at]
         training = "" if method.times_plain is None else f"{method.times_plain:.2f}x"
         area, full = method.row.area.value, method.full_score.value
         lacking = partial(board, method)
@@ -206,3 +206,9 @@ def _table(board: Board) -> None:
         scores = [f"{100 * one:.1f}" for one in (area, full)]
         rows.append([name, method.chosen, *scores, *at, training])
     console.columns(head, rows)
+    if any(_mark(method, one.target) for method in board.methods for one in method.at):
+        console.say("* by another policy, the best there on tune: the page names it.")
+
+
+def _mark(method: MethodRow, target: float) -> str:
+    return "*" if method.family_at(target) != method.chosen else ""

@@ -14,6 +14,10 @@ CHEAPEST, DEAREST = 0.2, 1.0
 """The share of full-depth cost between which a curve's area is taken."""
 TARGETS = (1.5, 2.0, 3.0, 4.0)
 """Cost reductions at which methods are read."""
+AREA = "area"
+AT = tuple(f"{target:g}" for target in TARGETS)
+COLUMNS = (AREA, *AT)
+"""What a curve is judged by: its area, and its score at each target."""
 
 
 class Figure(Strict):
@@ -45,11 +49,14 @@ class AtTarget(Strict):
 
     Attributes:
         score: on the curve at exactly this cost, mean over seeds.
+        tune: that on `tune`, by which the family for a target is chosen; None on boards that did
+            not keep it.
         readings: one per seed in which a threshold reached the target on `tune`.
     """
 
     target: float
     score: Figure
+    tune: float | None = None
     readings: tuple[Reading, ...]
 
     @property

@@ -11,20 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from offramp.comparison.board import CHEAPEST, DEAREST, TARGETS
+from offramp.comparison.board import AREA, AT, CHEAPEST, DEAREST, TARGETS
 
 Floats = npt.NDArray[np.float64]
 Place = tuple[float, float]
 """Cost and score."""
-AREA = "area"
-COLUMNS = (AREA, *(f"{target:g}" for target in TARGETS))
-"""What a curve is judged by: its area, and its score at each target."""
 
 
 def columns(cost: npt.ArrayLike, score: npt.ArrayLike) -> dict[str, Floats]:
     """All of `COLUMNS`, each (..., points) -> (...)."""
-    at = {f"{target:g}": score_at(cost, score, 1 / target) for target in TARGETS}
-    return {AREA: area(cost, score), **at}
+    at = [score_at(cost, score, 1 / target) for target in TARGETS]
+    return {AREA: area(cost, score), **dict(zip(AT, at, strict=True))}
 
 
 def area(cost: npt.ArrayLike, score: npt.ArrayLike) -> Floats:

@@ -15,7 +15,7 @@ from offramp.calibration.fitting import FITS
 from offramp.calibration.frontier import BASELINE
 from offramp.calibration.judge import Judge, Outcome
 from offramp.comparison import curves
-from offramp.comparison.board import TARGETS
+from offramp.comparison.board import AREA, COLUMNS, TARGETS
 from offramp.methods import METHODS
 from offramp.metrics import MULTI, REGRESSION, Metric, predictions
 from offramp.policies import (
@@ -66,7 +66,7 @@ class Choice:
 
     @property
     def tune_area(self) -> float:
-        return self.tune[curves.AREA]
+        return self.tune[AREA]
 
 
 def own_family(method: str, problem_type: str) -> str:
@@ -141,7 +141,7 @@ def flattery(judge: Judge, name: str, guess: float) -> dict[str, float]:
     """
     metric = judge.metric
     if name != Binned.name or metric is None:
-        return dict.fromkeys(curves.COLUMNS, 0.0)
+        return dict.fromkeys(COLUMNS, 0.0)
 
     def read(rows: ExitTable, others: ExitTable) -> dict[str, float]:
         there, policy = Judge(rows, metric.name), FITS[name](others)
@@ -155,7 +155,7 @@ def flattery(judge: Judge, name: str, guess: float) -> dict[str, float]:
     return {
         key: max(0.0, sum(found[key] for found in at_home) - sum(found[key] for found in elsewhere))
         / 4
-        for key in curves.COLUMNS
+        for key in COLUMNS
     }
 
 
@@ -193,14 +193,14 @@ def tune_scores(chosen: Sequence[Mapping[str, Choice]]) -> dict[str, dict[str, f
     """What the families that all seeds have reach on `tune`, mean over seeds."""
     names = [one for one in chosen[0] if all(one in made for made in chosen)]
     return {
-        one: {key: fmean(made[one].tune[key] for made in chosen) for key in curves.COLUMNS}
+        one: {key: fmean(made[one].tune[key] for made in chosen) for key in COLUMNS}
         for one in names
     }
 
 
 def best_family(on_tune: Mapping[str, Mapping[str, float]], column: str) -> str:
-    """The one to take for a column of a curve."""
-    return max(on_tune, key=lambda one: on_tune[one][column])
+    """The one to take for a column of a curve; of equals that of the larger area."""
+    return max(on_tune, key=lambda one: (on_tune[one][column], on_tune[one][AREA]))
 
 
 def commonest(labels: Array, problem_type: str) -> Array:

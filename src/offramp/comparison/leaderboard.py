@@ -13,6 +13,9 @@ from offramp.calibration.frontier import BASELINE
 from offramp.calibration.judge import Judge
 from offramp.comparison import curves, families, statistics
 from offramp.comparison.board import (
+    AREA,
+    AT,
+    COLUMNS,
     TARGETS,
     AtTarget,
     Board,
@@ -23,7 +26,6 @@ from offramp.comparison.board import (
     PolicyRow,
     Reading,
 )
-from offramp.comparison.curves import AREA
 from offramp.comparison.families import Choice, Reader
 from offramp.comparison.plan import PLAIN
 from offramp.comparison.statistics import Floats, Resamples
@@ -234,7 +236,7 @@ def _method(name: str, runs: list[Run], ground: Ground) -> _Method:
     """Choose on `tune`, then read on test."""
     chosen = [choices(run, ground.metric) for run in runs]
     on_tune = families.tune_scores(chosen)
-    best = {key: families.best_family(on_tune, key) for key in curves.COLUMNS}
+    best = {key: families.best_family(on_tune, key) for key in COLUMNS}
     readers = [ground.reader(run) for run in runs]
     policies, columns = [], dict[str, Columns]()
     for one in on_tune:
@@ -354,10 +356,11 @@ def _policy_row(
         at=tuple(
             AtTarget(
                 target=target,
-                score=statistics.figure(columns[f"{target:g}"]),
+                score=statistics.figure(columns[column]),
+                tune=on_tune[column],
                 readings=tuple(t.readings[target] for t in traces if target in t.readings),
             )
-            for target in TARGETS
+            for target, column in zip(TARGETS, AT, strict=True)
         ),
         auroc=tuple(map(_mean_known, zip(*(trace.auroc for trace in traces), strict=True))),
         curves=tuple(trace.curve for trace in traces),
@@ -423,12 +426,12 @@ def _rows(
 ) -> tuple[MethodRow, ...]:
     """Those of most seeds first, then by area."""
     first = methods[reference]
-    rivals = _Rivals(first.seeds, {key: first.columns[key] for key in curves.COLUMNS})
+    rivals = _Rivals(first.seeds, {key: first.columns[key] for key in COLUMNS})
     others = {name: method for name, method in methods.items() if name != reference}
     against = rivals.against(others)
     against_plain: dict[str, dict[str, Difference]] = {}
     if plain:
-        full = dict.fromkeys((FULL, *curves.COLUMNS[1:]), _full_depth(plain, ground))
+        full = dict.fromkeys((FULL, *AT), _full_depth(plain, ground))
         rivals = _Rivals([run.seed for run in plain], full)
         against_plain = rivals.against(methods)
     against_fixed = _against_fixed(methods)
@@ -443,7 +446,7 @@ def _against_fixed(methods: Mapping[str, _Method]) -> dict[str, dict[str, Differ
     """Method to its differences from the cheapest baseline there is, its own exits without a
     policy."""
     found: dict[str, dict[str, Difference]] = {name: {} for name in methods}
-    for column in curves.COLUMNS:
+    for column in COLUMNS:
         apart = {
             name: method.columns[column] - method.fixed[column]
             for name, method in methods.items()

@@ -7,8 +7,10 @@ from statistics import fmean
 
 from offramp.card import escaped, markdown_table
 from offramp.comparison.board import (
+    AREA,
+    AT,
     CHEAPEST,
-    TARGETS,
+    COLUMNS,
     AtTarget,
     Board,
     Difference,
@@ -20,7 +22,6 @@ from offramp.comparison.words import remarks
 from offramp.metrics import METRICS
 
 _NONE = "-"
-_AT = tuple(f"{target:g}" for target in TARGETS)
 Show = Callable[[float], str]
 
 
@@ -60,7 +61,7 @@ def _head(board: Board) -> list[str]:
         "policy",
         "area",
         "full depth",
-        *(f"{name}x" for name in _AT),
+        *(f"{name}x" for name in AT),
         f"area, minus {_text(board.reference)}",
         "area, minus its own fixed",
         "AUROC",
@@ -77,7 +78,7 @@ def _cells(board: Board, row: MethodRow, show: Show) -> list[str]:
         _interval(best.area, show),
         _interval(row.full_score, show),
         *(_target(at, show) + _other_family(row, at) for at in row.at),
-        *(_maybe_difference(found.get("area"), show) for found in (row.against, row.against_fixed)),
+        *(_maybe_difference(found.get(AREA), show) for found in (row.against, row.against_fixed)),
         _auroc(best),
         _NONE if row.times_plain is None else f"{row.times_plain:.2f}x",
         f"{row.parameters_added:,}",
@@ -105,16 +106,16 @@ def _all_differences(board: Board, show: Show) -> Iterator[str]:
     against = [(row.name, row.against) for row in board.methods if row.against]
     if against:
         yield f"From {_text(board.reference)}, each with the family that `tune` chose:"
-        yield _table_of_differences(("area", *_AT), against, show)
+        yield _table_of_differences(COLUMNS, against, show)
     plain = [(row.name, row.against_plain) for row in board.methods if row.against_plain]
     if plain:
         yield "From the plain fine-tune at full depth:"
-        yield _table_of_differences(("full", *_AT), plain, show)
+        yield _table_of_differences(("full", *AT), plain, show)
 
     fixed = [(row.name, row.against_fixed) for row in board.methods if row.against_fixed]
     if fixed:
         yield "From their own exits where all rows leave at one and the same (`fixed`):"
-        yield _table_of_differences(("area", *_AT), fixed, show)
+        yield _table_of_differences(COLUMNS, fixed, show)
 
 
 def _table_of_differences(
@@ -129,7 +130,7 @@ def _table_of_differences(
 
 
 def _policies(row: MethodRow, show: Show) -> str:
-    head = ["policy", "area", "area on `tune`", *(f"{name}x" for name in _AT), "AUROC"]
+    head = ["policy", "area", "area on `tune`", *(f"{name}x" for name in AT), "AUROC"]
     cells = [
         [
             _named(policy.name, row),
@@ -183,7 +184,8 @@ def _difference(found: Difference, show: Show) -> str:
 
 
 def _maybe_difference(found: Difference | None, show: Show) -> str:
-    """None where `fixed` itself was chosen, or of the reference from itself."""
+    """A dash where there is none: `fixed` itself was chosen, the reference is not held against
+    itself, or there is no common seed."""
     return _NONE if found is None else _difference(found, show)
 
 

@@ -66,7 +66,8 @@ class Material:
         labelled = "label" in self.rows.dataset.column_names
         if self.model.problem_type != REGRESSION or not labelled:
             return 1.0
-        return float(np.std(self.rows.dataset["label"][:])) or 1.0
+        labels = np.asarray(self.rows.dataset["label"][:], dtype=np.float64)
+        return float(labels.std()) if np.ptp(labels) > 0 else 1.0
 
 
 def check_pooling(pooling: str | None) -> None:
