@@ -20,7 +20,7 @@ from offramp.errors import ConfigError
 from offramp.exits import ExitKind, ExitSpec, Pooling
 from offramp.methods import METHODS
 from offramp.model import MultiExitModel
-from offramp.objectives import DepthWeighted, Objective, SelfDistillation, Stage
+from offramp.objectives import DepthWeighted, Objective, Part, SelfDistillation, Stage
 from offramp.testing import (
     save_tiny_stock,
     tiny_batch,
@@ -163,25 +163,49 @@ def test_the_paper_decides_the_pooling_only_where_asked(method: str, tmp_path: P
 # Vectors
 
 
+@pytest.mark.parametrize("learnt", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler", "attention"])
 def test_exits_fitted_on_standardised_vectors_give_the_same_from_plain_ones(
-    pooling: str, hidden: bool
+    pooling: str, hidden: bool, learnt: bool
 ) -> None:
     model = tiny_model("bert", spec=ExitSpec(pooling=pooling, hidden=hidden))  # type: ignore[arg-type]
     batch = tiny_batch(32)
     with torch.no_grad():
         (vectors,), _ = pooled_vectors([model], batch)
         before = [output.scores for output in model.all_exits(batch)]
-        with standardised(model, moments(zip(*(v.split(16) for v in vectors), strict=True))):
+        found = moments(zip(*(v.split(16) for v in vectors), strict=True))
+        with standardised(model, found, learnt):
             inside = [output.scores for output in model.all_exits(batch)]
         after = [output.scores for output in model.all_exits(batch)]
     for one, two, three in zip(before[:-1], inside, after, strict=False):
         torch.testing.assert_close(two, three, rtol=1e-4, atol=1e-4)
-        if hidden:  # a copy of the pooler stays one
+        if learnt or hidden:  # a copy of the pooler stays one
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
         else:
             assert not torch.allclose(one, two, atol=1e-2)
+
+
+@pytest.mark.parametrize("before", ["exits", "all"])
+def test_a_stage_on_standardised_vectors_goes_on_from_what_exits_have_learnt(
+    before: Part, tmp_path: Path
+) -> None:
+    first = Stage("first", before, rate=10.0)
+    still = Stage("still", "exits", rate=1e-9, standardised=True)
+
+    def scores(*stages: Stage) -> list[torch.Tensor]:
+        class Staged(SelfDistillation):
+            def stages(self) -> list[Stage]:
+                return list(stages)
+
+        model = tiny_model("bert")
+        folder = WorkFolder(tmp_path / f"{len(stages)}")
+        run_stages(model, Staged(), rows_for(model), QUIET.filled(TRAIN), folder)
+        with torch.no_grad():
+            return [output.scores for output in model.all_exits(tiny_batch(8))]
+
+    for one, other in zip(scores(first), scores(first, still), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_are_those_of_all_rows() -> None:

@@ -73,15 +73,16 @@ def run_stages(
             come in the order, and dropout falls where it would, without the cache, so float32
             gives the same weights but for rounding; float16 rounds the vectors too.
     """
-    vectors = work.path / "vectors"
+    vectors, learnt = work.path / "vectors", False
     for stage in objective.ahead():
         trainee, seen = trainee_for(model, objective, stage, cached is not None), rows
         if cached is not None and isinstance(trainee.model, CachedExits):
             cache = filled_cache(vectors, model, rows, cached, options.quiet)
             seen = cache.rows(rows.lengths)
         fresh = fresh_parameters(trainee, model.stock, new_head)
-        with _standard(model, stage, rows, options.seed):
+        with _standard(model, stage, rows, options.seed, learnt):
             run_stage(trainee, seen, options, work, fresh)
+        learnt = learnt or stage.trainable != "stock"
         if stage.trainable != "exits":  # those of the model before are no longer right
             vectors = work.path / f"vectors-after-{stage.name}"
     model.requires_grad_(True)
@@ -89,12 +90,12 @@ def run_stages(
 
 
 def _standard(
-    model: MultiExitModel, stage: Stage, rows: Rows, seed: int
+    model: MultiExitModel, stage: Stage, rows: Rows, seed: int, learnt: bool
 ) -> contextlib.AbstractContextManager[None]:
     """Exits read standardised vectors meanwhile, where the stage wants it and they can."""
     if not (stage.standardised and model.config.exit_kind().rescalable):
         return contextlib.nullcontext()
-    return standardised(model, moments(sampled_vectors(model, rows, seed)))
+    return standardised(model, moments(sampled_vectors(model, rows, seed)), learnt)
 
 
 def fresh_parameters(trainee: Trainee, stock: PreTrainedModel, new_head: bool) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,13 @@ def _moments(mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def standardised(
-    model: MultiExitModel, of_exits: Sequence[tuple[Tensor, Tensor]]
+    model: MultiExitModel, of_exits: Sequence[tuple[Tensor, Tensor]], learnt: bool = False
 ) -> Iterator[None]:
-    """Inside, exits answer from (pooled - mean) / spread; afterwards they do so from pooled."""
+    """Inside, exits answer from (pooled - mean) / spread; afterwards they do so from pooled.
+
+    Args:
+        learnt: the exits have learnt something, and go on from that.
+    """
     device = model.stock.device
     exits: list[Any] = [model.exits.at(layer) for layer in range(1, model.depth)]
     moved = [
@@ -51,13 +55,18 @@ def standardised(
         for made, (mean, spread) in zip(exits, of_exits, strict=True)
     ]
     for made, shift, scale in moved:
-        if made.dense is not None:  # it starts as the model's pooler and shall stay that
-            _rescale(made.dense, -shift / scale, 1 / scale)
+        if learnt or made.dense is not None:  # which starts as the model's pooler
+            _rescale(_reading(made), -shift / scale, 1 / scale)
         made.read = _Standardised(made.read, shift, scale)
     yield
     for made, shift, scale in moved:
         del made.read
-        _rescale(made.classifier if made.dense is None else made.dense, shift, scale)
+        _rescale(_reading(made), shift, scale)
+
+
+def _reading(made: Any) -> nn.Linear:
+    """The layer of an exit that reads what it pools."""
+    return cast(nn.Linear, made.classifier if made.dense is None else made.dense)
 
 
 class _Standardised:
