@@ -23,10 +23,10 @@ studies of `offramp compare` (compare-\\*.md say how each set was run). Made by
 
 Policies and thresholds are chosen on tune, and read on test only. Each method leaves by the policy
 of its paper (where that is not for the task: `max_probability`, or `patience` for numbers), and in
-a second row by the family of policies that did best on tune, by area. *Equal cost* is the same
-share of full-depth FLOPs: the area under score over cost from 0.2 to 1, or the curve at a cost
-reduction, straight between two thresholds as by tossing a coin for each row. Cost reduction is
-counted FLOPs, not time.
+a second row by the family of policies that did best on tune, by area, also where it is read at a
+cost reduction. *Equal cost* is the same share of full-depth FLOPs: the area under score over cost
+from 0.2 to 1, or the curve at a cost reduction, straight between two thresholds as by tossing a
+coin for each row. Cost reduction is counted FLOPs, not time.
 
 ## How it is decided
 
