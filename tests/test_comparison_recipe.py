@@ -90,7 +90,7 @@ def test_a_name_and_a_paper_make_no_other_recipe(monkeypatch: pytest.MonkeyPatch
 
 
 def test_methods_that_differ_in_their_policy_alone_are_trained_alike() -> None:
-    same = ("pabee", "pcee_bert", "f_pabee", "beem")
+    same = ("pabee", "pcee", "pcee_bert", "f_pabee", "beem")
     for one, other in combinations(METHODS, 2):
         assert trained_alike(one, other) == (one in same and other in same), (one, other)
 
