@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,27 @@ def test_a_try_begins_where_the_log_ends(tmp_path: Path, monkeypatch: pytest.Mon
     crew = Workers(tmp_path, most=1, quiet=True)
     crew.run(Grid(plan(fine_tunes=False, rates=(1e-4,)), ("pabee",), (1,)))
     assert crew.failed == {CELL: f"it said nothing. See {place / LOG}."}
+
+
+def test_a_run_that_is_over_is_counted_among_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Done:
+        returncode = 0
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            cell = Cell(**json.loads(command[-1]))
+            write_document(tmp_path / "cells" / cell.name / RESULT, result(cell))
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Done)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
+    grid = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("pabee",), (1, 2))
+    with caplog.at_level("INFO"):
+        Workers(tmp_path, most=1, quiet=True).run(grid)
+    assert [one.split(", ")[-1] for one in caplog.messages] == ["1 of 3.", "2 of 3.", "3 of 3."]
 
 
 def test_the_memory_of_a_run_is_known_on_any_system(monkeypatch: pytest.MonkeyPatch) -> None:

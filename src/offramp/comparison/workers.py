@@ -98,7 +98,7 @@ class Workers:
         with _Bars(grid.count(), self.quiet) as bars:
             try:
                 while not self._late():
-                    done = self._collect(bars)
+                    done = self._collect(grid)
                     wanted = [c for c in grid.next(done, self.failed) if c not in self._running]
                     if not wanted and not self._running:
                         return
@@ -161,14 +161,16 @@ class Workers:
         known |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         return {**os.environ, **known, "PYTHONUNBUFFERED": "1"}
 
-    def _collect(self, bars: _Bars) -> dict[Cell, Result]:
+    def _collect(self, grid: Grid) -> dict[Cell, Result]:
         """Take note of processes that have ended; everything that is done."""
         ended = {cell: one for cell, one in self._running.items() if one.process.poll() is not None}
         done = self.done()
         for cell, one in ended.items():
             del self._running[cell]
             if cell in done:
-                bars.say(f"{cell.name}: done in {done[cell].seconds / 60:.1f} minutes of training.")
+                over = sum(one in done for one in grid.wanted(done, self.failed))
+                minutes, of = done[cell].seconds / 60, f"{over} of {grid.count()}"
+                logger.info("%s: done in %.1f minutes of training, %s.", cell.name, minutes, of)
             else:
                 self.failed[cell] = one.why()
                 logger.warning("%s: %s", cell.name, self.failed[cell])
@@ -241,9 +243,6 @@ class _Bars:
 
     def __exit__(self, *problem: object) -> None:
         self._progress.stop()
-
-    def say(self, message: str) -> None:
-        logger.info(message)
 
     def show(self, done: int, running: dict[Cell, Try]) -> None:
         self._progress.update(self._all, completed=done)

@@ -2,8 +2,8 @@
 
 Each exit owns a copy of the pooler and a linear layer; full depth and all exits are trained in
 turn, and one linear layer for all exits learns when they are right. Mended of the released
-code: the odd steps with that layer miss the loss of full depth (`as_released` has it so), an
-exit that no step trains may answer after the last layer, and batches are of one.
+code: the odd steps with that layer miss the loss of full depth (`as_released` has it so), batches
+are of one, and ALBERT has no learning to exit (here any encoder has).
 """
 
 from offramp.exits.learned import LearnedSpec

@@ -2,9 +2,10 @@
 
 A linear layer per exit on the shared pooler, the plain mean of all losses; leave when the
 energy, raised by what lies outside the space of the classes, is low. Mended of the released
-code: the root of a slightly negative number is NaN and never leaves, and the space is computed
-anew at every exit of every call. For one class of many only: a single column of weights, as in
-regression, spans a line, and the sum over classes says nothing of label sets.
+code: the root of a slightly negative number is NaN and never leaves; the space is computed anew
+at every exit of every call; evaluation runs all layers. For one class of many only: a single
+column of weights, as in regression, spans a line, and the sum over classes says nothing of label
+sets.
 """
 
 from offramp.exits.subspace import NspSpec

@@ -5,7 +5,8 @@ together with learned weights that add up to L; leave when an exit is sure, or w
 exits agrees. Defects of the released code that are mended: the weights are no parameters there,
 so that they are in no checkpoint, not clipped, and their gradient is never cleared; their
 learning rate stays when all others decay; a saturated row never leaves, because its entropy is
-NaN; the first row of a batch decides for all rows. Not for regression: its rule asks how sure an
+NaN; the first row of a batch decides for all rows; the window rule `bias_3` crashes, since no
+configuration has its range (here `spread`). Not for regression: its rule asks how sure an
 exit is of a class.
 """
 

@@ -4,6 +4,7 @@ PonderNet with a net of three layers that also sees the layer before, and a dete
 leave once the probability of having halted is above q. Mended of the released code: batches of
 any size; the divergence is KL(p || prior), not KL(prior || p); the last layer halts for certain
 and p adds up to 1, where the code gives a row that has nearly halted 0.05 / L per later layer.
+Its rule `expectation`, whose last weight is 1 - p_L instead of what is left, is not here.
 `as_released` has the code's start and its loss, but that the last layer halts for certain.
 """
 
