@@ -33,6 +33,26 @@ BESIDE = ("auto", "pabee", "deebert", "attach")
 OLDER = ("pabee", "deebert")
 """What `auto` was to be above; DeeBERT leaves by a threshold."""
 _SURE = 0.05
+SIGNALS = (
+    "max_probability",
+    "margin",
+    "entropy",
+    "energy",
+    "learned",
+    "accumulated",
+    "confident_patience",
+    "window",
+    "patience",
+    "averaged max_probability",
+)
+BY_SIGNAL = f"""## By which signal its rows leave
+
+The area on tune of families of policies on the exits of `auto`, and in brackets the AUROC of right
+against wrong answers, mean over exits. `tune` chooses by area; *averaged* answers with the mean of
+all exits so far.
+
+| set | {" | ".join(SIGNALS)} |
+|{"---|" * (len(SIGNALS) + 1)}"""
 ON_TEST = """## On test rows
 
 `auto` beside the other methods, from compare-\\*.md: which ones are above it, in area or at some
@@ -100,7 +120,8 @@ def main() -> None:
     boards = [read_document(Board, file) for file in sorted(place.glob("*.json"))]
     tests = [read_document(Board, file) for file in sorted((given.docs / "compare").glob("*.json"))]
     with whole_file(given.docs / "auto.md") as page:
-        parts = [PREFACE, *map(table, boards), ON_TEST, *map(on_test, tests), *verdict(tests)]
+        parts = [PREFACE, *map(table, boards), BY_SIGNAL, *map(by_signal, tests)]
+        parts += ["", ON_TEST, *map(on_test, tests), *verdict(tests)]
         page.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -125,6 +146,21 @@ def verdict(boards: Sequence[Board]) -> Iterator[str]:
 def _sets(boards: Sequence[str]) -> int:
     """How many sets there are among boards, of which uspto_50k has two."""
     return len({title.removesuffix("-2-epochs") for title in boards})
+
+
+def by_signal(board: Board) -> str:
+    """How good each family is on the exits of `auto`, the best in bold."""
+    (auto,) = [method for method in board.methods if method.name == "auto"]
+    found = {row.name: row for row in auto.policies}
+    best = max(found[name].tune_area for name in SIGNALS if name in found)
+    cells = [board.title]
+    for name in SIGNALS:
+        row = found.get(name)
+        area = "-" if row is None else f"{100 * row.tune_area:.1f}"
+        bold = f"**{area}**" if row is not None and row.tune_area == best else area
+        auroc = None if row is None else row.mean_auroc
+        cells.append(bold if auroc is None else f"{bold} ({auroc:.2f})")
+    return f"| {' | '.join(cells)} |"
 
 
 def on_test(board: Board) -> str:
