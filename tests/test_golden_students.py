@@ -80,14 +80,16 @@ def check_run(
     policy: Any,
     wanted: Mapping[str, Any],
     size: int,
-    slack: Tensor | None = None,
 ) -> None:
-    """Exit layers are equal, scores within 1e-4, or within `slack` of (layer, row)."""
+    """Exit layers are equal, scores within 1e-4."""
     layers, scores = run(model, batch, policy, size)
     assert layers == wanted["layers"], policy
-    gaps = (scores - torch.tensor(wanted["logits"])).abs().amax(dim=1)
-    bands = torch.full((64,), 1e-4) if slack is None else slack[torch.tensor(layers) - 1, range(64)]
-    assert (gaps <= bands).all(), policy
+    assert (gap(scores, torch.tensor(wanted["logits"])) <= 1e-4).all(), policy
+
+
+def gap(scores: Tensor, others: Tensor) -> Tensor:
+    """The largest difference of each answer."""
+    return (scores - others).abs().amax(dim=-1)
 
 
 # --- FastBERT -----------------------------------------------------------------------------
@@ -219,38 +221,57 @@ def _numbered_from_one(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def shaky(fastbert: MultiExitModel) -> Tensor:
-    """How far each exit's scores move when the weights do in their last bit, (layers, rows).
+def exact(fastbert: MultiExitModel) -> tuple[Tensor, Tensor]:
+    """Each exit's scores in fp64, (layers, rows, classes), and how far they move when the weights
+    do in their last bit of fp32, (layers, rows).
 
-    The golden model is drawn so wide that in a quarter of its rows this is more than 1e-4: in
-    fp32 the original would not agree with itself there on another machine.
+    The golden model is drawn so wide that the latter is more than 1e-4 in a third of its answers.
     """
     batch = _numbered_from_one(inputs()[0])
-    exact = copy.deepcopy(fastbert).double()
+    double = copy.deepcopy(fastbert).double()
     with torch.no_grad():
-        still = torch.stack([output.scores for output in exact.all_exits(batch)])
+        still = torch.stack([output.scores for output in double.all_exits(batch)])
         moved = torch.zeros(still.shape[:2], dtype=torch.double)
         for seed in range(8):
             draw = torch.Generator().manual_seed(seed)
-            other = copy.deepcopy(exact)
+            other = copy.deepcopy(double)
             for leaf in other.parameters():
                 bit = torch.finfo(torch.float32).eps * torch.rand(leaf.shape, generator=draw)
                 leaf.mul_(1 + 2 * bit - torch.finfo(torch.float32).eps)
             scores = torch.stack([output.scores for output in other.all_exits(batch)])
-            moved = torch.maximum(moved, (scores - still).abs().amax(dim=-1))
-    return moved
+            moved = torch.maximum(moved, gap(scores, still))
+    return still, moved
 
 
 @pytest.mark.parametrize("size", [1, 64])
-def test_fastbert_leaves_and_answers_as_the_original(
-    fastbert: MultiExitModel, shaky: Tensor, size: int
+def test_fastbert_leaves_as_the_original_and_answers_as_near_to_fp64(
+    fastbert: MultiExitModel, exact: tuple[Tensor, Tensor], size: int
 ) -> None:
+    """The golden answers are fp32, and where the last bit matters no fp32 is near another. So each
+    is held to the model in fp64, in units of what the last bit of the weights moves there."""
     batch = _numbered_from_one(inputs()[0])
-    slack = (8 * shaky).clamp_min(1e-4)
-    assert (slack == 1e-4).float().mean() > 0.3
+    found = []
     for speed, wanted in answers("fastbert")["runs"].items():
         policy = {"name": "entropy", "threshold": float(speed), "normalised": True}
-        check_run(fastbert, batch, policy, wanted, size, slack)
+        layers, scores = run(fastbert, batch, policy, size)
+        assert layers == wanted["layers"], policy
+        golden = torch.tensor(wanted["logits"], dtype=torch.double)
+        still, moved = (leaf[torch.tensor(layers) - 1, range(64)] for leaf in exact)
+        found.append((gap(scores, still), gap(golden, still), gap(scores, golden), moved))
+    ours, theirs, between, bit = (torch.cat(gaps) for gaps in zip(*found, strict=True))
+    # what the golden file itself is from fp64
+    assert (theirs > 1e-4).sum() == 85
+    assert 2.5e-3 < theirs.max() < 2.6e-3
+    assert (theirs / bit).max() < 4
+    # ours are nearer on average, and none is farther than the farthest of theirs, but for a
+    # factor that batches of 1 and 64 and other kernels differ by among themselves
+    assert (ours / bit).mean() <= (theirs / bit).mean()
+    assert (ours / bit).max() <= 1.5 * (theirs / bit).max()
+    # where four bits on either side are within 1e-4 all answers are, and most of the others
+    steady = bit <= 1e-4 / 8
+    assert steady.float().mean() > 0.4
+    assert (between[steady] <= 1e-4).all()
+    assert (between <= 1e-4).float().mean() > 2 / 3
 
 
 def test_fastbert_has_the_losses_of_the_original(fastbert: MultiExitModel) -> None:

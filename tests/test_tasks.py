@@ -10,10 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 
-from offramp.engines import TorchEngine
+from offramp.calibration import calibrate
+from offramp.data import load_examples
+from offramp.engines import TorchEngine, load_processor, record
 from offramp.errors import ConfigError
 from offramp.methods import METHODS
+from offramp.model import MultiExitModel
 from offramp.policies import POLICIES
+from offramp.prediction import pipeline
 from offramp.table import ExitTable, replay
 from offramp.testing import (
     check_method,
@@ -25,7 +29,7 @@ from offramp.testing import (
     tiny_texts,
 )
 from offramp.testing.methods import exits_on
-from offramp.training import train
+from offramp.training import TrainOptions, train
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
 SINGLE, MULTI, NUMBER = (
@@ -50,6 +54,7 @@ TABLE = {
     "jei_dnn": ("text", "vit", "resnet"),
     "pabee": ALL,
     "palbert": ALL,
+    "pcee": ("text", "label sets", "vit", "resnet"),
     "pcee_bert": ("text", "label sets", "vit", "resnet"),
     "pondernet": ALL,
     "romebert": ("text", "label sets", "vit", "resnet"),
@@ -58,6 +63,12 @@ TABLE = {
 """What each method works on. For all else it has a sentence."""
 WORKS = [(name, task) for name, tasks in TABLE.items() for task in tasks]
 REFUSES = [(name, task) for name in TABLE for task in ALL if task not in TABLE[name]]
+SETS_AND_NUMBERS = [
+    (name, task)
+    for name in sorted(METHODS)
+    for task in ("label sets", "numbers")
+    if TASKS[task] in METHODS[name].problem_types
+]
 IMAGES = [(name, ARCH[task]) for name, task in WORKS if task in ARCH]
 ROWS = 24
 
@@ -140,6 +151,39 @@ def test_rows_leave_by_the_methods_own_policy_live_as_in_a_replay(
         )
 
 
+@pytest.mark.parametrize(("name", "task"), SETS_AND_NUMBERS)
+def test_on_label_sets_and_numbers_a_method_trains_is_calibrated_and_answers_early(
+    name: str, task: str, stocks: dict[str, Path], tmp_path: Path
+) -> None:
+    """By its own policy. PonderNet's `sample` has no threshold: calibration takes it as it is."""
+    data, folder, policy = rows(task), tmp_path / "model", METHODS[name].policy_for(TASKS[task])
+    few = TrainOptions(max_steps=2, batch_size=8, quiet=True)
+    model = train(stocks[task], data, folder, method=name, options=few)
+    assert isinstance(model, MultiExitModel)
+    table = record(
+        model,
+        load_examples(data),
+        tmp_path / "table",
+        "tune",
+        processor=load_processor(folder, "text"),
+        progress=False,
+    )
+    assert np.array_equal(table.labels, np.asarray(data["label"][:], np.float32))
+
+    found = calibrate(table, target_speedup=1.1, policies=[policy])
+    point = found.point
+    assert found.pays
+    assert point.policy["name"] == policy
+    assert point.metric == {"label sets": "f1_micro", "numbers": "pearson"}[task]
+    point.save(folder)
+
+    said = pipeline(folder, device="cpu")(data["text"][:])
+    assert all(np.isfinite(one["score"]) for one in said)
+    layers = [one["exit_layer"] for one in said]
+    assert layers == replay(table, point.build_policy()).exit_layers.tolist()
+    assert np.mean(layers) < model.depth
+
+
 @pytest.mark.parametrize(("name", "task"), REFUSES)
 def test_a_method_that_does_not_do_a_task_says_why(
     name: str, task: str, stocks: dict[str, Path], tmp_path: Path
@@ -153,6 +197,7 @@ def test_a_method_that_does_not_do_a_task_says_why(
     else:
         why = METHODS[name].why_not or POLICIES[METHODS[name].policy].why_not
         assert why.endswith(".")
+        assert why.count(".") == 1
         assert f"Method '{name}' does not do {TASKS[task]}. {why} Methods that do: auto, " in said
     page = (DOCS / f"{name}.md").read_text().lower()
     assert "not for" in page or "only**" in page
