@@ -185,7 +185,11 @@ def pooled_vectors(
 
 
 def sampled_vectors(model: MultiExitModel, rows: Rows, seed: int) -> Iterator[list[Tensor]]:
-    """What exits 1..L-1 pool of a sample of the rows, (rows, width) each, part after part."""
+    """What exits 1..L-1 pool of a sample of the rows, (rows, width) each, part after part.
+
+    The model is put in evaluation mode: dropout has no part in it, and BatchNorm learns nothing.
+    """
+    model.eval()
     sample = rows.sample(seed)
     for block in plan_batches(sample.lengths.numpy()):
         yield pooled_vectors([model], sample.batch(block))[0][0]
