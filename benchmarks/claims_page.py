@@ -76,7 +76,7 @@ WORDS = {
     "4a": Words(
         "RomeBERT's early exits far above DeeBERT's",
         "Each exit of the first half alone, for all rows, whatever a policy would do; their mean "
-        "decides.",
+        "decides. Of uspto_50k see 4b.",
     ),
     "4b": Words(
         "RomeBERT's last exit stays",

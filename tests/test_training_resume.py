@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from offramp.testing import save_tiny_stock, tiny_texts
+from offramp.testing import save_tiny_stock, tiny_pictures, tiny_texts
 from offramp.training import TrainOptions, attach, cache, train
 from offramp.training.work import WorkFolder
 
@@ -31,6 +31,11 @@ def examples(count: int = 48) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": [len(text) % 3 for text in texts]})
 
 
+def pictures(count: int = 48) -> Dataset:
+    labels = [number % 3 for number in range(count)]
+    return Dataset.from_dict({"image": tiny_pictures(count), "label": labels})
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -40,7 +45,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def run(how: str, source: Path, output: Path, options: TrainOptions = OPTIONS) -> None:
-    if how == "attach":
+    if how == "images":  # their exits learn alone, on standardised vectors, first and last
+        train(source, pictures(), output, method="auto", options=options)
+    elif how == "attach":
         attach(source, examples().remove_columns("label"), output, pooling="mean", options=options)
     elif how == "tokens":
         attach(source, examples(), output, pooling="attention", options=options)
@@ -78,10 +85,13 @@ def stop_every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
-@pytest.mark.parametrize("how", ["pabee", "deebert", "attach", "tokens"])
+@pytest.mark.parametrize("how", ["pabee", "deebert", "attach", "tokens", "images"])
 def test_a_run_stopped_again_and_again_ends_in_the_weights_of_one_that_was_not(
     how: str, source: Path, tmp_path: Path, stop_every: Callable[[int], None]
 ) -> None:
+    if how == "images":
+        pytest.importorskip("PIL")
+        source = save_tiny_stock(tmp_path / "stock", "cifar_resnet")
     run(how, source, tmp_path / "whole")
     stop_every(8)
     stops = 0

@@ -93,7 +93,9 @@ def families(tune: ExitTable, own: str) -> dict[str, Family]:
         found[f"{Gated.name} simplex"] = [by_masses["simplex"]]
     common = own_family("", tune.problem_type)
     for name in dict.fromkeys((common, own)):
-        if name != BASELINE and (averages := _averages(found.get(name, []), tune.problem_type)):
+        # an average of numbers from these very rows would be flattered as they are
+        alone = name == BASELINE or name in FITS
+        if not alone and (averages := _averages(found.get(name, []), tune.problem_type)):
             found[f"{Averaged.name} {name}"] = averages
     return found
 

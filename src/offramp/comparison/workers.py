@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,8 +104,7 @@ class Workers:
                         return
                     for cell in wanted[: self._room(done)]:
                         self._begin(cell)
-                    over = [cell for cell in grid.wanted(done, self.failed) if cell in done]
-                    bars.show(len(over), self._running)
+                    bars.show(self._over(grid, done), self._running)
                     time.sleep(POLL_SECONDS)
                 logger.warning("The time is up; the same command goes on from here.")
             finally:
@@ -115,6 +114,10 @@ class Workers:
         """All runs that have a result and count."""
         found = results(self.folder)
         return {cell: result for cell, result in found.items() if cell not in self.failed}
+
+    def _over(self, grid: Grid, done: Mapping[Cell, Result]) -> int:
+        """How many of its runs are done."""
+        return sum(cell in done for cell in grid.wanted(done, self.failed))
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
@@ -168,8 +171,8 @@ class Workers:
         for cell, one in ended.items():
             del self._running[cell]
             if cell in done:
-                over = sum(one in done for one in grid.wanted(done, self.failed))
-                minutes, of = done[cell].seconds / 60, f"{over} of {grid.count()}"
+                minutes = done[cell].seconds / 60
+                of = f"{self._over(grid, done)} of {grid.count()}"
                 logger.info("%s: done in %.1f minutes of training, %s.", cell.name, minutes, of)
             else:
                 self.failed[cell] = one.why()

@@ -4,8 +4,8 @@ A linear layer per exit on the shared pooler; rows weigh most at the exits where
 leave, and the energy of the scores is pushed apart for right and wrong answers. Mended of the
 released code: the energy overflows for large scores and then lets rows leave at once; the entropy
 of a saturated row is NaN and never leaves; one outlier of the last epoch sets the range of
-thresholds, which here are quantiles of the batch (`as_released` draws as the code does); at
-every step masks on the CPU wait for the GPU, once per threshold and exit; poolers of its own in
+thresholds, which here are quantiles of the batch (`as_released` draws as the code does); masks on
+the CPU make every step wait for the GPU, once per threshold and exit; poolers of its own in
 evaluation are random unless they are copied; checkpoints are ranked by the cross-entropy of all
 exits (here the last one counts, and score and cost choose where rows leave); evaluation runs all
 layers. For one class of many only: in label sets and regression the sum over classes that makes

@@ -55,7 +55,7 @@ def standardised(
         for made, (mean, spread) in zip(exits, of_exits, strict=True)
     ]
     for made, shift, scale in moved:
-        if learnt or made.dense is not None:  # which starts as the model's pooler
+        if learnt or made.dense is not None:  # a dense layer starts as the model's pooler
             _rescale(_reading(made), -shift / scale, 1 / scale)
         made.read = _Standardised(made.read, shift, scale)
     yield
