@@ -4,9 +4,10 @@ Half of the epochs fine-tune the model, without exits; then exits and backbone l
 row weighing most around where it would leave (COSEE's weighting). Exits learn where to look, at
 three times the rate of other methods; those of images learn alone for a while before and after.
 Numbers have no probabilities, so their exits also learn how wrong they are (BERxiT), and by that
-rows leave. docs/results/auto.md says what each part is worth: looking by itself is beyond chance,
-weighting and rate are kept though they are not. Left out, because no gain of it is beyond chance:
-distillation from full depth, for classes a second output that says whether an exit is right, and,
+rows leave. docs/results/auto.md says what each part is worth: looking by itself, weighting instead
+of weights by depth, and for images both stretches alone are beyond chance; the rate, and weighting
+instead of equal weights, are kept though they are not. Left out, because no gain of it is beyond
+chance: distillation from full depth, for classes a second output that says whether an exit is right, and,
 for texts, exits that learn alone first.
 """
 
