@@ -7,8 +7,8 @@ Numbers have no probabilities, so their exits also learn how wrong they are (BER
 rows leave. docs/results/auto.md says what each part is worth: looking by itself, weighting instead
 of weights by depth, and for images both stretches alone are beyond chance; the rate, and weighting
 instead of equal weights, are kept though they are not. Left out, because no gain of it is beyond
-chance: distillation from full depth, for classes a second output that says whether an exit is right, and,
-for texts, exits that learn alone first.
+chance: distillation from full depth, for classes a second output that says whether an exit is
+right, and, for texts, exits that learn alone first.
 """
 
 from offramp.exits import ExitSpec
