@@ -79,7 +79,6 @@ def test_a_run_that_is_over_is_counted_among_all(
 
     monkeypatch.setattr("offramp.comparison.workers.subprocess.Popen", Done)
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(workers.logger, "propagate", True)  # the command line turns it off
     grid = Grid(plan(fine_tunes=False, rates=(1e-4,)), ("pabee",), (1, 2))
     with caplog.at_level("INFO", "offramp"):
         Workers(tmp_path, most=1, quiet=True).run(grid)
