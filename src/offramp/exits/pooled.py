@@ -131,9 +131,13 @@ class PooledExit(nn.Module):
         else:
             # a sum, which a graph says in fewer steps than to cut off the first and join it again
             is_first = torch.arange(hidden.shape[1], device=hidden.device) == 0
-            logits = logits + torch.where(is_first, self.first, 0.0)
+            logits = logits + self.first * is_first.to(logits.dtype)
         if mask is not None:
-            logits = logits.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
+            padded, lowest = mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min
+            if torch.compiler.is_exporting():  # worked out once, and then a sum for each layer
+                logits = logits + torch.where(padded, lowest, 0.0)
+            else:
+                logits = logits.masked_fill(padded, lowest)
         return torch.bmm(torch.softmax(logits, dim=-1), hidden).squeeze(1)
 
     def _asked(self, hidden: Tensor) -> Tensor:

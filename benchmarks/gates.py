@@ -1,0 +1,10 @@
+"""JEI-DNN with gates trained as a proper simplex: a method for `compare.py SET --plugins gates`."""
+
+from dataclasses import replace
+
+from offramp.methods import METHODS
+
+NAME = "jei_dnn_simplex"
+METHODS.register(
+    NAME, replace(METHODS["jei_dnn"].with_settings({"simplex": True}), name=NAME)
+)
