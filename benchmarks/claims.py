@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import gates
 from claims_page import interval, write_page
 from claims_study import (
     ABOVE_ALL,
@@ -39,7 +40,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "results"
 EQUAL_COST = (1.5, 2.0, 3.0)
 ABOVE_ALL_AT = (2.0, 3.0, 4.0)
 BY = ("paper", "tune")
-GATES = {"paper": "gated", "simplex": "gated simplex"}
+GATES = {
+    "paper": ("jei_dnn", "gated"),
+    "simplex": ("jei_dnn", "gated simplex"),
+    "trained": (gates.NAME, "gated simplex"),
+}
+"""By whose masses gates are read: of which method, and under which family."""
 THRESHOLD = "max_probability"
 OLDER = (
     "sdn",
@@ -160,9 +166,8 @@ def q_exit_and_sampling(study: Study) -> Iterator[Part]:
 
 
 def gates_and_thresholds(study: Study) -> Iterator[Part]:
-    theirs = study.curve("jei_dnn", THRESHOLD)
-    for by, family in GATES.items():
-        mine = study.curve("jei_dnn", family)
+    for by, method, family in _gates(study):
+        theirs, mine = study.curve(method, THRESHOLD), study.curve(method, family)
         yield study.part("area", by, "at least level", apart(mine.area(), theirs.area()))
         for target in EQUAL_COST:
             column = apart(mine.at(target), theirs.at(target))
@@ -218,9 +223,12 @@ def conformal(study: Study) -> Iterator[Part]:
 
 
 def _near_2x(study: Study) -> Iterator[tuple[str, dict[int, Answered], dict[int, Answered]]]:
-    theirs = study.answered("jei_dnn", THRESHOLD, 2.0)
-    for by, family in GATES.items():
-        yield by, theirs, study.answered("jei_dnn", family, 2.0)
+    for by, method, family in _gates(study):
+        yield by, study.answered(method, THRESHOLD, 2.0), study.answered(method, family, 2.0)
+
+
+def _gates(study: Study) -> Iterator[tuple[str, str, str]]:
+    return ((by, *of) for by, of in GATES.items() if of[0] in study.runs)
 
 
 def _costs(mine: Mapping[int, Answered], theirs: Mapping[int, Answered]) -> str:
@@ -304,18 +312,21 @@ def why_missing(study: Study, claim: Claim) -> str:
 
 def answers_of(folder: Path) -> Answers | None:
     """What a study says; None where nothing is done there yet."""
-    study = Study(folder, (PLAIN, "cosee", "cap", *OLDER))
+    study = Study(folder, (PLAIN, "cosee", "cap", *OLDER, gates.NAME))
     if not study.runs:
         return None
     missing = {key: why for key, claim in CLAIMS.items() if (why := why_missing(study, claim))}
+    claims = {key: tuple(one.parts(study)) for key, one in CLAIMS.items() if key not in missing}
     return Answers(
         title=folder.name,
         metric=study.ground.metric.name,
         depth=study.depth,
         test_rows=len(study.ground.rows),
-        seeds=study.seeds,
+        seeds=tuple(
+            sorted({seed for one in claims.values() for part in one for seed in part.seeds})
+        ),
         learned=study.learned(PLAIN) if PLAIN in study.runs else None,
-        claims={k: tuple(claim.parts(study)) for k, claim in CLAIMS.items() if k not in missing},
+        claims=claims,
         missing=missing,
     )
 

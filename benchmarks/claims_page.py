@@ -98,9 +98,10 @@ WORDS = {
     "6a": Words(
         "JEI-DNN's gates >= thresholds at equal cost",
         "On the same exits: gates, trained as in the paper and read with its masses or as a proper "
-        "simplex, against a threshold on the largest probability (`max_probability`). The paper "
-        "trains a model for each trade-off of cost and error; here one is trained, and the bar of "
-        "its gates is moved. None was trained as a simplex.",
+        "simplex, or trained as one, too (`compare.py SET --plugins gates --methods "
+        "jei_dnn_simplex`), against a threshold on the largest probability (`max_probability`). "
+        "The paper trains a model for each trade-off of cost and error; here one is trained, and "
+        "the bar of its gates is moved.",
     ),
     "6b": Words(
         "JEI-DNN's gates are better calibrated",
@@ -133,6 +134,7 @@ BY = {
     "paper": "the paper's policy",
     "tune": "policy chosen on tune",
     "simplex": "gates as a simplex",
+    "trained": "gates trained as a simplex",
 }
 
 

@@ -107,8 +107,8 @@ class Part(Strict):
     """A difference that a claim is about.
 
     Attributes:
-        by: whose policy: `paper`, `tune` (the family chosen there) or `simplex`; empty where
-            none is in play.
+        by: whose policy: `paper`, `tune` (the family chosen there), or by which masses gates are
+            read; empty where none is in play.
         decides: whether the claim's answer hangs on it.
         unit: `points` are hundredths of the score.
         others: what belongs to it, by name.
@@ -219,7 +219,6 @@ class Study:
         grid = Grid(plan, tuple(sorted(there)), tuple(sorted({cell.seed for cell in done})))
         found = {one: recorded(folder, grid, one, done) for one in methods if one in there}
         self.runs = {one: runs for one, runs in found.items() if runs}
-        self.seeds = tuple(sorted({run.seed for runs in self.runs.values() for run in runs}))
         self.problem_type = plan.problem_type
         if self.runs:
             self.ground = ground_of([run for runs in self.runs.values() for run in runs])

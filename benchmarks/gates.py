@@ -5,6 +5,4 @@ from dataclasses import replace
 from offramp.methods import METHODS
 
 NAME = "jei_dnn_simplex"
-METHODS.register(
-    NAME, replace(METHODS["jei_dnn"].with_settings({"simplex": True}), name=NAME)
-)
+METHODS.register(NAME, replace(METHODS["jei_dnn"].with_settings({"simplex": True}), name=NAME))
