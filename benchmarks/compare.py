@@ -25,9 +25,8 @@ from offramp.storage import write_document
 
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 CORE = ("pabee", "deebert", "fastbert", "palbert", "cosee", "auto", "truncated", "attach")
-# layers of several widths cannot be cut off; JEI-DNN's paper is of images
 IMAGES = (*(name for name in CORE if name != "truncated"), "jei_dnn")
-"""Layers of several widths cannot be cut off."""
+"""Layers of several widths cannot be cut off; JEI-DNN's paper is of images."""
 
 
 @dataclass(frozen=True)

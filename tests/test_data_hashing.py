@@ -100,6 +100,13 @@ def test_shares_are_met_and_the_seed_matters() -> None:
     assert split_examples(rows, SHARES, 1)["test"]["row"][:] != parts["test"]["row"][:]
 
 
+def test_a_part_of_a_cut_can_be_cut_again() -> None:
+    rows = texts([f"row {number}" for number in range(2000)])
+    train = split_examples(rows, {"train": 0.7, "test": 0.3}, 0)["train"]
+    parts = split_examples(train, SHARES, 0)
+    assert [round(len(part) / len(train), 1) for part in parts.values()] == [0.7, 0.2, 0.1]
+
+
 @pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": float("nan")}])
 def test_shares_that_do_not_sum_to_one_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="sum to 1"):

@@ -15,6 +15,9 @@ from offramp.data.memory import take
 from offramp.errors import ConfigError, DataError
 from offramp.storage import fingerprint
 
+_UNLIKELY = 20
+"""Rows that a part should have, of which it gets none by chance once in 10^8 times."""
+
 
 def input_id(text: str, text_pair: str | None = None) -> int:
     """A stable 63-bit name of an input: equal inputs have equal ids, everywhere and always."""
@@ -68,12 +71,16 @@ def split_examples(dataset: Dataset, shares: Mapping[str, float], seed: int) -> 
     """Cut a dataset by a hash of the input, e.g. {"train": 0.9, "tune": 0.1}.
 
     Where a row goes depends on its input and the seed alone: equal inputs stay together and
-    added rows move no others. Parts keep the order of the rows; shares are met on average.
+    added rows move no others. Parts keep the order of the rows; shares are met on average. What
+    such a cut has made may be cut again, by another hash.
     """
     if not shares or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1.0):
         raise ConfigError(f"Shares of a split must be above 0 and sum to 1; given: {dict(shares)}.")
-    ends = np.cumsum(list(shares.values()))[:-1]
-    part_of = np.searchsorted(ends, draws(dataset_ids(dataset), seed, "split"), side="right")
+    ends, ids = np.cumsum(list(shares.values()))[:-1], dataset_ids(dataset)
+    part_of = np.searchsorted(ends, draws(ids, seed, "split"), side="right")
+    empty = len(set(part_of.tolist())) < len(shares)
+    if empty and min(shares.values()) * len(dataset) > _UNLIKELY:  # it is itself a part of a cut
+        part_of = np.searchsorted(ends, draws(ids, seed, "split again"), side="right")
     parts = {}
     for number, name in enumerate(shares):
         rows = np.flatnonzero(part_of == number)
