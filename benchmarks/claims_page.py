@@ -98,8 +98,9 @@ WORDS = {
     "6a": Words(
         "JEI-DNN's gates >= thresholds at equal cost",
         "On the same exits: gates, trained as in the paper and read with its masses or as a proper "
-        "simplex, or trained as one, too (`compare.py SET --plugins gates --methods "
-        "jei_dnn_simplex`), against a threshold on the largest probability (`max_probability`). "
+        "simplex, or trained as one, too (`PYTHONPATH=benchmarks python benchmarks/compare.py SET "
+        "--plugins gates --methods jei_dnn_simplex --docs ELSEWHERE`), against a threshold on the "
+        "largest probability (`max_probability`). "
         "The paper trains a model for each trade-off of cost and error; here one is trained, and "
         "the bar of its gates is moved.",
     ),
@@ -165,7 +166,7 @@ def answers(every: Sequence[Answers]) -> Iterator[str]:
             cells = [short(key, by, one) for one in every]
             yield f"| {key}. {words.row} | {BY[by]} | " + " | ".join(cells) + " |"
     yield "\nSeeds, test rows, score: " + "; ".join(
-        f"{one.title} {', '.join(map(str, one.seeds))}, {one.test_rows:,}, {one.metric}"
+        f"{one.title} {', '.join(map(str, one.seeds)) or 'none'}, {one.test_rows:,}, {one.metric}"
         for one in every
     )
 
@@ -181,7 +182,7 @@ def short(key: str, by: str, one: Answers) -> str:
         return one.missing.get(key, "not run")
     cell = conclude([part for part in one.claims[key] if part.by == by], one.learned)
     if cell is None:
-        return ""
+        return "not run"
     few = len(cell.part.seeds) < 2
     answer = f"({cell.answer})" if few else f"**{cell.answer}**"
     where = "" if cell.alone else f", {cell.part.name}"

@@ -107,7 +107,7 @@ class Part(Strict):
     """A difference that a claim is about.
 
     Attributes:
-        by: whose policy: `paper`, `tune` (the family chosen there), or by which masses gates are
+        by: whose policy: `paper`, `tune` (the family chosen there), or how gates are trained and
             read; empty where none is in play.
         decides: whether the claim's answer hangs on it.
         unit: `points` are hundredths of the score.

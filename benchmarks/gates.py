@@ -1,4 +1,7 @@
-"""JEI-DNN with gates trained as a proper simplex: a method for `compare.py SET --plugins gates`."""
+"""JEI-DNN with gates trained as a proper simplex, for benchmarks/claims.py: a method for
+`compare.py SET --plugins gates --methods jei_dnn_simplex --docs ELSEWHERE`, with this folder on
+PYTHONPATH.
+"""
 
 from dataclasses import replace
 

@@ -71,15 +71,17 @@ def split_examples(dataset: Dataset, shares: Mapping[str, float], seed: int) -> 
     """Cut a dataset by a hash of the input, e.g. {"train": 0.9, "tune": 0.1}.
 
     Where a row goes depends on its input and the seed alone: equal inputs stay together and
-    added rows move no others. Parts keep the order of the rows; shares are met on average. What
-    such a cut has made may be cut again, by another hash.
+    added rows move no others. Parts keep the order of the rows; shares are met on average. Rows
+    that are a part of such a cut, of which one part would get none, are cut by another hash,
+    once; there added rows may move others.
     """
     if not shares or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1.0):
         raise ConfigError(f"Shares of a split must be above 0 and sum to 1; given: {dict(shares)}.")
     ends, ids = np.cumsum(list(shares.values()))[:-1], dataset_ids(dataset)
     part_of = np.searchsorted(ends, draws(ids, seed, "split"), side="right")
-    empty = len(set(part_of.tolist())) < len(shares)
-    if empty and min(shares.values()) * len(dataset) > _UNLIKELY:  # it is itself a part of a cut
+    wanted = np.array(list(shares.values())) * len(np.unique(ids))
+    empty = np.bincount(part_of, minlength=len(shares)) == 0
+    if (wanted[empty] > _UNLIKELY).any():  # they are themselves a part of a cut
         part_of = np.searchsorted(ends, draws(ids, seed, "split again"), side="right")
     parts = {}
     for number, name in enumerate(shares):

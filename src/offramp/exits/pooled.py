@@ -135,7 +135,7 @@ class PooledExit(nn.Module):
         if mask is not None:
             padded, lowest = mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min
             if torch.compiler.is_exporting():  # worked out once, and then a sum for each layer
-                logits = logits + torch.where(padded, lowest, 0.0)
+                logits = logits + torch.where(padded, lowest, logits.new_zeros(()))
             else:
                 logits = logits.masked_fill(padded, lowest)
         return torch.bmm(torch.softmax(logits, dim=-1), hidden).squeeze(1)
