@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from claims import CLAIMS, answers_of
+from claims import CLAIMS, GATES, TRAINED, answers_of
 from claims_page import interval, write_page
 from claims_study import (
     RULES,
@@ -170,7 +170,7 @@ def make_run(folder: Path, method: str, seed: int, place: int) -> None:
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     folder = tmp_path_factory.mktemp("work") / "all"
-    found = answers_of(make_study(folder, (PLAIN, *SOME, "cosee", "cap")))
+    found = answers_of(make_study(folder, (PLAIN, *SOME, TRAINED, "cosee", "cap")))
     assert found is not None
     return found
 
@@ -191,6 +191,14 @@ def test_the_newest_are_held_against_every_older_one_that_was_run(everything: An
         for part in everything.claims[key]:
             assert {name.split()[0] for name in part.others} == set(SOME)
             assert "not run: sdn, berxit, f_pabee, pcee_bert, gpfee" in part.note
+
+
+def test_gates_are_read_however_they_were_trained(everything: Answers, tmp_path: Path):
+    for key in ("6a", "6b", "6c"):
+        assert {part.by for part in everything.claims[key]} == set(GATES)
+    without = answers_of(make_study(tmp_path / "without", ("jei_dnn",)))
+    assert without is not None
+    assert {part.by for part in without.claims["6a"]} == set(GATES) - {"trained"}
 
 
 def test_conformal_sets_cover_what_they_promise(everything: Answers):
