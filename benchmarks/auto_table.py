@@ -62,9 +62,8 @@ cost reduction, and how many below it in area, beyond chance (p < 0.05 after Hol
 DeeBERT less `auto` in area, with each seed behind, and `auto` at half the cost less the plain
 fine-tune at full depth. DeeBERT stands for leaving by a threshold. Every method leaves by the
 family of policies of the largest area on tune, and at a cost reduction by the one that was best
-there (on 20newsgroups and on uspto_50k with one epoch by the former throughout). Methods that
-differ in their policy alone count one by one. Intervals and p are by Student's t over seeds, wide
-with three of them.
+there (on uspto_50k with one epoch by the former throughout). Methods that differ in their policy
+alone count one by one. Intervals and p are by Student's t over seeds, wide with three of them.
 
 | set | above it | below it | pabee | deebert | at 2x, less full depth |
 |---|---|---|---|---|---|"""
