@@ -58,6 +58,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/speed"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0, help="of timing, for a cell")
+    parser.add_argument("--processes", type=int, default=1, help="for each cell, best 6 or more")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
@@ -74,6 +75,7 @@ def _given(given: argparse.Namespace) -> Options:
         threads=given.threads,
         quick=given.quick,
         minutes=given.minutes,
+        processes=given.processes,
         work=given.work / "quick" if given.quick else given.work,
         folders={name: folder for name, folder, _ in pairs if folder},
         tune={name: rows for name, _, rows in pairs if rows},
