@@ -20,10 +20,11 @@ What was asked of the engines, and what was measured, by
 
 Contenders take turns of about half a second, after a pass that is not counted; a turn of several
 batches begins with one that is not counted. A figure is the median over passes of a ratio within
-each, with its 95 % interval from their order. **Yes**: the
-whole interval is on the right side of the target; **no**: all of it is on the wrong side;
-**undecided**: neither. Counts have no interval. Some parts ran at the same time, each on a core of
-its own.
+each, with its 95 % interval from their order. Where *processes* stand beside a cell, it is the
+median over so many of them: one may be some percents faster than the next, which its own passes do
+not show. **Yes**: the whole interval is on the right side of the target; **no**: all of it is on
+the wrong side; **undecided**: neither. Counts have no interval. Some parts ran at the same time,
+each on a core of its own.
 
 Speed-up is full depth over early exit in the same engine; full depth is the fastest of ours and
 of what a user has without offramp: transformers, or ONNX Runtime with its own options, or without

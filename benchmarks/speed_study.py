@@ -190,18 +190,19 @@ def run_part(
 
 
 def in_processes(measure: Callable[[], Cell], options: Options) -> Cell:
-    """A cell from several processes, one after the other: figures and intervals are those of their
-    medians, and all else is of the one whose first figure is in the middle.
-
-    Where the memory of a process happens to lie makes it some percents faster or slower, which its
-    own passes do not show.
-    """
+    """A cell measured in several processes, one after the other: one may be some percents faster
+    than the next, which its own passes do not show."""
     fresh = ProcessPoolExecutor(
         1, get_context("spawn"), torch.set_num_threads, (options.threads,), max_tasks_per_child=1
     )
     with fresh as pool:
-        found = [pool.submit(measure).result() for _ in range(options.processes)]
-    found.sort(key=lambda cell: cell.figures[0].value)
+        return joined([pool.submit(measure).result() for _ in range(options.processes)])
+
+
+def joined(cells: Sequence[Cell]) -> Cell:
+    """Figures and intervals from the medians of several cells; all else is of the one whose first
+    figure is in the middle."""
+    found = sorted(cells, key=lambda cell: cell.figures[0].value)
     usual = found[len(found) // 2]
     figures = [
         one.over(cell.figures[place].value for cell in found)

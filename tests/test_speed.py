@@ -18,7 +18,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from speed_layers import Idle, stages_of
 from speed_page import ORDER, write_page
 from speed_stages import ProfiledOnnx, ProfiledTorch, purpose, stages
-from speed_study import Cell, Cells, Figure, Options, Part, middle, neighbours, run_part, singles
+from speed_study import (
+    Cell,
+    Cells,
+    Figure,
+    Options,
+    Part,
+    joined,
+    middle,
+    neighbours,
+    run_part,
+    singles,
+)
 from speed_texts import as_original
 
 from offramp.backbones import Batch
@@ -66,6 +77,18 @@ def test_an_interval_of_passes_covers_the_true_middle_nineteen_times_of_twenty()
     draws = np.random.default_rng(0).normal(size=(4000, 11))
     held = [low <= 0 <= high for _, low, high in map(middle, draws)]
     assert np.mean(held) > 0.95
+
+
+def test_cells_of_several_processes_are_as_far_apart_as_these_were() -> None:
+    def cell(share: float) -> Cell:
+        figure = Figure(name="share", value=share, low=share, high=share, target=0.95)
+        return Cell(figures=(figure,), facts={"passes": round(100 * share)})
+
+    found = joined([cell(share) for share in (0.96, 0.92, 0.95, 0.94, 0.97, 0.98)])
+    (figure,) = found.figures
+    assert (figure.value, figure.low, figure.high) == (0.955, 0.92, 0.98)
+    assert figure.answer == "undecided"
+    assert found.facts == {"passes": 96, "processes": 6}
 
 
 def test_finished_cells_are_measured_again_only_when_asked_or_with_other_weights(
