@@ -100,9 +100,8 @@ WORDS = {
         "On the same exits: gates, trained as in the paper and read with its masses or as a proper "
         "simplex, or trained as one, too (`PYTHONPATH=benchmarks python benchmarks/compare.py SET "
         "--plugins gates --methods jei_dnn_simplex --docs ELSEWHERE`), against a threshold on the "
-        "largest probability (`max_probability`). "
-        "The paper trains a model for each trade-off of cost and error; here one is trained, and "
-        "the bar of its gates is moved.",
+        "largest probability (`max_probability`). The paper trains a model for each trade-off of "
+        "cost and error; here one is trained, and the bar of its gates is moved.",
     ),
     "6b": Words(
         "JEI-DNN's gates are better calibrated",

@@ -58,7 +58,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/speed"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0, help="of timing, for a cell")
-    parser.add_argument("--processes", type=int, default=1, help="for each cell, best 6 or more")
+    parser.add_argument("--processes", type=int, default=1, help="for each cell: 1, or 6 or more")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
@@ -83,7 +83,12 @@ def _given(given: argparse.Namespace) -> Options:
 
 
 def main() -> None:
-    given = _arguments().parse_args()
+    parser = _arguments()
+    given = parser.parse_args()
+    if given.processes != 1 and given.processes < 6:
+        parser.error(
+            "--processes: of fewer than 6, no order gives an interval of 95 %. Give 1, or 6."
+        )
     logging.getLogger("offramp").setLevel(logging.ERROR)
     options = _given(given)
     out = given.out or (options.work / "speed" if given.quick else OUT)

@@ -173,8 +173,7 @@ def run_part(
         if only not in cell or (kept and not again):
             continue
         started = time.perf_counter()
-        several = options.processes > 1
-        measured = in_processes(measure, options) if several else measure()
+        measured = in_processes(measure, options) if options.processes > 1 else measure()
         minutes = round((time.perf_counter() - started) / 60, 2)
         done[cell] = measured.model_copy(
             update={"minutes": minutes, "weights": options.weights(cell)}
