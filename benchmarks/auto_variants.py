@@ -294,6 +294,7 @@ variant(
 for name, told, options in (
     ("equal", "equal weights", {"weighting": "equal"}),
     ("depth", "weights by depth, as PABEE's", {"weighting": "depth"}),
+    ("slow", "exits at the rate of the model", {"rate": 1.0}),
     ("thirty", "exits alone at 30 times the rate instead of 10", {"rate_alone": 30.0}),
     ("five", "exits alone at 5 times the rate instead of 10", {"rate_alone": 5.0}),
     (

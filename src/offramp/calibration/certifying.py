@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from offramp.calibration.search import (
 )
 from offramp.calibration.target import Target, parse_share
 from offramp.errors import ConfigError, TableError
-from offramp.policies import Full
+from offramp.policies import Full, Policy
 from offramp.storage import fingerprint
 from offramp.table import ExitTable, refuse_overlap, require_role
 
@@ -94,59 +95,110 @@ def certify(
     target = Target.of(None, max_drop, max_disagreement, False, max_risk, risk)
     measured, sure = RISKS[str(target.loss)], _confidence(confidence)
     _check(target, measured, procedure, test, seed)
+    asked = _Asked(target, measured, sure, procedure, test or exact_test(measured) or "betting")
     share = None if sets is None else parse_coverage(sets)
     search, rest, excluded = _parts(table, proof)
     if share is not None:
         rest, apart = rows_for_sets(rest, _OF_SETS)
-    measured.check(search.problem_type, search.labels is not None)
-    for part in (search, rest):
-        _check_full_depth(measured, part)
-    judge = Judge(search, risk=measured)
-    if temperatures:
-        probabilities.check(search, measured)
+    _check_rows(measured, search, rest, temperatures)
     specs = applicable(search) if policies is None else policies
-    tried = explore(judge, [*specs, "full"], progress)
+    tried = explore(Judge(search, risk=measured), [*specs, "full"], progress)
     path = [one for one in path_of(tried, target.value) if one.cost_reduction >= WORTH_IT]
-    test = test or exact_test(measured) or "betting"
-    losses = _losses(rest, path, measured, seed)
-    place = prove(losses, target.value, sure, procedure, test).place if path else None
-    moved = influence(losses, place, target.value, sure, procedure, test, measured.lowest)
-    policy = Full() if place is None else path[place].policy
-    mine = losses[:, place] if place is not None else np.zeros(rest.rows)
+    chosen = _Chosen.of(path, rest, asked, seed)
     judged = Judge(rest, risk=measured)
-    outcome = judged.measure(policy)
-    promised = Certificate(
-        risk=measured.name,
-        limit=target.value,
-        confidence=None if procedure == "expectation" else sure,
+    outcome = judged.measure(chosen.policy)
+    left_out = {"rows_excluded": excluded}
+    point = point_of(name, target, judged, outcome).model_copy(update=left_out)
+    if temperatures:
+        point = tempered(point, search)
+    if share is not None:
+        point = point.model_copy(update={"sets": Sets.fit(apart, chosen.policy, share, search)})
+    promised = _certificate(asked, chosen, search, rest, seed)
+    said = _said(asked, chosen, outcome, promised, sets is not None)
+    cautions = sentences.proof(search.rows, rest.rows, excluded, promised.repeated, point.sets)
+    point = point.promising(promised)
+    return Calibration(point, chosen.place is not None, (*said, *cautions), tuple(tried))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be promised, and how it is to be proven."""
+
+    target: Target
+    risk: Risk
+    sure: float
+    procedure: Procedure
+    test: Test
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the rows of a proof choose.
+
+    Attributes:
+        path: candidates from the safest to the fastest.
+        losses: (rows, candidates), in random order.
+        place: of the one chosen, None for full depth.
+    """
+
+    path: Sequence[Outcome]
+    losses: Floats
+    place: int | None
+
+    @classmethod
+    def of(cls, path: Sequence[Outcome], rest: ExitTable, asked: _Asked, seed: int) -> _Chosen:
+        """The fastest candidate that is proven on these rows."""
+        losses = _losses(rest, path, asked.risk, seed)
+        limit = asked.target.value
+        proven = prove(losses, limit, asked.sure, asked.procedure, asked.test) if path else None
+        return cls(path, losses, proven.place if proven else None)
+
+    @property
+    def policy(self) -> Policy:
+        return Full() if self.place is None else self.path[self.place].policy
+
+    @property
+    def lost(self) -> Floats:
+        """By the chosen policy, (rows,)."""
+        rows = len(self.losses)
+        return np.zeros(rows) if self.place is None else self.losses[:, self.place]
+
+
+def _certificate(
+    asked: _Asked, chosen: _Chosen, search: ExitTable, rest: ExitTable, seed: int
+) -> Certificate:
+    limit, procedure, test = asked.target.value, asked.procedure, asked.test
+    moved = influence(
+        chosen.losses, chosen.place, limit, asked.sure, procedure, test, asked.risk.lowest
+    )
+    return Certificate(
+        risk=asked.risk.name,
+        limit=limit,
+        confidence=None if procedure == "expectation" else asked.sure,
         procedure=procedure,
         test="mean" if procedure == "expectation" else test,
         rows=rest.rows,
         repeated=rest.rows - len(np.unique(rest.ids)),
-        estimate=float(mine.mean()),
-        bound=_bound(mine, sure, procedure, test, place),
-        tested=max(1, len(path)),
+        estimate=float(chosen.lost.mean()),
+        bound=_bound(asked, chosen),
+        tested=max(1, len(chosen.path)),
         seed=seed,
         faster_after=moved.faster,
         withdrawn_after=moved.withdrawn,
         population=_population(rest),
         searched=search.header.data_fingerprint,
     )
-    left_out = {"rows_excluded": excluded}
-    point = point_of(name, target, judged, outcome).model_copy(update=left_out)
-    if temperatures:
-        point = tempered(point, search)
-    if share is not None:
-        point = point.model_copy(update={"sets": Sets.fit(apart, policy, share, search)})
-    point = point.promising(promised)
-    if place is not None:
-        said = sentences.promise(target, outcome, promised)
-    else:
-        near = bool(path) and losses[:, 0].mean() >= target.value
-        needed = 0 if near else _needed(path, target, sure, procedure)
-        said = sentences.no_promise(target, promised, needed, sets is not None)
-    cautions = sentences.proof(search.rows, rest.rows, excluded, promised.repeated, point.sets)
-    return Calibration(point, place is not None, (*said, *cautions), tuple(tried))
+
+
+def _said(
+    asked: _Asked, chosen: _Chosen, outcome: Outcome, promised: Certificate, sets: bool
+) -> list[str]:
+    """What is promised, or why nothing is."""
+    if chosen.place is not None:
+        return sentences.promise(asked.target, outcome, promised)
+    near = bool(chosen.path) and chosen.losses[:, 0].mean() >= asked.target.value
+    needed = 0 if near else _needed(chosen.path, asked.target, asked.sure, asked.procedure)
+    return sentences.no_promise(asked.target, promised, needed, sets)
 
 
 _LEAST = 1e-9
@@ -203,6 +255,15 @@ def _check(target: Target, risk: Risk, procedure: Procedure, test: Test | None, 
             f"The test '{test}' is for losses of {values}, which '{risk.name}' has not. "
             f"Use '{exact or 'betting'}'."
         )
+
+
+def _check_rows(risk: Risk, search: ExitTable, rest: ExitTable, temperatures: bool) -> None:
+    """Refuse rows that cannot say what is asked."""
+    risk.check(search.problem_type, search.labels is not None)
+    for part in (search, rest):
+        _check_full_depth(risk, part)
+    if temperatures:
+        probabilities.check(search, risk)
 
 
 def _check_full_depth(risk: Risk, table: ExitTable) -> None:
@@ -280,16 +341,10 @@ def _losses(table: ExitTable, path: Sequence[Outcome], risk: Risk, seed: int) ->
     return losses[np.random.default_rng(seed).permutation(table.rows)]
 
 
-def _bound(
-    losses: Floats,
-    sure: float,
-    procedure: Procedure,
-    test: Test,
-    place: int | None,
-) -> float | None:
-    if procedure == "expectation":
+def _bound(asked: _Asked, chosen: _Chosen) -> float | None:
+    if asked.procedure == "expectation":
         return None
-    return 0.0 if place is None else bound(losses, sure, test)
+    return 0.0 if chosen.place is None else bound(chosen.lost, asked.sure, asked.test)
 
 
 def _needed(
