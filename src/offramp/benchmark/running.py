@@ -15,11 +15,11 @@ import torch
 
 from offramp.benchmark.contenders import PRECISIONS, Shop, computes, line_up, with_pools
 from offramp.benchmark.document import Bench, Contender, Runtime, Skipped
-from offramp.benchmark.leaving import choose_leaving
+from offramp.benchmark.leaving import Leaving, choose_leaving
 from offramp.benchmark.memory import with_memory
 from offramp.benchmark.page import write_page
 from offramp.benchmark.runners import with_mask
-from offramp.benchmark.subject import open_rows, open_subject
+from offramp.benchmark.subject import Subject, open_rows, open_subject
 from offramp.benchmark.trials import Trials, fastest
 from offramp.benchmark.workloads import plan_work
 from offramp.engines import as_device, dtype_name
@@ -110,12 +110,7 @@ def bench(
     found, lengths = open_rows(subject, data, rows, max_length, **columns)
     leaving = choose_leaving(subject, points, depths, rows)
     works = plan_work(found.lengths, sizes)
-    names = list(leaving.policies)
-    wanted = line_up(subject.model.depth, cast(Any, backends), precisions, names)
-    wanted, unfit = leaving.fitting(wanted)
-    if subject.model.backbone.shared_weights:
-        wanted = with_pools(wanted)
-    wanted, elsewhere = _on_device(wanted, where)
+    wanted, unfit = _wanted(subject, leaving, backends, precisions, where)
     share = minutes / (len(works) * len(counts))
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as temp:
         example = with_mask(found.batch([0, 1]))
@@ -141,7 +136,7 @@ def bench(
         lengths=lengths,
         contenders=tuple(able),
         workloads=best.found.workloads,
-        skipped=(*unfit, *elsewhere, *best.broken),
+        skipped=(*unfit, *best.broken),
         others=tuple(one.found for one in trials if one is not best),
     )
     if folder is not None:
@@ -174,6 +169,23 @@ def _folder(output: str | os.PathLike[str] | None) -> Path | None:
         if not os.access(there, os.W_OK):
             raise OutputError(f"{folder} cannot be written: no permission for {there}.")
     return folder
+
+
+def _wanted(
+    subject: Subject,
+    leaving: Leaving,
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    device: torch.device,
+) -> tuple[list[Contender], list[Skipped]]:
+    """Those to time, and those for which there is no point or no room on the device."""
+    names = list(leaving.policies)
+    line = line_up(subject.model.depth, cast(Any, backends), precisions, names)
+    wanted, unfit = leaving.fitting(line)
+    if subject.model.backbone.shared_weights:
+        wanted = with_pools(wanted)
+    wanted, elsewhere = _on_device(wanted, device)
+    return wanted, [*unfit, *elsewhere]
 
 
 def _on_device(
